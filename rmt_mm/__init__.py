@@ -1,0 +1,10 @@
+"""RMT (Retentive Networks Meet Vision Transformers, CVPR 2024) for mmdetection, mmsegmentation and mmpretrain."""
+from .compat import check_stack
+
+check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
+
+from .official import convert_official_state_dict  # noqa: E402
+from .rmt import RMT  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ['RMT', '__version__', 'convert_official_state_dict']

@@ -1,0 +1,111 @@
+"""The four published sizes of RMT, as data, and the check of a size of one's own."""
+from typing import NamedTuple, Tuple, Union
+
+NUM_STAGES = 4
+
+
+class Arch(NamedTuple):
+    """What makes a size of RMT: one value a stage, the finest stage first."""
+
+    embed_dims: Tuple[int, ...]  # channels
+    depths: Tuple[int, ...]  # blocks
+    num_heads: Tuple[int, ...]  # attention heads
+    init_values: Tuple[float, ...]  # a in gamma_i = 1 - 2^(-a - r * i / n)
+    heads_ranges: Tuple[float, ...]  # r in the same
+    mlp_ratios: Tuple[float, ...]  # hidden over embedding channels in the FFN
+    decomposed: Tuple[bool, ...]  # MaSA along rows, then columns; otherwise over the whole map
+    layer_scales: Tuple[bool, ...]  # whether the blocks have LayerScale
+
+
+# Released code. The paper's text has stages 1-3 of every size decomposed; the released T has 1-2, and its FLOPs agree.
+ARCHS = {
+    'tiny': Arch(
+        embed_dims=(64, 128, 256, 512),
+        depths=(2, 2, 8, 2),
+        num_heads=(4, 4, 8, 16),
+        init_values=(2, 2, 2, 2),
+        heads_ranges=(4, 4, 6, 6),
+        mlp_ratios=(3, 3, 3, 3),
+        decomposed=(True, True, False, False),
+        layer_scales=(False, False, False, False)),
+    'small': Arch(
+        embed_dims=(64, 128, 256, 512),
+        depths=(3, 4, 18, 4),
+        num_heads=(4, 4, 8, 16),
+        init_values=(2, 2, 2, 2),
+        heads_ranges=(4, 4, 6, 6),
+        mlp_ratios=(4, 4, 3, 3),
+        decomposed=(True, True, True, False),
+        layer_scales=(False, False, False, False)),
+    'base': Arch(
+        embed_dims=(80, 160, 320, 512),
+        depths=(4, 8, 25, 8),
+        num_heads=(5, 5, 10, 16),
+        init_values=(2, 2, 2, 2),
+        heads_ranges=(5, 5, 6, 6),
+        mlp_ratios=(4, 4, 3, 3),
+        decomposed=(True, True, True, False),
+        layer_scales=(False, False, True, True)),
+    'large': Arch(
+        embed_dims=(112, 224, 448, 640),
+        depths=(4, 8, 25, 8),
+        num_heads=(7, 7, 14, 20),
+        init_values=(2, 2, 2, 2),
+        heads_ranges=(6, 6, 6, 6),
+        mlp_ratios=(4, 4, 3, 3),
+        decomposed=(True, True, True, False),
+        layer_scales=(False, False, True, True)),
+}
+
+
+def resolve_arch(arch: Union[str, dict]) -> Arch:
+    """Turn a preset's name or a dict into a checked :class:`Arch`.
+
+    Args:
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or ``'t'``, ``'s'``, ``'b'``, ``'l'``; case does
+            not matter), or a dict with every key of :class:`Arch`, four values each.
+
+    Returns:
+        Arch: the size, its values as tuples.
+
+    Raises:
+        ValueError: an unknown name, unknown or missing keys, a wrong number of values, or channels that the heads do
+            not divide into an even size (the rotation works on pairs of channels).
+        TypeError: ``arch`` is neither a str nor a dict.
+    """
+    if isinstance(arch, str):
+        for name, preset in ARCHS.items():
+            if arch.lower() in (name, name[0]):
+                return preset
+        raise ValueError(f'Unknown arch {arch!r}: choose one of {", ".join(ARCHS)} '
+                         '(or t, s, b, l), or give a dict of your own size.')
+    if not isinstance(arch, dict):
+        raise TypeError(f'arch must be a str or a dict, got {type(arch).__name__}.')
+
+    wanted, given = set(Arch._fields), set(arch)
+    if wanted != given:
+        problems = [f'{text} {", ".join(sorted(map(str, keys)))}'
+                    for text, keys in (('unknown:', given - wanted), ('missing:', wanted - given)) if keys]
+        raise ValueError(f'arch has wrong keys ({"; ".join(problems)}). It takes {", ".join(Arch._fields)}.')
+    for key, values in arch.items():
+        if not isinstance(values, (list, tuple)) or len(values) != NUM_STAGES:
+            raise ValueError(f'arch[{key!r}] must have {NUM_STAGES} values, one a stage, got {values!r}.')
+    size = Arch(**{key: tuple(values) for key, values in arch.items()})
+
+    for key in ('embed_dims', 'depths', 'num_heads'):
+        for value in getattr(size, key):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'arch[{key!r}] must hold positive integers, got {value!r}.')
+    for stage, (dim, heads) in enumerate(zip(size.embed_dims, size.num_heads)):
+        if dim % heads:
+            raise ValueError(f'arch: {heads} heads do not divide the {dim} channels of stage {stage}.')
+        if dim // heads % 2:
+            raise ValueError(f'arch: heads of stage {stage} have {dim} / {heads} = {dim // heads} channels; '
+                             'an even size is needed, since the rotation works on pairs.')
+    if size.embed_dims[0] % 2:
+        raise ValueError(f'arch: embed_dims[0] must be even (the stem starts at half of it), got {size.embed_dims[0]}.')
+    for stage, (a, r) in enumerate(zip(size.init_values, size.heads_ranges)):
+        if a <= 0 or a + r <= 0:
+            raise ValueError(f'arch: the decay of stage {stage} needs init_values > 0 and init_values + heads_ranges > 0, '
+                             f'got {a!r} and {r!r}.')
+    return size

@@ -1,0 +1,90 @@
+"""Manhattan self-attention (MaSA): attention whose logits carry the log of a decay in the Manhattan distance.
+
+The paper's Eq. 5 multiplies the softmax by the decay D and does not renormalise. The released code, and so every
+checkpoint, adds log D to the logits *before* the softmax, which is the same followed by a renormalisation (the author
+says so in the official repository's issue 21). This is the released form:
+
+    MaSA(X) = softmax(Q K^T / sqrt(d) + log D) V,    D = gamma^(abs(y - y') + abs(x - x'))
+
+with rotated Q and K. Decomposed, it runs along every row and then along every column, with the same Q and K.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .position import Rates, line_bias, log_decay_rates, rotary_phases, rotate
+
+# The whole form is computed for some rows of queries at a time, so that the bias held is at most about this large.
+MAX_BIAS_ELEMENTS = 2**23
+
+
+def attend_lines(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+    """Attend along every line of a batch of maps, with the decay in the distance along the line.
+
+    Args:
+        q, k, v (Tensor): (B, lines, L, heads, head_dim); tokens attend within their line of L.
+        rates (tuple[float]): log(gamma) of every head.
+
+    Returns:
+        Tensor: (B, lines, L, heads, head_dim).
+    """
+    # The fused kernels take four dimensions, and a bias of four: three would silently be the slow path.
+    bias = line_bias(rates, q.shape[2], q.device, q.dtype).unsqueeze(0)
+    out = F.scaled_dot_product_attention(*(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias)
+    return out.transpose(1, 2).unflatten(0, q.shape[:2])
+
+
+def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+    """Attend along rows, then along columns of the result. Tensors are (B, H, W, heads, head_dim)."""
+    v = attend_lines(q, k, v, rates)
+    return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), rates).transpose(1, 2)
+
+
+def attend_whole(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+    """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
+    _, height, width, heads, _ = q.shape
+    rows_bias = line_bias(rates, height, q.device, q.dtype)
+    columns_bias = line_bias(rates, width, q.device, q.dtype)
+    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
+    rows = max(1, MAX_BIAS_ELEMENTS // (heads * width * height * width))
+    outs = []
+    for y in range(0, height, rows):
+        # (heads, rows, 1, H, 1) + (heads, 1, W, 1, W) -> (1, heads, rows * W, H * W)
+        bias = rows_bias[:, y:y + rows, None, :, None] + columns_bias[:, None, :, None, :]
+        bias = bias.flatten(3).flatten(1, 2).unsqueeze(0)
+        outs.append(F.scaled_dot_product_attention(q[:, :, y * width:(y + rows) * width], k, v, attn_mask=bias))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    return out.transpose(1, 2).unflatten(1, (height, width))
+
+
+class MaSA(nn.Module):
+    """Manhattan self-attention with local context enhancement (LCE).
+
+    Args:
+        dim (int): channels C.
+        num_heads (int): heads n; C / n must be an even integer.
+        init_value (float): a of the decay gamma_i = 1 - 2^(-a - r * i / n).
+        heads_range (float): r of the same.
+        decomposed (bool): attend along rows, then columns, instead of over the whole map.
+    """
+
+    def __init__(self, dim: int, num_heads: int, init_value: float, heads_range: float, decomposed: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.rates = log_decay_rates(num_heads, init_value, heads_range)
+        self.attend = attend_decomposed if decomposed else attend_whole
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lce = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        _, height, width, dim = x.shape
+        qk, v = self.qkv(x).split((2 * dim, dim), dim=-1)
+        heads = (self.num_heads, dim // self.num_heads)
+        qk = qk.unflatten(-1, (2 * heads[0], heads[1]))
+        qk = rotate(qk, rotary_phases(height, width, heads[1], x.device))
+        q, k = qk.chunk(2, dim=3)
+        out = self.attend(q, k, v.unflatten(-1, heads), self.rates).flatten(-2)
+        lce = self.lce(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj(out + lce)

@@ -1,0 +1,90 @@
+"""What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
+from importlib import metadata
+from typing import Dict, Optional, Tuple
+
+# Import name -> distributions that provide it: OpenMMLab's own, its lite form, the maintained continuation.
+DISTRIBUTIONS = {
+    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full'),
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+}
+# First version that works with this package.
+MINIMUM = {'mmcv': (2, 0), 'mmengine': (0, 8), 'mmdet': (3, 0), 'mmseg': (1, 0), 'mmpretrain': (1, 0)}
+
+
+def _installed(package: str) -> Optional[Tuple[str, str]]:
+    for distribution in DISTRIBUTIONS[package]:
+        try:
+            return distribution, metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _numbers(version: str) -> Tuple[int, ...]:
+    numbers = []
+    for part in version.split('+')[0].split('.'):
+        digits = part[:len(part) - len(part.lstrip('0123456789'))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def find_stack_problem(found: Dict[str, Tuple[str, str]]) -> Optional[str]:
+    """Say in one sentence why a stack cannot work, or return None.
+
+    Args:
+        found (dict): import name -> (distribution, version) of what is installed, for the names of
+            :data:`DISTRIBUTIONS`.
+
+    Returns:
+        str | None: versions found, versions wanted, and the command that mends it.
+    """
+    have = ', '.join(f'{distribution} {version}' for distribution, version in found.values()) or 'none of them'
+    for package in ('mmcv', 'mmengine'):
+        if package not in found:
+            return (f'rmt_mm needs mmcv >= 2.0 and mmengine, and found {have}: '
+                    'run `pip install "rmt-mm[openmmlab]"` or `pip install "rmt-mm[onedl]"`.')
+    for package, (distribution, version) in found.items():
+        minimum = MINIMUM[package]
+        if _numbers(version) < minimum:
+            wanted = f'{package} >= {".".join(map(str, minimum))}'
+            mend = 'pip uninstall -y mmcv-full && ' if distribution == 'mmcv-full' else ''
+            return (f'rmt_mm needs {wanted}, and found {distribution} {version} (installed: {have}): run '
+                    f'`{mend}pip install "mmcv>=2.0.0,<2.2.0" "mmengine>=0.10.0" "mmdet>=3.3.0"`.')
+    # mmdet 3.3.0 asserts mmcv < 2.2.0 at import; the continuation has lifted that.
+    if found.get('mmdet', ('', ''))[0] == 'mmdet' and _numbers(found['mmcv'][1]) >= (2, 2) \
+            and _numbers(found['mmdet'][1]) <= (3, 3, 0):
+        return (f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, < 2.2.0: '
+                'run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with `pip install "rmt-mm[onedl]"`.')
+    return None
+
+
+def check_stack() -> None:
+    """Raise ImportError with one sentence if the installed OpenMMLab packages cannot work with this one or together."""
+    found = {package: version for package in DISTRIBUTIONS if (version := _installed(package))}
+    problem = find_stack_problem(found)
+    if problem:
+        raise ImportError(problem)
+
+
+def allow_own_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read the files that mmengine itself writes.
+
+    mmengine keeps its message hub in a checkpoint: a HistoryBuffer, with NumPy arrays and scalars in it. mmengine 0.10.7
+    loads with torch's default, which since torch 2.6 refuses those types, and so its own files on ``--resume``. They are
+    allow-listed here one by one; nothing else of the safety is switched off.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and does not refuse
+        return
+    reconstruct = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
+    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes])

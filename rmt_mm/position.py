@@ -1,0 +1,94 @@
+"""What MaSA knows of token positions: the decay of the Manhattan prior, and the rotation of queries and keys.
+
+All tables are computed in fp32, whatever the model's dtype: token indices reach 67,200 on COCO, above fp16's maximum
+and far above the integers that bf16 can tell apart.
+"""
+import functools
+import math
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+Rates = Tuple[float, ...]
+
+
+def log_decay_rates(num_heads: int, init_value: float, heads_range: float) -> Rates:
+    """Return log(gamma_i) of every head, gamma_i = 1 - 2^(-a - r * i / n).
+
+    Args:
+        num_heads (int): n.
+        init_value (float): a. Head 0, the most local, decays by 1 - 2^-a a token.
+        heads_range (float): r. The far end a + r is never reached (released code).
+    """
+    return tuple(math.log1p(-2.0**-(init_value + heads_range * i / num_heads)) for i in range(num_heads))
+
+
+def _cached(maxsize: int):
+    """Cache a table function for ``maxsize`` sizes, in a way that training, inference and tracing can share.
+
+    The tables belong to no module: they are in no state dict, and all models of a process share them.
+    """
+
+    def decorate(build):
+
+        @functools.lru_cache(maxsize)
+        def build_once(*args):
+            # A tensor made in inference mode could not be used in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                return build(*args)
+
+        @functools.wraps(build)
+        def get(*args):
+            # A compiler must see the computation, and must not leave its fake tensors in the cache.
+            return build(*args) if torch.compiler.is_compiling() else build_once(*args)
+
+        get.cache_info = build_once.cache_info
+        get.cache_clear = build_once.cache_clear
+        return get
+
+    return decorate
+
+
+@_cached(maxsize=64)
+def line_bias(rates: Rates, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return log D along a line, log(gamma_i) * abs(y - y'): shape (heads, length, length)."""
+    index = torch.arange(length, device=device, dtype=torch.float32)
+    distance = (index[:, None] - index[None, :]).abs()
+    return (torch.tensor(rates, device=device)[:, None, None] * distance).to(dtype)
+
+
+@_cached(maxsize=32)
+def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Return cosine and sine of every token's phases, each of shape (height, width, 1, head_dim / 2), fp32.
+
+    angle_j = 10000^(-j / (d/2 - 1)), the endpoint included, unlike usual rotary embeddings; the phase of token (y, x)
+    is (y * width + x) * angle: the index in the *flattened* map, also where attention is decomposed (released code;
+    the paper has no rotation). It depends on the map's width, and checkpoints need it so.
+    """
+    # On the CPU whatever the device, so that every device sees the same angles: an error of one unit in the last
+    # place is multiplied by an index of up to 67,200.
+    angle = 1.0 / 10000**torch.linspace(0, 1, head_dim // 2, dtype=torch.float32)
+    index = torch.arange(height * width, device=device, dtype=torch.float32)
+    phase = (index[:, None] * angle.to(device)).view(height, width, 1, head_dim // 2)
+    return phase.cos(), phase.sin()
+
+
+def rotate(x: Tensor, phases: Tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32.
+
+    Args:
+        x (Tensor): (B, H, W, heads, head_dim).
+        phases (tuple[Tensor]): from :func:`rotary_phases`.
+
+    Returns:
+        Tensor: the shape and dtype of ``x``.
+    """
+    cos, sin = phases
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # compilers fuse the real form, and do not know complex numbers
+        u0, u1 = pairs.unbind(-1)
+        rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)
+    else:  # one kernel, no copies
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return rotated.flatten(-2).to(x.dtype)
