@@ -1,7 +1,8 @@
 """RMT (Retentive Networks Meet Vision Transformers, CVPR 2024) for mmdetection, mmsegmentation and mmpretrain."""
-from .compat import check_stack
+from .compat import allow_own_checkpoints, check_stack
 
 check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
+allow_own_checkpoints()
 
 from .official import convert_official_state_dict  # noqa: E402
 from .rmt import RMT  # noqa: E402

@@ -1,4 +1,5 @@
 """What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
+import pickle
 from importlib import metadata
 from typing import Dict, Optional, Tuple
 
@@ -82,9 +83,16 @@ def allow_own_checkpoints() -> None:
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
+    def statistic(owner: type, name: str):
+        """Stand in for ``getattr``, by which a HistoryBuffer names its own methods; anything else is refused."""
+        if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+            raise pickle.UnpicklingError(f'the file asks for attribute {name!r} of {owner!r}, which is not allowed')
+        return getattr(owner, name)
+
     if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and does not refuse
         return
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
-    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes])
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, (statistic, 'builtins.getattr'), *dtypes])
