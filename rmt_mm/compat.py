@@ -59,8 +59,9 @@ def find_stack_problem(found: Dict[str, Tuple[str, str]]) -> Optional[str]:
     # mmdet 3.3.0 asserts mmcv < 2.2.0 at import; the continuation has lifted that.
     if found.get('mmdet', ('', ''))[0] == 'mmdet' and _numbers(found['mmcv'][1]) >= (2, 2) \
             and _numbers(found['mmdet'][1]) <= (3, 3, 0):
-        return (f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, < 2.2.0: '
-                'run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with `pip install "rmt-mm[onedl]"`.')
+        return (f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, '
+                '< 2.2.0: run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with '
+                '`pip install "rmt-mm[onedl]"`.')
     return None
 
 
@@ -75,9 +76,9 @@ def check_stack() -> None:
 def allow_own_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read the files that mmengine itself writes.
 
-    mmengine keeps its message hub in a checkpoint: a HistoryBuffer, with NumPy arrays and scalars in it. mmengine 0.10.7
-    loads with torch's default, which since torch 2.6 refuses those types, and so its own files on ``--resume``. They are
-    allow-listed here one by one; nothing else of the safety is switched off.
+    mmengine keeps its message hub in a checkpoint: a HistoryBuffer, with NumPy arrays and scalars in it. mmengine
+    0.10.7 loads with torch's default, which since torch 2.6 refuses those types, and so its own files on ``--resume``.
+    They are allow-listed here one by one; nothing else of the safety is switched off.
     """
     import numpy as np
     import torch

@@ -225,8 +225,8 @@ class RMT(BaseModule):
             H_i = ceil(H / 2^(i + 2)).
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'RMT was built with in_channels={self.in_channels} and takes (B, {self.in_channels}, H, W), '
-                             f'got an input of shape {tuple(x.shape)}.')
+            raise ValueError(f'RMT was built with in_channels={self.in_channels} and takes '
+                             f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.')
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         outs = []
         for stage, blocks in enumerate(self.stages):

@@ -106,7 +106,8 @@ def test_gradients_of_the_plain_reference(size):
     for net in (reference, model):
         x = image.clone().requires_grad_()
         outs = net(x)
-        torch.autograd.backward(outs, [torch.from_numpy(weights.uniform('grad', tuple(o.shape))).double() for o in outs])
+        directions = [torch.from_numpy(weights.uniform('direction', tuple(out.shape))).double() for out in outs]
+        torch.autograd.backward(outs, directions)
         gradients.append({'input': x.grad, **{k: p.grad for k, p in net.named_parameters()}})
     expected = convert_official_state_dict({k: g for k, g in gradients[0].items() if k != 'input'})
     expected['input'] = gradients[0]['input']
