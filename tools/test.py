@@ -1,0 +1,55 @@
+"""Evaluate a checkpoint with a config of mmdetection, mmsegmentation or mmpretrain (its default_scope decides which).
+
+    python tools/test.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py work_dirs/.../epoch_12.pth
+"""
+import argparse
+
+from mmengine.evaluator import DumpResults
+
+from rmt_mm import launch
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    launch.add_common_arguments(parser)
+    parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions, for offline evaluation')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation, as tta_pipeline describes it')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with launch.one_sentence():
+        if args.out and not args.out.endswith(('.pkl', '.pickle')):
+            raise launch.UsageError(f'--out {args.out}: predictions are pickled, the file must end in .pkl.')
+        cfg = launch.load_config(args)
+        launch.check_datasets(cfg, 'test_dataloader')
+        launch.check_annotations(cfg, 'test_evaluator')
+        launch.check_checkpoint(args.checkpoint)
+        cfg.load_from = args.checkpoint
+        if args.tta:
+            launch.use_tta(cfg)
+        if args.show_dir:
+            launch.draw_predictions(cfg, args.show_dir)
+
+    with launch.one_sentence(*launch.BUILD_ERRORS):
+        runner = launch.build_runner(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
+    runner.test()
+
+
+def dump_metric(cfg, path: str) -> DumpResults:
+    """Return the metric that pickles predictions to ``path``; mmdet's stores masks as RLE."""
+    if cfg.get('default_scope') == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+        return DumpDetResults(out_file_path=path)
+    return DumpResults(out_file_path=path)
+
+
+if __name__ == '__main__':
+    main()
