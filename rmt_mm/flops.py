@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted from shapes: nothing is computed, so that L at COCO size takes seconds and no memory.
+"""Multiply-adds of a model, counted from shapes: L at COCO size takes a second and no memory, for nothing is computed.
 
 Three kinds are told apart: convolutions, Linear layers (and other products with weights), and attention, by which any
 product of two activations is meant. MaSA's products are counted by formula, whichever kernel computes them.
@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Dict, Tuple
 
 import torch
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,14 +97,12 @@ def run_dense(model: nn.Module, shape: Tuple[int, int]) -> None:
 
     Second stages see :data:`NUM_PROPOSALS` boxes, and masks :data:`NUM_MASKS`. Auxiliary heads, which serve training
     alone, do not run.
-
-    Raises:
-        NotImplementedError, RuntimeError: from models that need values, not only shapes (queries chosen by their scores).
     """
-    image = torch.empty(1, 3, *shape, device=next(model.parameters()).device)
+    image = torch.zeros(1, 3, *shape, device=next(model.parameters()).device)
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is None:
-        model(image, mode='tensor')
+        sample = BaseDataElement(metainfo=dict(img_shape=shape, batch_input_shape=shape))
+        model(image, [sample], mode='tensor')
         return
     model.rpn_head(model.extract_feat(image))
     for kind, count in (('bbox', NUM_PROPOSALS), ('mask', NUM_MASKS)):
@@ -116,17 +115,23 @@ def run_dense(model: nn.Module, shape: Tuple[int, int]) -> None:
             head(image.new_empty(count, extractor.out_channels, *extractor.roi_layers[0].output_size))
 
 
-def count(model: nn.Module, shape: Tuple[int, int]) -> Dict[str, int]:
-    """Count parameters, multiply-adds and activations for one image of ``shape`` (H, W). Moves the model to 'meta'.
+def count(model: nn.Module, shape: Tuple[int, int], device: str = 'meta') -> Dict[str, int]:
+    """Count parameters, multiply-adds and activations for one image of ``shape`` (H, W).
+
+    Args:
+        model (nn.Module): a detector, segmentor or classifier; it is moved to ``device`` and set to eval mode.
+        shape (tuple[int]): height and width of the image.
+        device (str): 'meta' computes nothing. Models that need values and not only shapes (queries chosen by their
+            scores) can be counted on 'cpu', by running them. Default 'meta'.
 
     Returns:
         dict: ``params``, ``params_backbone``, and multiply-adds ``convolution``, ``linear``, ``attention``, and
         ``activations`` (elements put out by the products counted).
 
     Raises:
-        NotImplementedError, RuntimeError: see :func:`run_dense`.
+        NotImplementedError, RuntimeError: on 'meta', from models that need values.
     """
-    model = model.to('meta').eval()
+    model = model.to(device).eval()
     with torch.no_grad(), MacCounter(model) as counter:
         run_dense(model, shape)
     return dict(
