@@ -76,7 +76,7 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UsageError(f'config {args.config} does not exist.')
     try:
         cfg = Config.fromfile(args.config)
-    except (OSError, SyntaxError, NameError, KeyError, ImportError) as error:
+    except (OSError, SyntaxError, NameError, KeyError, TypeError, ImportError) as error:
         raise UsageError(f'config {args.config} cannot be read: {type(error).__name__}: {error}') from error
     _check_options(cfg, args.cfg_options)
     cfg.merge_from_dict(args.cfg_options)

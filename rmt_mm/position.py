@@ -75,7 +75,7 @@ def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) 
 
 
 def rotate(x: Tensor, phases: Tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32.
+    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above.
 
     Args:
         x (Tensor): (B, H, W, heads, head_dim).
@@ -85,7 +85,7 @@ def rotate(x: Tensor, phases: Tuple[Tensor, Tensor]) -> Tensor:
         Tensor: the shape and dtype of ``x``.
     """
     cos, sin = phases
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # compilers fuse the real form, and do not know complex numbers
         u0, u1 = pairs.unbind(-1)
         rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)

@@ -184,7 +184,7 @@ class RMT(BaseModule):
             raise ValueError(f'with_cp must be a bool or have {NUM_STAGES} of them, one a stage, got {with_cp!r}.')
 
         dims, depths = self.arch.embed_dims, self.arch.depths
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_paths = [drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
         self.stem = ConvStem(in_channels, dims[0], norm_cfg)
         self.downsamples = nn.ModuleList(Downsample(dims[i], dims[i + 1], norm_cfg) for i in range(NUM_STAGES - 1))
         self.stages = nn.ModuleList()
