@@ -83,7 +83,7 @@ def describe(report: dict) -> str:
         f'  convolutions      {report["gmac_convolution"]:9.2f} G',
         f'  Linear layers     {report["gmac_linear"]:9.2f} G',
         f'  attention         {report["gmac_attention"]:9.2f} G, products of queries with keys and of weights with values',
-        XXort["gmac_published"]:9.2f} G, {report["published_convention"]}',
+        f'counted as in paper {report["gmac_published"]:9.2f} G, {report["published_convention"]}',
         f'activations         {report["activations"] / 1e6:9.2f} M, elements that these put out',
     ))
 
