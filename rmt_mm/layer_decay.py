@@ -36,8 +36,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError('LayerDecayOptimWrapperConstructor needs paramwise_cfg.layer_decay_rate, above 0 and up to '
-                             f'1, got {rate!r}.')
+            raise ValueError('LayerDecayOptimWrapperConstructor needs paramwise_cfg.layer_decay_rate, above 0 and up '
+                             f'to 1, got {rate!r}.')
         self.layer_decay_rate = rate
 
     def add_params(self, params: List[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
@@ -48,8 +48,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # the model itself: all groups are there, with what paramwise_cfg made of them
         get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if get_layer_depth is None:
-            raise TypeError(f'layer-wise decay needs a model with backbone.get_layer_depth, and {type(module).__name__} '
-                            'has none: RMT and several backbones of mmpretrain do.')
+            raise TypeError('layer-wise decay needs a model with backbone.get_layer_depth, which RMT and several of '
+                            f'mmpretrain have, and {type(module).__name__} has none.')
         names = {id(param): name for name, param in module.named_parameters()}
         for group in params:
             layer, num_layers = get_layer_depth(names[id(group['params'][0])], prefix='backbone.')

@@ -1,4 +1,4 @@
-"""Every published row is a config that, after all inheritance, is the published model and recipe; and every config builds."""
+"""Every published row is a config that, all inherited, is the published model and recipe; and every config builds."""
 import json
 
 import pytest

@@ -73,7 +73,8 @@ def test_hooks_are_removed():
 
 
 def run(root, *args):
-    return subprocess.run([sys.executable, root / 'tools/get_flops.py', *map(str, args)], capture_output=True, text=True)
+    command = [sys.executable, root / 'tools/get_flops.py', *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_command_line(root):

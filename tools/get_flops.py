@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='size of the image; default: 800 1280 for detection, 512 2048 for segmentation, 224 224 for classification')
+        help='size of the image (default: 800 1280 in detection, 512 2048 in segmentation, 224 224 in classification)')
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     return parser.parse_args()
 
@@ -78,11 +78,11 @@ def measure(config: str, shape=None) -> dict:
 def describe(report: dict) -> str:
     return '\n'.join((
         f'{report["config"]}, image of {report["shape"][0]} x {report["shape"][1]}',
-        f'parameters          {report["params"] / 1e6:9.2f} M, of which backbone {report["params_backbone"] / 1e6:.2f} M',
+        f'parameters          {report["params"] / 1e6:9.2f} M, backbone {report["params_backbone"] / 1e6:.2f} M',
         f'multiply-adds       {report["gmac"]:9.2f} G',
         f'  convolutions      {report["gmac_convolution"]:9.2f} G',
         f'  Linear layers     {report["gmac_linear"]:9.2f} G',
-        f'  attention         {report["gmac_attention"]:9.2f} G, products of queries with keys and of weights with values',
+        f'  attention         {report["gmac_attention"]:9.2f} G, queries with keys, and weights with values',
         f'counted as in paper {report["gmac_published"]:9.2f} G, {report["published_convention"]}',
         f'activations         {report["activations"] / 1e6:9.2f} M, elements that these put out',
     ))
