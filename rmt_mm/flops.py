@@ -70,7 +70,7 @@ class MacCounter(TorchDispatchMode):
             self._inside.pop()
             if kind == 'masa':
                 height, width = args[0].shape[1:3]
-                # A query meets its row, then its column; or every token. One product for the weights, one for the values.
+                # A query meets its row, then its column; or every token. One product for weights, one for values.
                 keys = height + width if decomposed else height * width
                 self._add('attention', 2 * args[0].numel() * keys, (2 if decomposed else 1) * out.numel())
 
