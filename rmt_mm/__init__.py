@@ -4,12 +4,13 @@ from .compat import check_stack
 check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
 
 from .config_path import get_config_path, list_configs  # noqa: E402
+from .data_check import DataCheckHook  # noqa: E402
 from .layer_decay import LayerDecayOptimWrapperConstructor  # noqa: E402
 from .official import convert_official_state_dict  # noqa: E402
 from .rmt import RMT  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
-    'LayerDecayOptimWrapperConstructor', 'RMT', '__version__', 'convert_official_state_dict', 'get_config_path',
-    'list_configs'
+    'DataCheckHook', 'LayerDecayOptimWrapperConstructor', 'RMT', '__version__', 'convert_official_state_dict',
+    'get_config_path', 'list_configs'
 ]
