@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'))
+custom_hooks = [dict(type='DataCheckHook')]
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 
 env_cfg = dict(

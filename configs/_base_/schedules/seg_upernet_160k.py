@@ -1,0 +1,18 @@
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=160000, by_epoch=False)
+]
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    loss_scale=512.,
+    optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    # A word in the parameters' names, as in the released recipe. The stem's norms do not have it, and are decayed.
+    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.)}))
+
+# 8 GPUs with 2 images each
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,141 @@
+"""Multiply-adds of a model, counted from shapes: L at COCO size takes a second and no memory, for nothing is computed.
+
+Three kinds are told apart: convolutions, Linear layers (and other products with weights), and attention, by which any
+product of two activations is meant. MaSA's products are counted by formula, whichever kernel computes them.
+"""
+from collections import Counter
+from typing import Dict, Tuple
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .rmt import RMT
+
+# What the two-stage detectors of the published tables were counted with (mmdet 2's dummy forward).
+NUM_PROPOSALS = 1000
+NUM_MASKS = 100
+
+_KIND_OF_OP = {
+    torch.ops.aten.convolution: 'convolution',
+    torch.ops.aten.mm: 'linear',
+    torch.ops.aten.addmm: 'linear',
+}
+
+
+class MacCounter(TorchDispatchMode):
+    """Count multiply-adds and outputs of the products that run inside the context.
+
+    Args:
+        model (nn.Module): the model that will run; it gets hooks until the context is left.
+
+    Attributes:
+        macs (Counter): multiply-adds by kind: 'convolution', 'linear', 'attention'.
+        activations (Counter): elements that these products put out, by the same kinds. Attention counts its result, not
+            the matrix of weights, which fused kernels never hold.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.macs, self.activations = Counter(), Counter()
+        self._inside = []  # kinds of the modules that are running, the innermost last
+        self._hooks = []
+
+    def __enter__(self):
+        for module in self.model.modules():
+            if isinstance(module, (_ConvNd, nn.Linear)):
+                self._hook(module, 'convolution' if isinstance(module, _ConvNd) else 'linear')
+            elif isinstance(module, RMT):
+                for blocks, decomposed in zip(module.stages, module.arch.decomposed):
+                    for block in blocks:
+                        self._hook(block.attn, 'masa', decomposed)
+        return super().__enter__()
+
+    def __exit__(self, *exc_info):
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        return super().__exit__(*exc_info)
+
+    def _hook(self, module: nn.Module, kind: str, decomposed: bool = False) -> None:
+
+        def enter(module, args):
+            self._inside.append(kind)
+
+        def leave(module, args, out):
+            self._inside.pop()
+            if kind == 'masa':
+                height, width = args[0].shape[1:3]
+                # A query meets its row, then its column; or every token. One product for weights, one for values.
+                keys = height + width if decomposed else height * width
+                self._add('attention', 2 * args[0].numel() * keys, (2 if decomposed else 1) * out.numel())
+
+        self._hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def _add(self, kind: str, macs: int, activations: int) -> None:
+        self.macs[kind] += macs
+        self.activations[kind] += activations
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        op = func._overloadpacket
+        inside = self._inside[-1] if self._inside else None
+        if op in flop_registry and inside != 'masa':
+            result = out[0] if isinstance(out, tuple) else out
+            kind = inside or _KIND_OF_OP.get(op, 'attention')
+            self._add(kind, flop_registry[op](*args, **kwargs, out_val=out) // 2, result.numel())
+        return out
+
+
+def run_dense(model: nn.Module, shape: Tuple[int, int]) -> None:
+    """Run a detector, segmentor or classifier on one empty image of ``shape`` (H, W), as the published counts did.
+
+    Second stages see :data:`NUM_PROPOSALS` boxes, and masks :data:`NUM_MASKS`. Auxiliary heads, which serve training
+    alone, do not run.
+    """
+    image = torch.zeros(1, 3, *shape, device=next(model.parameters()).device)
+    roi_head = getattr(model, 'roi_head', None)
+    if roi_head is None:
+        sample = BaseDataElement(metainfo=dict(img_shape=shape, batch_input_shape=shape))
+        model(image, [sample], mode='tensor')
+        return
+    model.rpn_head(model.extract_feat(image))
+    for kind, count in (('bbox', NUM_PROPOSALS), ('mask', NUM_MASKS)):
+        heads, extractors = (getattr(roi_head, name, None) for name in (f'{kind}_head', f'{kind}_roi_extractor'))
+        if heads is None:
+            continue
+        # a cascade has lists of both
+        heads, extractors = ([m] if not isinstance(m, nn.ModuleList) else m for m in (heads, extractors))
+        for head, extractor in zip(heads, extractors):
+            head(image.new_empty(count, extractor.out_channels, *extractor.roi_layers[0].output_size))
+
+
+def count(model: nn.Module, shape: Tuple[int, int], device: str = 'meta') -> Dict[str, int]:
+    """Count parameters, multiply-adds and activations for one image of ``shape`` (H, W).
+
+    Args:
+        model (nn.Module): a detector, segmentor or classifier; it is moved to ``device`` and set to eval mode.
+        shape (tuple[int]): height and width of the image.
+        device (str): 'meta' computes nothing. Models that need values and not only shapes (queries chosen by their
+            scores) can be counted on 'cpu', by running them. Default 'meta'.
+
+    Returns:
+        dict: ``params``, ``params_backbone``, and multiply-adds ``convolution``, ``linear``, ``attention``, and
+        ``activations`` (elements put out by the products counted).
+
+    Raises:
+        NotImplementedError, RuntimeError: on 'meta', from models that need values.
+    """
+    model = model.to(device).eval()
+    with torch.no_grad(), MacCounter(model) as counter:
+        run_dense(model, shape)
+    return dict(
+        params=sum(p.numel() for p in model.parameters()),
+        params_backbone=sum(p.numel() for p in model.backbone.parameters()),
+        **{kind: counter.macs[kind] for kind in ('convolution', 'linear', 'attention')},
+        activations=sum(counter.activations.values()))

@@ -1,0 +1,98 @@
+"""Write the model tables into README.md and docs/model_zoo.md, from model-index.yml and the metafiles that it lists.
+
+A file gets the table of a task between the lines <!-- models: TASK --> and <!-- end of models -->, TASK being the name
+of a folder of configs/. With --check nothing is written, and the exit status says whether the tables are up to date.
+"""
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ('README.md', 'docs/model_zoo.md')
+BLOCK = re.compile(r'(?P<start><!-- models: (?P<task>\w+) -->\n).*?(?P<end><!-- end of models -->)', re.DOTALL)
+
+
+def read_models(root: Path) -> Dict[str, List[dict]]:
+    """Return the models by task, in the order of the metafiles."""
+    index = yaml.safe_load((root / 'model-index.yml').read_text())
+    return {Path(path).parent.name: yaml.safe_load((root / path).read_text())['Models'] for path in index['Import']}
+
+
+def make_table(models: List[dict], link_prefix: str) -> str:
+    """Return a Markdown table of a task's models; columns are the metrics that any of them has."""
+    results = [{name: value for result in model.get('Results', []) for name, value in result['Metrics'].items()}
+               for model in models]
+    metrics = list(dict.fromkeys(name for result in results for name in result))
+    # Of the COCO metrics the two that everybody compares; the others stay in the metafile.
+    metrics = [name for name in metrics if name in ('box AP', 'mask AP') or 'AP' not in name]
+    header = ['Config', 'Length', 'Params (M)', 'GFLOPs', 'GMAC counted', 'at', *metrics]
+    lines = [header, ['---', *['---:'] * (len(header) - 1)]]
+    sources = list(dict.fromkeys(result['Source'] for model in models for result in model.get('Results', [])))
+    for model, result in zip(models, results):
+        data = model['Metadata']
+        length = f'{data["Epochs"]} epochs' if 'Epochs' in data else f'{data["Iterations"] // 1000}k' \
+            if 'Iterations' in data else ''
+        # a note on what does not come from the first source, the authors
+        notes = {sources.index(r['Source']) for r in model.get('Results', [])} - {0}
+        values = [format_value(result.get(name)) + ''.join(f' <sup>{note}</sup>' for note in sorted(notes))
+                  if name in result else '' for name in metrics]
+        lines.append([
+            f'[{model["Name"]}]({link_prefix}{model["Config"]})', length,
+            format_value(data.get('Parameters published (M)')),
+            format_value(data.get('FLOPs published (G)')),
+            format_value(data.get('GMAC counted')),
+            data.get('Image Size', '').replace('x', '&times;'), *values
+        ])
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    notes = '\n'.join(f'<sup>{note}</sup> {source}  ' for note, source in enumerate(sources) if note > 0)
+    first = f'Params, GFLOPs and results: {sources[0]}. ' if sources else ''
+    counted = 'GMAC counted: `tools/get_flops.py`, attention products included, which the published GFLOPs leave out. '
+    untrained = 'Rows without results: ours, untrained, or not published.'
+    return f'{table}\n\n{first}{counted}{untrained}\n' + (f'\n{notes}\n' if notes else '')
+
+
+def format_value(value) -> str:
+    return '' if value is None else str(value)
+
+
+def fill(text: str, models: Dict[str, List[dict]], link_prefix: str) -> str:
+    """Return ``text`` with its tables made anew. Raises ValueError for a task that has no metafile."""
+
+    def replace(match):
+        if match['task'] not in models:
+            raise ValueError(f'no metafile for the table "{match["task"]}"; there are: {", ".join(models)}')
+        return match['start'] + make_table(models[match['task']], link_prefix) + match['end']
+
+    return BLOCK.sub(replace, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if a table is out of date')
+    parser.add_argument('--root', type=Path, default=ROOT, help='the repository (default: the one of this script)')
+    args = parser.parse_args()
+    try:
+        models = read_models(args.root)
+        stale = []
+        for path in (args.root / name for name in FILES):
+            if not path.exists():
+                continue
+            old = path.read_text()
+            new = fill(old, models, link_prefix='../' * (len(path.relative_to(args.root).parts) - 1))
+            if new != old:
+                stale.append(path)
+                if not args.check:
+                    path.write_text(new)
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        sys.exit(f'error: {error}')
+    for path in stale:
+        print(f'{path}: {"out of date, run python tools/make_model_table.py" if args.check else "written"}')
+    sys.exit(1 if args.check and stale else 0)
+
+
+if __name__ == '__main__':
+    main()
