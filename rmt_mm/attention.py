@@ -91,7 +91,9 @@ class MaSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         _, height, width, dim = x.shape
-        qk, v = self.qkv(x).split((2 * dim, dim), dim=-1)
+        # Two products, since a common result could not be freed before the backward pass, which needs the values alone.
+        (qk_weight, v_weight), (qk_bias, v_bias) = (p.split((2 * dim, dim)) for p in (self.qkv.weight, self.qkv.bias))
+        qk, v = F.linear(x, qk_weight, qk_bias), F.linear(x, v_weight, v_bias)
         heads = (self.num_heads, dim // self.num_heads)
         qk = qk.unflatten(-1, (2 * heads[0], heads[1]))
         qk = rotate(qk, rotary_phases(height, width, heads[1], x.device))

@@ -12,42 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arch import NUM_STAGES, resolve_arch
 from .attention import MaSA
+from .deploy import fold
+from .ffn import FFN, ResidualDWConv
 
 # Between modules a feature map is (B, H, W, C) and contiguous, which is what Linear and LayerNorm want. A convolution
 # sees the same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
-
-
-class ResidualDWConv(nn.Conv2d):
-    """x + 3x3 depthwise convolution(x), of a (B, H, W, C) map."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
-        # In place on the convolution's own result, not on a view of it: a view's backward pass would copy the map.
-        return super().forward(x).add_(x).permute(0, 2, 3, 1)
-
-
-class FFN(nn.Module):
-    """Feed-forward network with a depthwise convolution between its two Linear layers.
-
-    Args:
-        dim (int): channels.
-        mlp_ratio (float): hidden channels over ``dim``.
-    """
-
-    def __init__(self, dim: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(dim * mlp_ratio)
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.dwconv = ResidualDWConv(hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
-        return self.fc2(self.dwconv(self.act(self.fc1(x))))
 
 
 class RMTBlock(nn.Module):
@@ -148,6 +117,8 @@ class RMT(BaseModule):
             stages or in those marked. Default False.
         out_norm (bool): a LayerNorm (eps 1e-5) on each output, as dense prediction has it; classification has none.
             Default True.
+        deploy (bool): build the form that :meth:`switch_to_deploy` leaves, for the checkpoints of
+            tools/model_converters/reparameterize_model.py. Default False.
         init_cfg (dict | list[dict], optional): mmengine initialisation; by default the published one (truncated
             normal of std 0.02 for Linear).
 
@@ -167,6 +138,7 @@ class RMT(BaseModule):
                  norm_eval: bool = False,
                  with_cp: Union[bool, Sequence[bool]] = False,
                  out_norm: bool = True,
+                 deploy: bool = False,
                  init_cfg: Union[dict, List[dict], None] = None) -> None:
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.)
@@ -203,6 +175,8 @@ class RMT(BaseModule):
             if out_norm and stage in self.out_indices:
                 self.add_module(f'norm{stage}', nn.LayerNorm(dim))
         self.out_norm = out_norm
+        if deploy:
+            fold(self)
         self._freeze_stages()
 
     @staticmethod
@@ -257,6 +231,19 @@ class RMT(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def switch_to_deploy(self) -> None:
+        """Change to the form for inference, with the same outputs up to rounding: fewer layers and parameters.
+
+        BatchNorms go into the convolutions before them, identities into the depthwise kernels' centres, LayerScale into
+        the projections. This cannot be undone, and what is left cannot be trained as before.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError('switch_to_deploy() is for inference and cannot be undone: call eval() first.')
+        fold(self)
 
     def _freeze_stages(self) -> None:
         frozen = [self.stem] if self.frozen_stages >= 0 else []

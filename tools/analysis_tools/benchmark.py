@@ -74,7 +74,7 @@ def build(impl: str, args: argparse.Namespace) -> nn.Module:
         if scope:
             init_default_scope(scope)
         model = MODELS.build(dict(type=name or impl))
-    model.train(args.mode == 'train')  # not every backbone's train() returns it
+    model.train(args.mode == 'train')  # not every backbone's train() returns the model
     model.to(args.device)
     if 'deploy' in impl:
         model.switch_to_deploy()
@@ -118,12 +118,12 @@ def measure_times(args: argparse.Namespace) -> Dict[str, List[float]]:
     return times
 
 
-def resident_peak_mb() -> float:
-    """Return the peak resident memory of this process since it was last reset (Linux), in MB."""
+def resident_mb(field: str) -> float:
+    """Return this process's resident memory now ('VmRSS') or at its peak ('VmHWM'), in MB (Linux)."""
     for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith('VmHWM'):
+        if line.startswith(field):
             return int(line.split()[1]) / 1024
-    raise RuntimeError('/proc/self/status has no VmHWM: peak memory on the CPU is measured on Linux.')
+    raise RuntimeError(f'/proc/self/status has no {field}: memory on the CPU is measured on Linux.')
 
 
 def measure_memory(impl: str, args: argparse.Namespace) -> float:
@@ -136,9 +136,10 @@ def measure_memory(impl: str, args: argparse.Namespace) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resident_peak_mb()
+    Path('/proc/self/clear_refs').write_text('5')  # forget the peak of importing and building
+    before = resident_mb('VmRSS')
     step()
-    return resident_peak_mb() - before
+    return resident_mb('VmHWM') - before
 
 
 def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
@@ -165,7 +166,8 @@ def matrix_rate(args: argparse.Namespace, size: int = 2048) -> float:
 
 def count_gmac(impl: str, args: argparse.Namespace) -> float:
     """Return the true multiply-adds of a forward pass over the batch, in 10^9."""
-    model = build('rmt_mm' if impl in (*OURS, 'reference') else impl, args).to('meta').eval()
+    model = build('rmt_mm' if impl in (*OURS, 'reference') else impl, args)
+    model.to('meta')
     with torch.no_grad(), MacCounter(model) as counter:
         model(torch.zeros(args.batch, 3, *args.shape, device='meta'))
     return sum(counter.macs.values()) / 1e9

@@ -1,0 +1,58 @@
+"""torch.compile: one graph, few of them for many sizes, and the values of the eager form."""
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from rmt_mm import RMT
+
+OWN = dict(
+    embed_dims=(16, 24, 32, 48),
+    depths=(1, 1, 1, 1),
+    num_heads=(2, 2, 4, 4),
+    init_values=(2, 2, 2, 2),
+    heads_ranges=(4, 4, 6, 6),
+    mlp_ratios=(3, 3, 3, 3),
+    decomposed=(True, True, True, False),
+    layer_scales=(False, False, False, True))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_one_graph_without_breaks_and_few_for_many_sizes(train):
+    model = RMT(OWN).train(train)
+    counter = CompileCounterWithBackend('aot_eager')
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for height, width in ((64, 96), (96, 64), (128, 96), (80, 112), (160, 144), (100, 76), (224, 192), (61, 45)):
+        outs = compiled(torch.randn(2, 3, height, width))
+        if train:
+            sum(out.sum() for out in outs).backward()
+    assert counter.frame_count <= 4, f'{counter.frame_count} compilations for 8 sizes'
+
+
+def test_values_and_gradients_of_the_eager_form():
+    model = RMT(OWN).double()  # so that cancelling gradients are compared and not their rounding
+    x = torch.randn(2, 3, 64, 96).double()
+    shapes = ((2, 16, 16, 24), (2, 24, 8, 12), (2, 32, 4, 6), (2, 48, 2, 3))
+    directions = [torch.randn(shape).double() for shape in shapes]
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
+    gradients = []
+    for net in (model, compiled):
+        model.zero_grad()
+        outs = net(x)
+        torch.autograd.backward(outs, directions)
+        gradients.append([out.detach() for out in outs] + [p.grad.clone() for p in model.parameters()])
+    for expected, out in zip(*gradients):
+        assert float((out - expected).norm() / expected.norm().clamp(min=1e-6)) < 1e-6
+
+
+@pytest.mark.slow
+def test_inductor_agrees():
+    model = RMT(OWN).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for out, expected in zip(torch.compile(model)(x), model(x)):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)

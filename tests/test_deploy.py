@@ -1,0 +1,65 @@
+"""The form for inference: the same outputs, fewer layers, and no way back by accident."""
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rmt_mm import RMT
+
+OWN = dict(
+    embed_dims=(16, 24, 32, 48),
+    depths=(1, 1, 2, 1),
+    num_heads=(2, 2, 4, 4),
+    init_values=(2, 2, 2, 2),
+    heads_ranges=(4, 4, 6, 6),
+    mlp_ratios=(3, 3, 3, 3),
+    decomposed=(True, True, True, False),
+    layer_scales=(False, False, True, True))
+
+
+def trained(**kwargs):
+    """A model whose statistics and scales are not those of an untrained one."""
+    model = RMT(OWN, layer_scale_init=0.5, **kwargs)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize('norm', [dict(type='BN'), dict(type='SyncBN'), dict(type='GN', num_groups=4)])
+def test_outputs_stay_the_same(norm):
+    model, x = trained(norm_cfg=norm), torch.randn(2, 3, 50, 61)
+    with torch.no_grad():
+        expected = model(x)
+        model.switch_to_deploy()
+        outs = model(x)
+    for out, reference in zip(outs, expected):
+        assert float((out - reference).norm() / reference.norm()) < 1e-5
+    assert not any(isinstance(m, _BatchNorm) for m in model.modules())
+    assert not any('gamma' in name for name, _ in model.named_parameters())
+
+
+def test_twice_is_once():
+    model, x = trained(), torch.randn(1, 3, 32, 32)
+    model.switch_to_deploy()
+    once = model(x)
+    model.switch_to_deploy()
+    for a, b in zip(once, model(x)):
+        assert torch.equal(a, b)
+
+
+def test_refused_in_training_mode():
+    with pytest.raises(RuntimeError, match='eval'):
+        RMT(OWN).train().switch_to_deploy()
+
+
+def test_deploy_builds_what_checkpoints_of_it_need():
+    model, x = trained(), torch.randn(1, 3, 32, 32)
+    model.switch_to_deploy()
+    fresh = RMT(OWN, deploy=True).eval()
+    fresh.load_state_dict(model.state_dict())
+    for a, b in zip(model(x), fresh(x)):
+        assert torch.equal(a, b)
