@@ -8,7 +8,7 @@ from .ffn import ResidualDWConv
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.Module):
-    """Return the convolution with a BatchNorm's statistics in it, and nothing; or both as they are, for another norm."""
+    """Return the convolution with a BatchNorm's statistics in it, and an identity; or both as they are, if no such."""
     if not isinstance(norm, _BatchNorm):
         return conv, norm
     return fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
