@@ -8,12 +8,13 @@ import pickle
 import re
 import struct
 import tempfile
+import zipfile
+import zlib
 from argparse import Namespace
 from collections import OrderedDict
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from .compat import allow_own_checkpoints
 
@@ -74,16 +75,41 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
         return _read_safetensors(path, map_location)
     if not head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
         raise CheckpointError(f'{path} is not a PyTorch checkpoint (it starts with {head[:8]!r}).')
+    if head.startswith(ZIP_MAGIC):
+        _check_archive(path, sums=map_location != 'meta')
     with _allowed(allow_types):
         try:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(_explain_refusal(path, str(error))) from error
         except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-            raise CheckpointError(_explain_damage(path, error)) from error
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f'{path} is damaged, or is not a PyTorch checkpoint ({first_line}).') from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a dict of tensors.')
     return checkpoint
+
+
+def _check_archive(path: str, sums: bool) -> None:
+    """Raise CheckpointError if a zip file is damaged, which torch does not look for, or is not of torch.save."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:  # the directory is at its end
+        raise CheckpointError(f'{path} is cut off: its end is missing, download or copy it again.') from error
+    with archive:
+        names = {name.partition('/')[2] for name in archive.namelist()}
+        if 'data.pkl' not in names:
+            raise CheckpointError(f'{path} is a zip file, but not a PyTorch checkpoint.')
+        if 'constants.pkl' in names:
+            raise CheckpointError(f'{path} is a TorchScript program, not a checkpoint.')
+        for entry in archive.infolist() if sums else ():
+            try:
+                # 0 stands for a sum that was not computed: torch.serialization.set_crc32_options.
+                with archive.open(entry) as file:
+                    while entry.CRC and file.read(2**20):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+                raise CheckpointError(f'{path} is damaged ({error}): download or copy it again.') from error
 
 
 @contextlib.contextmanager
@@ -101,8 +127,8 @@ def _allowed(names: Sequence[str]) -> Iterator[None]:
 
 
 def _placeholder(name: str) -> type:
-    """Return a class that stands for ``name``, and whose objects come out as an OrderedDict, whatever they are made of."""
-    # Not as objects of the class itself: the safe unpickler fills no dict of another type, and configs are often dicts.
+    """Return a class that stands for ``name``, and whose objects come out as an OrderedDict whatever they hold."""
+    # Not as objects of the class itself: the safe unpickler fills dicts of known types alone, and configs are dicts.
     module, _, attribute = name.rpartition('.')
     return type(attribute, (), {'__module__': module, '__new__': lambda cls, *args, **kwargs: OrderedDict()})
 
@@ -118,19 +144,6 @@ def _explain_refusal(path: str, text: str) -> str:
     return (f'{path} was refused: it holds an object of type {name}, and unpickling one can run any code; '
             f'convert the file with `tools/model_converters/rmt_to_mm.py --allow-type {name}`, which reads the tensors '
             'and leaves such objects out.')
-
-
-def _explain_damage(path: str, error: Exception) -> str:
-    if 'TorchScript' in str(error):
-        return f'{path} is a TorchScript program, not a checkpoint.'
-    with open(path, 'rb') as file:
-        zipped = file.read(4) == ZIP_MAGIC
-        file.seek(max(0, osp.getsize(path) - 65557))
-        # A whole zip file ends with its directory.
-        if zipped and b'PK\x05\x06' not in file.read():
-            return f'{path} is cut off: its end is missing, download or copy it again.'
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f'{path} is damaged, or is not a PyTorch checkpoint ({first_line}).'
 
 
 def _safetensors(path: str):
@@ -156,13 +169,10 @@ def _read_safetensors(path: str, map_location: str) -> dict:
             meta[key] = json.loads(text)
         except json.JSONDecodeError:  # others write plain text
             meta[key] = text
-    checkpoint = dict(state_dict={}, meta=meta)
+    checkpoint = dict(meta=meta)
     for name, tensor in tensors.items():
-        group, _, rest = name.partition(':')
-        if rest:
-            checkpoint.setdefault(group, {})[rest] = tensor
-        else:
-            checkpoint['state_dict'][name] = tensor
+        group, colon, rest = name.partition(':')
+        checkpoint.setdefault(group if colon else 'state_dict', {})[rest if colon else name] = tensor
     return checkpoint
 
 
@@ -216,7 +226,7 @@ def _write_safetensors(checkpoint: dict, path: str) -> None:
         if group == 'meta':
             metadata.update({key: json.dumps(value) for key, value in content.items()})
             continue
-        lead = '' if group == 'state_dict' else f'{group}:'
+        lead = '' if group in ('state_dict', 'model') else f'{group}:'
         tensors.update({lead + name: tensor.clone().contiguous() for name, tensor in content.items()})
     _safetensors(path).torch.save_file(tensors, path, metadata)
 
@@ -265,8 +275,3 @@ def local_copy(path: str) -> str:
     if not osp.exists(cached):
         torch.hub.download_url_to_file(path, cached)
     return cached
-
-
-def is_state_dict(content: Optional[dict]) -> bool:
-    """Tell whether ``content`` is a dict of tensors that holds at least one."""
-    return isinstance(content, dict) and bool(content) and all(isinstance(value, Tensor) for value in content.values())

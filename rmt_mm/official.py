@@ -132,7 +132,8 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
             unknown.append(name)
         reverted[new] = tensor
     if unknown:
-        raise ValueError(f'{len(unknown)} names are not those of an RMT of this package, such as {", ".join(unknown[:3])}.')
+        raise ValueError(f'{len(unknown)} names are not those of an RMT of this package, '
+                         f'such as {", ".join(unknown[:3])}.')
     return reverted
 
 

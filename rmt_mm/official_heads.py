@@ -10,16 +10,17 @@ from .official import Shapes, batch_norm, layer
 Dims = Tuple[int, ...]
 
 
-def _convs(name: str, count: int, out_channels: int, in_channels: int, kernel: int = 3) -> Shapes:
+def _convs(name: str, count: int) -> Shapes:
     shapes = {}
     for i in range(count):
-        shapes.update(layer(f'{name}.{i}.conv', out_channels, out_channels if i else in_channels, kernel, kernel))
+        shapes.update(layer(f'{name}.{i}.conv', 256, 256, 3, 3))
     return shapes
 
 
 def _conv_bn(name: str, out_channels: int, in_channels: int, kernel: int) -> Shapes:
     """Return mmcv's ConvModule with BatchNorm, whose convolution has no bias."""
-    return {f'{name}.conv.weight': (out_channels, in_channels, kernel, kernel), **batch_norm(f'{name}.bn', out_channels)}
+    weight = (out_channels, in_channels, kernel, kernel)
+    return {f'{name}.conv.weight': weight, **batch_norm(f'{name}.bn', out_channels)}
 
 
 def _fpn(dims: Dims) -> Shapes:
@@ -36,14 +37,18 @@ def _rpn() -> Shapes:
 
 
 def _mask_head(name: str, classes: int) -> Shapes:
-    return {**_convs(f'{name}.convs', 4, 256, 256), **layer(f'{name}.upsample', 256, 256, 2, 2),
+    return {**_convs(f'{name}.convs', 4), **layer(f'{name}.upsample', 256, 256, 2, 2),
             **layer(f'{name}.conv_logits', classes, 256, 1, 1)}
+
+
+def _box_head(name: str, classes: int) -> Shapes:
+    return {**layer(f'{name}.fc_cls', classes + 1, 1024), **layer(f'{name}.fc_reg', 4 * classes, 1024),
+            **layer(f'{name}.shared_fcs.0', 1024, 256 * 7 * 7)}
 
 
 def faster_rcnn(dims: Dims, classes: int) -> Shapes:
     head = 'roi_head.bbox_head'
-    return {**_fpn(dims), **_rpn(), **layer(f'{head}.fc_cls', classes + 1, 1024), **layer(f'{head}.fc_reg', 4 * classes, 1024),
-            **layer(f'{head}.shared_fcs.0', 1024, 256 * 7 * 7), **layer(f'{head}.shared_fcs.1', 1024, 1024)}
+    return {**_fpn(dims), **_rpn(), **_box_head(head, classes), **layer(f'{head}.shared_fcs.1', 1024, 1024)}
 
 
 def mask_rcnn(dims: Dims, classes: int) -> Shapes:
@@ -54,21 +59,21 @@ def cascade_mask_rcnn(dims: Dims, classes: int) -> Shapes:
     shapes = {**_fpn(dims), **_rpn()}
     for stage in range(3):
         head = f'roi_head.bbox_head.{stage}'
-        shapes.update({**layer(f'{head}.fc_cls', classes + 1, 1024), **layer(f'{head}.fc_reg', 4 * classes, 1024)})
+        shapes.update(_box_head(head, classes))
         for i in range(4):
             shapes.update(_conv_bn(f'{head}.shared_convs.{i}', 256, 256, 3))
-        shapes.update(layer(f'{head}.shared_fcs.0', 1024, 256 * 7 * 7))
-    for stage in range(3):
         shapes.update(_mask_head(f'roi_head.mask_head.{stage}', classes))
     return shapes
 
 
 def retinanet(dims: Dims, classes: int) -> Shapes:
     shapes = _fpn(dims[1:])  # from stride 8, and two more levels out of the last stage
-    shapes.update({**layer('neck.fpn_convs.3.conv', 256, dims[-1], 3, 3), **layer('neck.fpn_convs.4.conv', 256, 256, 3, 3)})
-    for branch in ('cls', 'reg'):
-        shapes.update(_convs(f'bbox_head.{branch}_convs', 4, 256, 256))
-    return {**shapes, **layer('bbox_head.retina_cls', 9 * classes, 256, 3, 3), **layer('bbox_head.retina_reg', 36, 256, 3, 3)}
+    shapes.update(layer('neck.fpn_convs.3.conv', 256, dims[-1], 3, 3))
+    shapes.update(layer('neck.fpn_convs.4.conv', 256, 256, 3, 3))
+    for branch, rows in (('cls', 9 * classes), ('reg', 9 * 4)):  # 9 anchors a place
+        shapes.update(_convs(f'bbox_head.{branch}_convs', 4))
+        shapes.update(layer(f'bbox_head.retina_{branch}', rows, 256, 3, 3))
+    return shapes
 
 
 def semantic_fpn(dims: Dims, classes: int) -> Shapes:
@@ -98,27 +103,23 @@ class Head(NamedTuple):
 
     task: str  # 'detector' or 'segmentor'
     shapes: Callable[[Dims, int], Shapes]  # of D and N
-    mark: str  # a tensor that models further down in HEADS lack
+    mark: str  # how a name starts that models further down in HEADS lack
     class_tensor: str  # a tensor whose rows tell N
     rows_to_classes: Callable[[int], int]
 
 
 HEADS = {
     'Cascade Mask R-CNN':
-    Head('detector', cascade_mask_rcnn, 'roi_head.bbox_head.0.fc_cls.weight', 'roi_head.bbox_head.0.fc_cls.weight',
+    Head('detector', cascade_mask_rcnn, 'roi_head.bbox_head.0.', 'roi_head.bbox_head.0.fc_cls.weight',
          lambda rows: rows - 1),
     'Mask R-CNN':
-    Head('detector', mask_rcnn, 'roi_head.mask_head.conv_logits.weight', 'roi_head.mask_head.conv_logits.weight',
-         lambda rows: rows),
+    Head('detector', mask_rcnn, 'roi_head.mask_head.', 'roi_head.bbox_head.fc_cls.weight', lambda rows: rows - 1),
     'Faster R-CNN':
-    Head('detector', faster_rcnn, 'roi_head.bbox_head.fc_cls.weight', 'roi_head.bbox_head.fc_cls.weight',
-         lambda rows: rows - 1),
+    Head('detector', faster_rcnn, 'roi_head.bbox_head.', 'roi_head.bbox_head.fc_cls.weight', lambda rows: rows - 1),
     'RetinaNet':
-    Head('detector', retinanet, 'bbox_head.retina_cls.weight', 'bbox_head.retina_cls.weight', lambda rows: rows // 9),
+    Head('detector', retinanet, 'bbox_head.retina_', 'bbox_head.retina_cls.weight', lambda rows: rows // 9),
     'UperNet':
-    Head('segmentor', upernet, 'decode_head.psp_modules.0.1.conv.weight', 'decode_head.conv_seg.weight',
-         lambda rows: rows),
+    Head('segmentor', upernet, 'decode_head.psp_modules.', 'decode_head.conv_seg.weight', lambda rows: rows),
     'Semantic FPN':
-    Head('segmentor', semantic_fpn, 'decode_head.scale_heads.0.0.conv.weight', 'decode_head.conv_seg.weight',
-         lambda rows: rows),
+    Head('segmentor', semantic_fpn, 'decode_head.scale_heads.', 'decode_head.conv_seg.weight', lambda rows: rows),
 }
