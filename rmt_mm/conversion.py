@@ -51,7 +51,7 @@ class OfficialModel:
     dropped: Dict[str, List[str]] = field(default_factory=dict)  # reason -> names
     missing: Dict[str, List[str]] = field(default_factory=dict)  # the same
     notes: List[str] = field(default_factory=list)
-    meta: dict = field(default_factory=dict)  # of the source
+    dataset_meta: dict = field(default_factory=dict)  # names and colours of classes, if the file has them
 
     def adapt_in_channels(self, channels: int) -> None:
         """Make the stem take another number of input channels.
@@ -89,15 +89,18 @@ class OfficialModel:
         for name in tied:
             del self.head[name]
         self.dropped[f'made for {have} classes, not {classes}: the model starts new ones'] = tied
+        self.dataset_meta = {}
 
     @property
     def num_classes(self) -> int:
-        if self.model is None:
-            return self.head['head.weight'].shape[0]
-        head = HEADS[self.model]
-        return head.rows_to_classes(self.head[head.class_tensor].shape[0])
+        """Number of classes, by the rows of a tensor; KeyError without it."""
+        head = HEADS.get(self.model)
+        tensor = self.head[head.class_tensor if head else 'head.weight']
+        rows = tensor.shape[0] if tensor.dim() else 0
+        return head.rows_to_classes(rows) if head else rows
 
     def head_shapes(self, classes: int) -> Shapes:
+        """Return names and shapes of what is around the backbone."""
         if self.model is not None:
             return HEADS[self.model].shapes(self.arch.embed_dims, classes)
         return classifier_head_shapes(self.arch, classes, self.kind == 'token_label') if self.kind != 'dense' else {}
@@ -120,11 +123,8 @@ class OfficialModel:
         state_dict.update(convert_official_state_dict(self.head) if self.model is None else self.head)
         described = dict(arch=self.size, kind=self.kind, model=self.model, weights=self.weights, version=__version__)
         new_meta = dict(rmt_mm={**described, **meta})
-        if 'CLASSES' in self.meta:
-            names = {key: self.meta[key.upper()] for key in ('classes', 'palette') if key.upper() in self.meta}
-            new_meta['dataset_meta'] = names
-        elif 'dataset_meta' in self.meta:
-            new_meta['dataset_meta'] = self.meta['dataset_meta']
+        if self.dataset_meta:
+            new_meta['dataset_meta'] = self.dataset_meta
         return dict(state_dict=state_dict, meta=new_meta, official_only=only)
 
     def to_official(self) -> dict:
@@ -138,7 +138,7 @@ class OfficialModel:
             dim = self.arch.embed_dims[0]
             backbone.setdefault('extra_norms.0.weight', torch.ones(dim))
             backbone.setdefault('extra_norms.0.bias', torch.zeros(dim))
-        names = {key.upper(): value for key, value in self.meta.get('dataset_meta', {}).items()}
+        names = {key.upper(): value for key, value in self.dataset_meta.items()}
         return dict(state_dict={**{f'backbone.{name}': t for name, t in backbone.items()}, **self.head}, meta=names)
 
     def report(self) -> List[str]:
@@ -176,13 +176,15 @@ def parse_checkpoint(checkpoint: dict,
     """
     weights, state_dict, notes = pick_state_dict(checkpoint, weights)
     backbone, head = _split(state_dict)
-    buffers = {name: tensor for name, tensor in (checkpoint.get('official_only') or {}).items() if name not in backbone}
+    meta = _dict(checkpoint.get('meta'))
+    buffers = _dict(checkpoint.get('official_only'))
+    weights = _dict(meta.get('rmt_mm')).get('weights', weights)  # a file of ours remembers
     kind, model = _recognise_kind(head, task)
-    meta = checkpoint.get('meta') or {}
-    weights = meta.get('rmt_mm', {}).get('weights', weights)  # a file of ours remembers
     size, arch = _recognise_size(backbone, sizes)
-    backbone.update(buffers)
-    parsed = OfficialModel(kind, size, arch, model, weights, backbone, head, notes=notes, meta=meta)
+    backbone = {**buffers, **backbone}
+    names = meta.get('dataset_meta') or {key: meta.get(key.upper()) for key in ('classes', 'palette')}
+    names = {key: value for key, value in names.items() if value is not None}
+    parsed = OfficialModel(kind, size, arch, model, weights, backbone, head, notes=notes, dataset_meta=names)
     _reduce(parsed, task)
     _check(parsed)
     _check_positions(parsed)
@@ -216,7 +218,7 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     if 'ema_state_dict' in groups:
         notes.append("note: mmengine's EMAHook stores the moving average as state_dict, which is what is used")
     state_dict = groups[key] if key else checkpoint
-    odd = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
+    odd = [name for name, value in state_dict.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
     if odd or not state_dict:
         what = f'has entries that are not tensors ({list_some(list(map(str, odd)))})' if odd else 'is empty'
         raise CheckpointError(f'the file holds no state dict: {repr(key) if key else "it"} {what}.')
@@ -266,7 +268,7 @@ def _recognise_size(backbone: StateDict, sizes: Mapping[str, Arch]) -> Tuple[str
     for stage, block in (map(int, match.groups()) for match in blocks if match):
         depths[stage] = max(depths.get(stage, 0), block + 1)
     norms = [backbone.get(f'layers.{stage}.blocks.0.retention_layer_norm.weight') for stage in sorted(depths)]
-    found = tuple(len(norm) for norm in norms if norm is not None), tuple(depths[stage] for stage in sorted(depths))
+    found = tuple(norm.numel() for norm in norms if norm is not None), tuple(depths[stage] for stage in sorted(depths))
     for size, arch in sizes.items():
         if (arch.embed_dims, arch.depths) == found:
             return size, arch
@@ -346,6 +348,10 @@ def _check_positions(parsed: OfficialModel) -> None:
             first, wanted = ([round(value, 4) for value in buffer.tolist()[:3]] for buffer in (theirs, ours))
             raise CheckpointError(f'{name} starts with {first}, and that of RMT {parsed.size} with {wanted}: the model '
                                   'was trained with another decay or rotation and would not work with this one.')
+
+
+def _dict(value) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def list_some(names: List[str]) -> str:

@@ -129,7 +129,7 @@ def _sizes(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> str:
     blocks = {tuple(map(int, name.split('.')[1:3])) for name in state_dict if name.startswith('stages.')}
     depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(len(backbone.arch.depths)))
     norms = [state_dict.get(f'stages.{i}.0.norm1.weight') for i in range(len(depths))]
-    dims = tuple(len(norm) for norm in norms if norm is not None)
+    dims = tuple(norm.numel() for norm in norms if norm is not None)
     names = {(arch.embed_dims, arch.depths): f'RMT {size}' for size, arch in ARCHS.items()}
     file = names.get((dims, depths), f'an RMT of {depths} blocks of {dims} channels')
     model = names.get((backbone.arch.embed_dims, backbone.arch.depths), 'of another size')

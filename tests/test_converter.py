@@ -161,7 +161,7 @@ def test_kind_and_names(kind, run, tmp_path):
     assert (meta['arch'], meta['kind'], meta['source']) == ('nano', expected, 'official.pth')
     assert meta['source_sha256'] == file_hash(str(tmp_path / 'official.pth')) and meta['version']
     if kind in HEADS:
-        assert content['meta']['dataset_meta']['classes'] == ('cat', 'dog')
+        assert content['meta']['dataset_meta'] == dict(classes=('cat', 'dog'))
     backbone = {name for name in content['state_dict'] if name.startswith('backbone.')}
     out_indices = (1, 2, 3) if kind == 'RetinaNet' else (0, 1, 2, 3)
     dense = kind == 'dense' or kind in HEADS
@@ -170,6 +170,11 @@ def test_kind_and_names(kind, run, tmp_path):
     heads = {name.split('.')[0] for name in content['state_dict']} - {'backbone'}
     assert heads == dict(
         dense=set(), classification={'head'}, token_label={'head'}, detector=heads, segmentor=heads)[expected]
+
+
+def test_the_way_back_takes_our_files_only(run, tmp_path):
+    src = save(tmp_path / 'official.pth', 'dense')
+    refused(run, tmp_path, '--to-official', src, tmp_path / 'back.pth', words=('official checkpoint already', ))
 
 
 def test_raw_and_average(run, tmp_path):
@@ -270,6 +275,7 @@ def test_number_of_classes(kind, left_out, run, tmp_path):
     assert status == 0 and 'made for 7 classes, not 3' in out
     same, other = (torch.load(tmp_path / n, weights_only=True)['state_dict'] for n in ('same.pth', 'other.pth'))
     assert {name.rpartition('.')[0] for name in same.keys() - other.keys()} == left_out
+    assert 'dataset_meta' not in torch.load(tmp_path / 'other.pth', weights_only=True)['meta']
 
 
 def test_number_of_classes_of_a_backbone(run, tmp_path):

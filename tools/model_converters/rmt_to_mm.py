@@ -7,7 +7,8 @@ import os.path as osp
 import sys
 
 from rmt_mm.checkpoint import CheckpointError, check_destination, file_hash, read_checkpoint, write_checkpoint
-from rmt_mm.conversion import TASKS, WEIGHTS, OfficialModel, parse_checkpoint
+from rmt_mm.conversion import TASKS, WEIGHTS, OfficialModel, parse_checkpoint, pick_state_dict
+from rmt_mm.official import is_official
 
 
 def positive(text: str) -> int:
@@ -60,6 +61,8 @@ def convert(args: argparse.Namespace) -> None:
     except CheckpointError as error:
         raise CheckpointError(f'{args.src}: {error}') from error
     if args.to_official:
+        if is_official(pick_state_dict(checkpoint)[1]):
+            raise CheckpointError(f'{args.src} is an official checkpoint already.')
         converted = model.to_official()
     else:
         converted = model.to_ours(source=osp.basename(args.src), source_sha256=file_hash(args.src))
