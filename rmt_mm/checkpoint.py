@@ -32,6 +32,9 @@ OTHER_FORMATS = (
     (re.compile(rb'\x80[\x02-\x05]'), 'is a plain pickle (as PaddlePaddle and Detectron write them), '
      'not a PyTorch checkpoint, and is not opened because a pickle can run any code'),
 )
+# What torch's reader raises for nonsense.
+DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+          MemoryError, struct.error)
 SAFETENSORS = '.safetensors'
 SUFFIXES = ('.pth', '.pt', SAFETENSORS)
 
@@ -82,7 +85,7 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(_explain_refusal(path, str(error))) from error
-        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        except DAMAGE as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f'{path} is damaged, or is not a PyTorch checkpoint ({first_line}).') from error
     if not isinstance(checkpoint, dict):

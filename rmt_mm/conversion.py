@@ -214,13 +214,13 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
             notes.append('note: these are the raw weights; --weights model_ema takes their moving average')
     others = [name for name in checkpoint if name not in ('meta', 'official_only', 'model', 'model_ema', key)]
     if key and others:
-        notes.append(f'left out: {", ".join(others)}')
+        notes.append(f'left out: {list_some([str(name) for name in others], 6)}')
     if 'ema_state_dict' in groups:
         notes.append("note: mmengine's EMAHook stores the moving average as state_dict, which is what is used")
     state_dict = groups[key] if key else checkpoint
     odd = [name for name, value in state_dict.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
     if odd or not state_dict:
-        what = f'has entries that are not tensors ({list_some(list(map(str, odd)))})' if odd else 'is empty'
+        what = f'has entries that are not tensors ({list_some([str(name) for name in odd])})' if odd else 'is empty'
         raise CheckpointError(f'the file holds no state dict: {repr(key) if key else "it"} {what}.')
     while all(name.startswith('module.') for name in state_dict):
         state_dict = {name[len('module.'):]: tensor for name, tensor in state_dict.items()}
@@ -329,7 +329,7 @@ def _check(parsed: OfficialModel) -> None:
     wrong = [name for name in have if name in wanted and have[name] != wanted[name]]
     if wrong:
         name = wrong[0]
-        problems.append(f'{len(wrong)} of the wrong shape ({name} is {have[name]}, not {wanted[name]})')
+        problems.append(f'{len(wrong)} of the wrong shape ({list_some([name])} is {have[name]}, not {wanted[name]})')
     if problems:
         raise CheckpointError(f'the tensors are not those of a {parsed.model or parsed.kind} checkpoint of RMT '
                               f'{parsed.size}: {", ".join(problems)}.')
@@ -354,6 +354,7 @@ def _dict(value) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def list_some(names: List[str]) -> str:
-    """Join the first names, and say how many more there are."""
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+def list_some(names: List[str], count: int = 3) -> str:
+    """Join the first names, and say how many more there are; a stranger's control characters come out escaped."""
+    first = [name if name.isprintable() else ascii(name) for name in names[:count]]
+    return ', '.join(first) + (f' and {len(names) - count} more' if len(names) > count else '')
