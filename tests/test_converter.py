@@ -131,8 +131,8 @@ def test_outputs_of_the_original_through_files(file, image, config, run, tmp_pat
         assert float((out - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind, suffix', [*((kind, '.pth') for kind in KINDS), ('token_label', '.safetensors'),
+                                          ('RetinaNet', '.safetensors'), ('Semantic FPN', '.safetensors')])
 def test_there_and_back(kind, suffix, run, tmp_path):
     official = nano_state_dict(kind)
     # Their own rounding of the computed buffers must survive as well.
