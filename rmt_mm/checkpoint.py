@@ -139,7 +139,8 @@ def _placeholder(name: str) -> type:
 def _explain_refusal(path: str, text: str) -> str:
     found = re.search(r'(?:GLOBAL|Unsupported class) (\S+?)[, ]', text)
     if not found:
-        return f'{path} is damaged, or is not a PyTorch checkpoint: its contents cannot be read as tensors.'
+        reason = [line for line in text.splitlines() if line.strip() and 'documentation' not in line][-1]
+        return f'{path} is damaged, or holds what no checkpoint needs, and was not read ({reason}).'
     name = found.group(1) if '.' in found.group(1) else f'builtins.{found.group(1)}'
     if 'is blocked' in text:
         return (f'{path} was refused: it holds {name}, which no checkpoint needs and which can run any program. '
