@@ -67,9 +67,15 @@ def nano_state_dict(kind, classes=7):
     return tensors(shapes, NANO)
 
 
-def save_classifier(path, state_dict, **more):
-    """Write a file as the official training code does, with all that is beside the weights."""
-    ema = {name: t + 1e-3 if t.is_floating_point() and 'Relpos' not in name else t for name, t in state_dict.items()}
+def save_classifier(path, state_dict, average=1e-3, **more):
+    """Write a file as the official training code does, with all that is beside the weights.
+
+    The moving average is ``average`` larger than the weights; with 0, they share their space in the file.
+    """
+    ema = {
+        name: t + average if average and t.is_floating_point() and 'Relpos' not in name else t
+        for name, t in state_dict.items()
+    }
     torch.save(
         dict(
             model=state_dict,

@@ -140,7 +140,7 @@ def test_init_cfg_takes_official_files(kind, prefix, tmp_path):
                                   pytest.param('large', marks=pytest.mark.slow)])
 def test_init_cfg_takes_official_files_of_every_size(size, tmp_path):
     official = tensors(OFFICIAL_KEYS[f'{size}/dense'], ARCHS[size])
-    path = save_classifier(tmp_path / 'official.pth', official)
+    path = save_classifier(tmp_path / 'official.pth', official, average=0)
     model = RMT(size, init_cfg=dict(type='Pretrained', checkpoint=path))
     model.init_weights()
     assert_same_features(model, official)
