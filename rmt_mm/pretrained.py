@@ -1,4 +1,5 @@
 """Loading checkpoints into a backbone, the authors' own included, and never nothing of them."""
+import re
 from typing import Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
@@ -126,8 +127,8 @@ def check_shapes(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: str
 
 def _sizes(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> str:
     """Say of which size file and model are, if they differ."""
-    blocks = {tuple(map(int, name.split('.')[1:3])) for name in state_dict if name.startswith('stages.')}
-    depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(len(backbone.arch.depths)))
+    blocks = {match[0] for match in (re.match(r'stages\.\d+\.\d+\.', name) for name in state_dict) if match}
+    depths = tuple(sum(block.startswith(f'stages.{i}.') for block in blocks) for i in range(len(backbone.arch.depths)))
     norms = [state_dict.get(f'stages.{i}.0.norm1.weight') for i in range(len(depths))]
     dims = tuple(norm.numel() for norm in norms if norm is not None)
     names = {(arch.embed_dims, arch.depths): f'RMT {size}' for size, arch in ARCHS.items()}
@@ -149,7 +150,7 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     names = [name[len(prefix):] for name in state_dict if name.startswith(prefix)]
     if is_official(names):
         raise CheckpointError(f'this is an official RMT checkpoint: convert it with {CONVERTER} SRC DST.')
-    if not any(name.startswith(('stem.', 'stages.', 'downsamples.', 'norm')) for name in names):
+    if _tensors(backbone).keys().isdisjoint(names):
         where = f' below {prefix!r}' if prefix else ''
         raise CheckpointError(f'the checkpoint has no tensor of RMT{where}, so that nothing would be loaded: '
                               f'if it is an official one, convert it with {CONVERTER} SRC DST.')

@@ -1,6 +1,8 @@
 """The layout of the authors' checkpoints, and loading them directly."""
 import copy
 import functools
+import http.server
+import threading
 
 import pytest
 import torch
@@ -187,6 +189,20 @@ def test_init_cfg_takes_own_files(save_prefix, prefix, tmp_path):
         assert torch.equal(model.backbone.state_dict()[name], tensor)
 
 
+def test_init_cfg_takes_addresses(tmp_path, monkeypatch):
+    save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/official.pth'
+        model = RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=address))
+        model.init_weights()
+        server.shutdown()
+    assert (tmp_path / 'hub/checkpoints/official.pth').exists()
+    assert_same_features(model, nano_state_dict('dense'))
+
+
 def test_norms_of_unused_stages_are_no_error(tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
     for settings in (dict(out_indices=(1, 2, 3)), dict(out_norm=False)):
@@ -242,13 +258,14 @@ def test_unknown_prefix(tmp_path):
 # Whole models, as load_from and the libraries' own functions load them: mmengine would log and go on.
 
 
-@pytest.mark.parametrize('layout', ['bare', 'official', 'nothing', 'small'])
+@pytest.mark.parametrize('layout', ['bare', 'official', 'nothing', 'foreign', 'small'])
 def test_whole_models_never_load_nothing(layout, tmp_path):
     official = nano_state_dict('classification')
     content = dict(
         bare=official,
         official=dict(model=official),
         nothing=dict(state_dict={'head.fc.weight': torch.zeros(2, 2)}),
+        foreign=dict(state_dict={'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8)}),
         small=dict(state_dict={f'backbone.{k}': v for k, v in RMT('tiny').state_dict().items()}))[layout]
     torch.save(content, tmp_path / 'file.pth')
     with pytest.raises(CheckpointError, match='the file is RMT tiny' if layout == 'small' else 'rmt_to_mm.py'):
