@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 from official_files import (
     GOLDEN,
@@ -116,11 +116,11 @@ def test_outputs_of_the_original_through_files(file, image, config, run, tmp_pat
     src = save_classifier(tmp_path / 'official.pth', tensors(OFFICIAL_KEYS[f'{size}/{kind}'], ARCHS[size]), average=0)
     assert run(src, tmp_path / 'ours.pth')[0] == 0
     cfg = Config.fromfile(ROOT / 'configs' / config)
-    init_default_scope(cfg.default_scope)
     for name in cfg.custom_imports.imports:
         importlib.import_module(name)
     importlib.import_module(f'{cfg.default_scope}.models')
-    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     load_checkpoint(model, str(tmp_path / 'ours.pth'), map_location='cpu')
     golden = np.load(GOLDEN / f'{file}.npz')
     x = torch.from_numpy(weights.image(image, shape))

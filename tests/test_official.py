@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule, PretrainedInit
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 from official_files import NANO, OFFICIAL_KEYS, Trap, nano_state_dict, save_classifier, save_mm, tensors, weights
 
@@ -61,8 +61,8 @@ def build_model(name):
         from mmseg.utils import register_all_modules
         scope = 'mmseg'
     register_all_modules(init_default_scope=False)
-    init_default_scope(scope)
-    return MODELS.build(cfg)
+    with DefaultScope.overwrite_default_scope(scope):  # other tests must not find it
+        return MODELS.build(cfg)
 
 
 @pytest.mark.parametrize('key', OFFICIAL_KEYS)
