@@ -73,6 +73,15 @@ def check_stack() -> None:
         raise ImportError(problem)
 
 
+def _history_statistic(owner: type, name: str):
+    """Stand in for ``getattr``, by which a pickled HistoryBuffer names its own methods; anything else is refused."""
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'the file asks for attribute {name!r} of {owner!r}, which is not allowed')
+    return getattr(owner, name)
+
+
 def allow_own_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read the files that mmengine itself writes.
 
@@ -84,16 +93,10 @@ def allow_own_checkpoints() -> None:
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    def statistic(owner: type, name: str):
-        """Stand in for ``getattr``, by which a HistoryBuffer names its own methods; anything else is refused."""
-        if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-            raise pickle.UnpicklingError(f'the file asks for attribute {name!r} of {owner!r}, which is not allowed')
-        return getattr(owner, name)
-
     if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and does not refuse
         return
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
     torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, (statistic, 'builtins.getattr'), *dtypes])
+        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, (_history_statistic, 'builtins.getattr'), *dtypes])

@@ -8,7 +8,6 @@ import difflib
 import inspect
 import os
 import os.path as osp
-import pickle
 import sys
 import tempfile
 from typing import Iterator, Optional
@@ -21,6 +20,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from .arch import resolve_arch
+from .checkpoint import CheckpointError, force_safe_loading
+from .pretrained import check_checkpoint_file
 
 IMPORT_LINE = "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)"
 
@@ -71,6 +72,7 @@ def load_config(args: argparse.Namespace) -> Config:
             written, RMT without its import, a neck that does not fit the backbone.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    force_safe_loading()
     if not osp.isfile(args.config):
         raise UsageError(f'config {args.config} does not exist.')
     try:
@@ -115,17 +117,11 @@ def check_annotations(cfg: Config, *evaluators: str) -> None:
 
 
 def check_checkpoint(path: str) -> None:
-    """Raise UsageError if ``path`` is not a checkpoint that ``torch.load`` can read safely."""
-    if '://' in path:  # mmengine downloads it
-        return
-    if not osp.isfile(path):
-        raise UsageError(f'checkpoint {path} does not exist.')
-    if osp.getsize(path) == 0:
-        raise UsageError(f'checkpoint {path} is empty: it may have been cut off while it was written.')
+    """Raise UsageError if mmengine could not load ``path`` as it is, or not safely."""
     try:
-        torch.load(path, map_location='meta', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f'checkpoint {path} cannot be read: {str(error).splitlines()[0]}') from error
+        check_checkpoint_file(path)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
 
 
 def latest_checkpoint(work_dir: str) -> Optional[str]:

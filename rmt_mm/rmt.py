@@ -14,6 +14,7 @@ from .arch import NUM_STAGES, resolve_arch
 from .attention import MaSA
 from .deploy import fold
 from .ffn import FFN, ResidualDWConv
+from .pretrained import is_pretrained, load_pretrained, refuse_foreign
 
 # Between modules a feature map is (B, H, W, C) and contiguous, which is what Linear and LayerNorm want. A convolution
 # sees the same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
@@ -244,6 +245,22 @@ class RMT(BaseModule):
         if self.training:
             raise RuntimeError('switch_to_deploy() is for inference and cannot be undone: call eval() first.')
         fold(self)
+    def init_weights(self) -> None:
+        """Initialise by ``init_cfg``; of type Pretrained, it takes official files too: :func:`load_pretrained`."""
+        if self.is_init:
+            return
+        init_cfg = self.init_cfg
+        cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg] if init_cfg else []
+        self.init_cfg = [cfg for cfg in cfgs if not is_pretrained(cfg)]
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in cfgs:
+            if is_pretrained(cfg):
+                load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        refuse_foreign(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _freeze_stages(self) -> None:
         frozen = [self.stem] if self.frozen_stages >= 0 else []
