@@ -1,0 +1,4 @@
+"""RMT as mmpretrain classifiers: the head, and training with token labels."""
+from .head import RMTClsHead, RMTTokenLabelHead
+
+__all__ = ['RMTClsHead', 'RMTTokenLabelHead']
