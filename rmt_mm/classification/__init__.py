@@ -1,4 +1,12 @@
 """RMT as mmpretrain classifiers: the head, and training with token labels."""
+from .classifier import TokenLabelClassifier
+from .dataset import TokenLabelDataset, TokenLabelImageNet
+from .ema_hook import BatchScaledEMAHook
+from .geometry import TrackGeometry
 from .head import RMTClsHead, RMTTokenLabelHead
+from .token_label import LoadLabelMap, MakeTokenLabels
 
-__all__ = ['RMTClsHead', 'RMTTokenLabelHead']
+__all__ = [
+    'BatchScaledEMAHook', 'LoadLabelMap', 'MakeTokenLabels', 'RMTClsHead', 'RMTTokenLabelHead', 'TokenLabelClassifier',
+    'TokenLabelDataset', 'TokenLabelImageNet', 'TrackGeometry'
+]

@@ -120,8 +120,9 @@ class RMTTokenLabelHead(RMTClsHead):
         """
         cls_score, aux_score = super().forward(feats), self.aux_logits(feats)
         if 'token_score' not in data_samples[0] or 'class_score' not in data_samples[0]:
-            raise ValueError('RMTTokenLabelHead needs class_score and token_score in the data samples: put MakeTokenLabels '
-                             "and PackInputs(algorithm_keys=('class_score', 'token_score')) into the training pipeline.")
+            raise ValueError('RMTTokenLabelHead needs class_score and token_score in the data samples: the training '
+                             'pipeline must end with MakeTokenLabels and '
+                             "PackInputs(algorithm_keys=('class_score', 'token_score')).")
         class_target = torch.stack([sample.class_score for sample in data_samples]).to(cls_score.device)
         token_target = torch.stack([sample.token_score for sample in data_samples]).to(cls_score.device)
         if token_target.shape != aux_score.shape:
