@@ -87,8 +87,8 @@ class MakeTokenLabels(BaseTransform):
     Scores are averaged over each token's cell, then softmax over classes, times ``1 - smoothing + smoothing / K``, plus
     ``smoothing / K`` for K classes (released code).
 
-    Required keys: ``img``, ``label_map``, ``label_transforms``. Added, as fp32 Tensors: ``token_score``, (K, H / stride,
-    W / stride), and ``class_score``, (K, ). Give both to ``PackInputs(algorithm_keys=...)``.
+    Required keys: ``img``, ``label_map``, ``label_transforms``. Added, as fp32 Tensors: ``token_score``,
+    (K, H / stride, W / stride), and ``class_score``, (K, ). Give both to ``PackInputs(algorithm_keys=...)``.
 
     Args:
         num_classes (int): number of classes K.
