@@ -146,10 +146,10 @@ def simulate(cfg, epoch_length):
         kind = PARAM_SCHEDULERS.get(scheduler.pop('type'))
         schedulers.append(kind.build_iter_from_epoch(optimizer=optimizer, **scheduler, epoch_length=epoch_length))
     rates = []
+    optimizer.step()  # once, since schedulers warn without; there is nothing to optimise
     for _ in range(cfg.train_cfg.max_epochs):
         rates.append(optimizer.param_groups[0]['lr'])
         for _ in range(epoch_length):
-            optimizer.step()
             for scheduler in schedulers:
                 scheduler.step()
     return rates
