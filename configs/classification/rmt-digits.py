@@ -6,6 +6,7 @@ model = dict(
     data_preprocessor=dict(num_classes=10),
     backbone=dict(
         arch=dict(
+            _delete_=True,
             embed_dims=(32, 64, 128, 192),
             depths=(1, 1, 3, 1),
             num_heads=(2, 4, 4, 6),
