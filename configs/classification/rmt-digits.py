@@ -19,7 +19,7 @@ model = dict(
     head=dict(num_classes=10, in_channels=192, hidden_channels=256),
     train_cfg=None)
 
-train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 
@@ -30,7 +30,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR', T_max=30, eta_min=1e-5, by_epoch=True, begin=0, end=30, convert_to_iter_based=True)
+        type='CosineAnnealingLR', T_max=40, eta_min=1e-5, by_epoch=True, begin=0, end=40, convert_to_iter_based=True)
 ]
-auto_scale_lr = dict(base_batch_size=64)
+auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

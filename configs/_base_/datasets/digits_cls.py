@@ -2,25 +2,33 @@
 dataset_type = 'CustomDataset'
 data_root = 'data/digits/imagenet'
 
-bgr_mean = [103.53, 116.28, 123.675]
-
-# No flips: a digit's mirror image is another sign.
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
+# No flips: a digit's mirror image is another sign. Any colour may be ink and any may be background.
+augmentations = [
     dict(
         type='RandAugment',
-        policies='timm_increasing',
+        policies=[
+            dict(type='Rotate', magnitude_range=(0, 30)),
+            dict(type='Shear', magnitude_range=(0, 0.3), direction='horizontal'),
+            dict(type='Translate', magnitude_range=(0, 0.3), direction='horizontal'),
+            dict(type='Translate', magnitude_range=(0, 0.3), direction='vertical'),
+            dict(type='Invert'),
+            dict(type='Contrast', magnitude_range=(0, 0.9)),
+        ],
         num_policies=2,
-        magnitude_level=5,
+        magnitude_level=6,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bilinear')),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.6, 1.0)),
+        hparams=dict(interpolation='bilinear')),
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0))
+]
+train_pipeline = [
+    dict(type='LoadImageFromFile'), *augmentations,
+    dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.5, hue=0.5),
     dict(type='PackInputs')
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
