@@ -22,7 +22,8 @@ augmentations = [
 ]
 train_pipeline = [
     dict(type='LoadImageFromFile'), *augmentations,
-    dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.5, hue=0.5),
+    dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.5),
+    dict(type='RandomGrayscale', prob=0.3, keep_channels=True),
     dict(type='PackInputs')
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
