@@ -104,23 +104,19 @@ def list_images(folder: str) -> List[str]:
     return names
 
 
-def prepare_out(args: argparse.Namespace, names: List[str]) -> List[str]:
-    """Return the images that have no label map yet; refuse to mix those of different annotators."""
-    settings = dict(
+def settings_of(args: argparse.Namespace) -> dict:
+    return dict(
         config=osp.basename(args.config), checkpoint=osp.basename(args.checkpoint), size=args.size, top_k=args.top_k)
+
+
+def list_todo(args: argparse.Namespace, names: List[str]) -> List[str]:
+    """Return the images that have no label map yet; refuse to mix those of different annotators."""
     stamp = osp.join(args.out, STAMP)
-    try:
-        os.makedirs(args.out, exist_ok=True)
-        if osp.isfile(stamp):
-            with open(stamp) as file:
-                found = json.load(file)
-            if found != settings:
-                raise launch.UsageError(f'{args.out} holds label maps made otherwise ({found}): name another folder.')
-        else:
-            with open(stamp, 'w') as file:
-                json.dump(settings, file)
-    except (OSError, json.JSONDecodeError) as error:
-        raise launch.UsageError(f'{args.out} cannot be used: {error}') from error
+    if osp.isfile(stamp):
+        with open(stamp) as file:
+            found = json.load(file)
+        if found != settings_of(args):
+            raise launch.UsageError(f'{args.out} holds label maps made otherwise ({found}): name another folder.')
     there = {osp.relpath(osp.join(folder, f), args.out) for folder, _, files in os.walk(args.out) for f in files}
     return [name for name in names if not any(osp.splitext(name)[0] + e in there for e in EXTENSIONS)]
 
@@ -169,6 +165,9 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
 def annotate(args: argparse.Namespace, names: List[str], total: int) -> List[str]:
     """Make the label maps of ``names``; return the images that cannot be read."""
     dense = load_annotator(args)
+    os.makedirs(args.out, exist_ok=True)
+    with open(osp.join(args.out, STAMP), 'w') as file:
+        json.dump(settings_of(args), file)
     loader = DataLoader(
         WholeImages(args.images, names, args.size), args.batch_size, num_workers=args.num_workers,
         collate_fn=pseudo_collate)  # yapf: disable
@@ -190,7 +189,7 @@ def main() -> None:
     unreadable = []
     with launch.one_sentence(ValueError, OSError):
         names = list_images(args.images)
-        todo = prepare_out(args, names)
+        todo = list_todo(args, names)
         if todo:
             try:
                 unreadable = annotate(args, todo, len(names))
