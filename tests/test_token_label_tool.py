@@ -11,7 +11,6 @@ import torch
 
 pytest.importorskip('mmpretrain')
 
-from conftest import ROOT  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 from mmpretrain.registry import MODELS  # noqa: E402
@@ -19,6 +18,8 @@ from torch import nn  # noqa: E402
 
 from rmt_mm.classification.dense import dense_logits, timm_dense_logits  # noqa: E402
 from rmt_mm.classification.label_map import load_label_map  # noqa: E402
+
+from conftest import ROOT  # noqa: E402
 
 TOOL = ROOT / 'tools/dataset_converters/make_token_labels.py'
 RESNET = dict(
