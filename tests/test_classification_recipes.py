@@ -176,7 +176,7 @@ def test_schedule_is_that_of_the_released_logs(name, log, capsys):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_ema(name):
-    hook = load(name).custom_hooks[0]
+    hook, = (hook for hook in load(name).custom_hooks if 'EMA' in hook.type)
     hook.pop('priority')
     hook = HOOKS.build(hook)
     assert hook.evaluate_on_ema and hook.evaluate_on_origin

@@ -33,5 +33,6 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR', T_max=40, eta_min=1e-5, by_epoch=True, begin=0, end=40, convert_to_iter_based=True)
 ]
+custom_hooks = [dict(type='DataCheckHook')]
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

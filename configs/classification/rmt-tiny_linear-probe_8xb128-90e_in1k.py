@@ -33,4 +33,4 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=90, by_epoch=True, begin=0, end=90, convert_to_iter_based=True)
 ]
-custom_hooks = []
+custom_hooks = [dict(type='DataCheckHook')]

@@ -33,7 +33,6 @@ from tqdm import tqdm
 from rmt_mm import launch
 from rmt_mm.classification.dense import dense_logits, timm_dense_logits
 from rmt_mm.classification.label_map import EXTENSIONS, keep_best, save_label_map
-from rmt_mm.compat import allow_own_checkpoints
 
 STAMP = 'annotator.json'
 
@@ -148,7 +147,6 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
     if not is_timm and not osp.isfile(args.config):
         raise launch.UsageError(f'config {args.config} does not exist.')
     if not (is_timm and args.checkpoint == 'pretrained'):
-        allow_own_checkpoints()
         launch.check_checkpoint(args.checkpoint)
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)

@@ -22,8 +22,9 @@ param_scheduler = [
         convert_to_iter_based=True)
 ]
 
-# Published figures are the best of the raw and the averaged weights: both are evaluated.
 custom_hooks = [
+    dict(type='DataCheckHook'),
+    # Published figures are the best of the raw and the averaged weights: both are evaluated.
     dict(
         type='BatchScaledEMAHook',
         decay=0.99996,
