@@ -19,7 +19,7 @@ model = dict(
     head=dict(num_classes=10, in_channels=192, hidden_channels=256),
     train_cfg=None)
 
-train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=5)
+train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 
@@ -31,7 +31,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR', T_max=40, eta_min=1e-5, by_epoch=True, begin=0, end=40, convert_to_iter_based=True)
+        type='CosineAnnealingLR', T_max=60, eta_min=1e-5, by_epoch=True, begin=0, end=60, convert_to_iter_based=True)
 ]
 custom_hooks = [dict(type='DataCheckHook')]
 auto_scale_lr = dict(base_batch_size=32)

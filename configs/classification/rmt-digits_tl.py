@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type='LoadLabelMap', num_classes=10),
     dict(type='TrackGeometry', transforms=_base_.augmentations),
     dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.5),
-    dict(type='RandomGrayscale', prob=0.3, keep_channels=True),
+    dict(type='RandomGrayscale', prob=0.1, keep_channels=True),
     dict(type='MakeTokenLabels', num_classes=10),
     dict(type='PackInputs', algorithm_keys=('class_score', 'token_score'))
 ]

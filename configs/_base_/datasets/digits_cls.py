@@ -9,21 +9,19 @@ augmentations = [
         policies=[
             dict(type='Rotate', magnitude_range=(0, 30)),
             dict(type='Shear', magnitude_range=(0, 0.3), direction='horizontal'),
-            dict(type='Translate', magnitude_range=(0, 0.3), direction='horizontal'),
-            dict(type='Translate', magnitude_range=(0, 0.3), direction='vertical'),
+            dict(type='Shear', magnitude_range=(0, 0.3), direction='vertical'),
             dict(type='Invert'),
-            dict(type='Contrast', magnitude_range=(0, 0.9)),
         ],
         num_policies=2,
         magnitude_level=6,
         magnitude_std=0.5,
         hparams=dict(interpolation='bilinear')),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0))
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.75, 1.0))
 ]
 train_pipeline = [
     dict(type='LoadImageFromFile'), *augmentations,
     dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.5),
-    dict(type='RandomGrayscale', prob=0.3, keep_channels=True),
+    dict(type='RandomGrayscale', prob=0.1, keep_channels=True),
     dict(type='PackInputs')
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
