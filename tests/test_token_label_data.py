@@ -11,8 +11,9 @@ pytest.importorskip('mmpretrain')
 
 from mmengine.registry import DefaultScope  # noqa: E402
 from mmpretrain.registry import DATASETS  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 
-from rmt_mm.classification import LoadLabelMap  # noqa: E402
+from rmt_mm.classification import LoadLabelMap, TokenLabelError  # noqa: E402
 from rmt_mm.classification.label_map import keep_best, load_label_map, save_label_map  # noqa: E402
 
 
@@ -47,7 +48,7 @@ def test_truncated_files_are_named_with_their_image(tmp_path, extension, share):
     path = tmp_path / f'1{extension}'
     save_label_map(random_label_map(), str(path))
     path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=rf'1\{extension} of image cat/1.jpg cannot be read, it is truncated'):
+    with pytest.raises(TokenLabelError, match=rf'1\{extension} of image cat/1.jpg cannot be read, it is truncated'):
         load_label_map(str(path), 10, 'cat/1.jpg')
 
 
@@ -64,20 +65,20 @@ def test_truncated_files_are_named_with_their_image(tmp_path, extension, share):
 def test_wrong_contents_are_named_with_their_image(tmp_path, wrong, message):
     path = tmp_path / '1.pt'
     torch.save(wrong, path)
-    with pytest.raises(ValueError, match=message) as info:
+    with pytest.raises(TokenLabelError, match=message) as info:
         load_label_map(str(path), 10, 'cat/1.jpg')
     assert '1.pt of image cat/1.jpg' in str(info.value)
 
 
 def test_a_missing_file_is_named_with_its_image(tmp_path):
-    with pytest.raises(FileNotFoundError, match='1.pt of image cat/1.jpg does not exist'):
+    with pytest.raises(TokenLabelError, match='1.pt of image cat/1.jpg does not exist'):
         LoadLabelMap(num_classes=10)(dict(label_map_path=str(tmp_path / '1.pt'), img_path='cat/1.jpg'))
 
 
 def test_code_in_a_file_is_not_run(tmp_path):
     path = tmp_path / '1.pt'
     path.write_bytes(pickle.dumps(os.getcwd))
-    with pytest.raises(ValueError, match='cannot be read'):
+    with pytest.raises(TokenLabelError, match='cannot be read'):
         load_label_map(str(path), 10)
 
 
@@ -98,7 +99,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_class_indices_that_fp16_cannot_hold_are_refused(tmp_path):
-    with pytest.raises(ValueError, match='up to 2048, got 2049'):
+    with pytest.raises(TokenLabelError, match='up to 2048, got 2049'):
         save_label_map(torch.tensor([1., 2049.]).view(2, 1, 1, 1), str(tmp_path / '1.pt'))
     assert not os.listdir(tmp_path)
 
@@ -156,14 +157,23 @@ def test_imagenet_by_annotation_file(folder):
 def test_partial_cover_is_counted_and_named(folder):
     for name in ('cat/deep/2.pt', 'dog/3.pt'):
         (folder / 'labels' / name).unlink()
-    with pytest.raises(FileNotFoundError, match='for 2 of 4 images, such as cat/deep/2.png, dog/3.png;'):
+    with pytest.raises(TokenLabelError, match='for 2 of 4 images, such as cat/deep/2.png, dog/3.png;'):
         build_dataset(folder)
 
 
+def test_errors_of_workers_are_one_sentence(folder):
+    (folder / 'labels/dog/3.pt').write_bytes(b'')
+    with pytest.raises(TokenLabelError) as info:
+        list(DataLoader(build_dataset(folder), num_workers=1, collate_fn=list))
+    text = str(info.value)
+    assert text.startswith('Label map ') and text.count('\n') == 0
+    assert 'labels/dog/3.pt of image ' in text
+
+
 def test_missing_folders_are_named(folder):
-    with pytest.raises(FileNotFoundError, match='nowhere does not exist'):
+    with pytest.raises(TokenLabelError, match='nowhere does not exist'):
         build_dataset(folder, data_prefix=dict(img_path='train', label_map_path='nowhere'))
-    with pytest.raises(ValueError, match='label_map_path='):
+    with pytest.raises(TokenLabelError, match='label_map_path='):
         build_dataset(folder, data_prefix='train')
-    with pytest.raises(ValueError, match='needs label_map_path'):
+    with pytest.raises(TokenLabelError, match='needs label_map_path'):
         LoadLabelMap(num_classes=10)({})

@@ -2,11 +2,12 @@
 from .classifier import TokenLabelClassifier
 from .dataset import TokenLabelDataset, TokenLabelImageNet
 from .ema_hook import BatchScaledEMAHook
+from .errors import TokenLabelError
 from .geometry import TrackGeometry
 from .head import RMTClsHead, RMTTokenLabelHead
 from .token_label import LoadLabelMap, MakeTokenLabels
 
 __all__ = [
     'BatchScaledEMAHook', 'LoadLabelMap', 'MakeTokenLabels', 'RMTClsHead', 'RMTTokenLabelHead', 'TokenLabelClassifier',
-    'TokenLabelDataset', 'TokenLabelImageNet', 'TrackGeometry'
+    'TokenLabelDataset', 'TokenLabelError', 'TokenLabelImageNet', 'TrackGeometry'
 ]

@@ -7,6 +7,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from .errors import TokenLabelError
 from .mix_token import Box, draw_box, paste_flipped
 
 
@@ -25,7 +26,7 @@ class TokenLabelClassifier(ImageClassifier):
             has stride 4.
 
     Raises:
-        ValueError: ``train_cfg`` asks for batch augmentations as well; in training, an input whose size 32 does not
+        TokenLabelError: ``train_cfg`` asks for batch augmentations as well; in training, an input whose size 32 does not
             divide.
     """
 
@@ -35,7 +36,7 @@ class TokenLabelClassifier(ImageClassifier):
     def __init__(self, *args, mix_alpha: float = 1.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
-            raise ValueError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would leave '
+            raise TokenLabelError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would leave '
                              'their token labels behind: remove train_cfg.augments.')
         self.mix_alpha = mix_alpha
 
@@ -64,7 +65,7 @@ class TokenLabelClassifier(ImageClassifier):
         """
         height, width = inputs.shape[-2:]
         if height % self.STRIDE or width % self.STRIDE:
-            raise ValueError(f'Training with token labels needs inputs whose height and width are multiples of '
+            raise TokenLabelError(f'Training with token labels needs inputs whose height and width are multiples of '
                              f'{self.STRIDE}, got {height} x {width}.')
         box = draw_box(height // self.STRIDE, width // self.STRIDE, self.mix_alpha) if self.mix_alpha > 0 else None
         with self._mixing(box):

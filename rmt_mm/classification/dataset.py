@@ -6,6 +6,7 @@ from typing import List
 from mmpretrain.datasets import CustomDataset, ImageNet
 from mmpretrain.registry import DATASETS
 
+from .errors import TokenLabelError
 from .label_map import EXTENSIONS
 
 
@@ -16,10 +17,10 @@ class _WithLabelMaps:
         data_list = super().load_data_list()
         root = self.data_prefix.get('label_map_path')
         if not root:
-            raise ValueError(f"{type(self).__name__} needs the folder of label maps: "
+            raise TokenLabelError(f"{type(self).__name__} needs the folder of label maps: "
                              "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
         if not osp.isdir(root):
-            raise FileNotFoundError(f'The folder of label maps {root} does not exist; '
+            raise TokenLabelError(f'The folder of label maps {root} does not exist; '
                                     'tools/dataset_converters/make_token_labels.py makes one.')
         found = {osp.join(folder, name) for folder, _, names in os.walk(root) for name in names}
         missing = []
@@ -30,7 +31,7 @@ class _WithLabelMaps:
             if info['label_map_path'] is None:
                 missing.append(image)
         if missing:
-            raise FileNotFoundError(
+            raise TokenLabelError(
                 f'{root} has no label map ({" or ".join(EXTENSIONS)}) for {len(missing)} of {len(data_list)} images, '
                 f'such as {", ".join(missing[:3])}; tools/dataset_converters/make_token_labels.py makes them.')
         return data_list
@@ -46,8 +47,8 @@ class TokenLabelDataset(_WithLabelMaps, CustomDataset):
     :class:`mmpretrain.datasets.CustomDataset`.
 
     Raises:
-        FileNotFoundError: images without a label map; their number and the first names are given.
-        ValueError: ``data_prefix`` has no ``label_map_path``.
+        TokenLabelError: images without a label map, with their number and the first names, or ``data_prefix`` has no
+            ``label_map_path``.
     """
 
 

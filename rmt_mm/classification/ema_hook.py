@@ -27,6 +27,6 @@ class BatchScaledEMAHook(EMAHook):
         return 1 - self.decay**(batch_size / self.base_batch_size)
 
     def before_run(self, runner: Runner) -> None:
-        batch_size = runner.cfg.train_dataloader.batch_size * get_world_size()
-        self.ema_cfg['momentum'] = self.momentum(batch_size)
+        loader = runner.cfg.get('train_dataloader') or dict(batch_size=self.base_batch_size)  # none: a test alone
+        self.ema_cfg['momentum'] = self.momentum(loader['batch_size'] * get_world_size())
         super().before_run(runner)

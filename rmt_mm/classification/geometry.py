@@ -15,6 +15,8 @@ from mmpretrain.datasets.transforms import (
 from mmpretrain.datasets.transforms.auto_augment import BaseAugTransform, RandAugment, Rotate, Shear, Translate
 from mmpretrain.registry import TRANSFORMS
 
+from .errors import TokenLabelError
+
 # Transforms that leave every point where it is, measured in the image's width and height.
 _KEEP_PLACES = (ColorJitter, Lighting, RandomErasing, RandomGrayscale, Resize, ResizeEdge)
 _MOVE = (RandomFlip, RandomResizedCrop, Rotate, Shear, Translate)
@@ -85,7 +87,7 @@ class TrackGeometry(BaseTransform):
             ResizeEdge (of the whole image), and transforms that change colours alone.
 
     Raises:
-        ValueError: a transform about which it is not known whether it moves pixels.
+        TokenLabelError: a transform about which it is not known whether it moves pixels.
     """
 
     def __init__(self, transforms: List[dict]) -> None:
@@ -93,7 +95,7 @@ class TrackGeometry(BaseTransform):
         for transform in self.transforms:
             for op in transform.transforms if isinstance(transform, RandAugment) else [transform]:
                 if not isinstance(op, _MOVE + _KEEP_PLACES + (BaseAugTransform, )):
-                    raise ValueError(f'TrackGeometry does not know what {type(op).__name__} does to the geometry: '
+                    raise TokenLabelError(f'TrackGeometry does not know what {type(op).__name__} does to the geometry: '
                                      'if it moves no pixels, put it after TrackGeometry in the pipeline.')
 
     def transform(self, results: dict) -> Optional[dict]:

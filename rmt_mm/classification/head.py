@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from .errors import TokenLabelError
 from .mix_token import Box, kept_fraction, paste_flipped
 
 
@@ -116,17 +117,17 @@ class RMTTokenLabelHead(RMTClsHead):
             dict[str, Tensor]: ``loss_cls`` and ``loss_aux``.
 
         Raises:
-            ValueError: data samples without token labels, or of another size than the last stage's output.
+            TokenLabelError: data samples without token labels, or of another size than the last stage's output.
         """
         cls_score, aux_score = super().forward(feats), self.aux_logits(feats)
         if 'token_score' not in data_samples[0] or 'class_score' not in data_samples[0]:
-            raise ValueError('RMTTokenLabelHead needs class_score and token_score in the data samples: the training '
+            raise TokenLabelError('RMTTokenLabelHead needs class_score and token_score in the data samples: the training '
                              'pipeline must end with MakeTokenLabels and '
                              "PackInputs(algorithm_keys=('class_score', 'token_score')).")
         class_target = torch.stack([sample.class_score for sample in data_samples]).to(cls_score.device)
         token_target = torch.stack([sample.token_score for sample in data_samples]).to(cls_score.device)
         if token_target.shape != aux_score.shape:
-            raise ValueError(f'The token labels have shape {tuple(token_target.shape)} and the last stage gives '
+            raise TokenLabelError(f'The token labels have shape {tuple(token_target.shape)} and the last stage gives '
                              f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made for '
                              'the image that enters the model, with as many classes as the head.')
         if mixed is not None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import TokenLabelError
+
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'
 
@@ -30,8 +32,8 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
         Tensor: fp32, (2, k, h, w).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or no label map, or has class indices beyond ``num_classes``.
+        TokenLabelError: there is no such file, it is truncated or no label map, or has class indices beyond
+            ``num_classes``.
     """
     of_image = f' of image {img_path}' if img_path else ''
     try:
@@ -41,22 +43,22 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
         else:
             label_map = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'Label map {path}{of_image} does not exist.') from error
+        raise TokenLabelError(f'Label map {path}{of_image} does not exist.') from error
     # What torch.load, NumPy and their zip readers raise for a file that is cut off or something else.
     except (RuntimeError, EOFError, ValueError, IndexError, KeyError, pickle.UnpicklingError,
             zipfile.BadZipFile) as error:
-        raise ValueError(f'Label map {path}{of_image} cannot be read, it is truncated or no label map '
+        raise TokenLabelError(f'Label map {path}{of_image} cannot be read, it is truncated or no label map '
                          f'({str(error).splitlines()[0] if str(error) else type(error).__name__}).') from error
     if not isinstance(label_map, Tensor) or label_map.dim() != 4 or label_map.shape[0] != 2 or not label_map.numel():
         found = tuple(label_map.shape) if isinstance(label_map, Tensor) else type(label_map).__name__
-        raise ValueError(f'Label map {path}{of_image} must be an array (2, k, h, w) of scores and class indices, '
+        raise TokenLabelError(f'Label map {path}{of_image} must be an array (2, k, h, w) of scores and class indices, '
                          f'and is {found}.')
     label_map = label_map.float()
     if not label_map.isfinite().all():
-        raise ValueError(f'Label map {path}{of_image} has scores or class indices that are not finite.')
+        raise TokenLabelError(f'Label map {path}{of_image} has scores or class indices that are not finite.')
     indices = label_map[1]
     if indices.min() < 0 or indices.max() >= num_classes or (indices != indices.round()).any():
-        raise ValueError(f'Label map {path}{of_image} has class indices from {indices.min():g} to {indices.max():g}; '
+        raise TokenLabelError(f'Label map {path}{of_image} has class indices from {indices.min():g} to {indices.max():g}; '
                          f'they must be integers from 0 to num_classes - 1 = {num_classes - 1}.')
     return label_map
 
@@ -69,10 +71,10 @@ def save_label_map(label_map: Tensor, path: str) -> None:
         path (str): where to, ending in ``.pt`` or ``.npz``.
 
     Raises:
-        ValueError: class indices above 2048, where fp16 begins to skip integers.
+        TokenLabelError: class indices above 2048, where fp16 begins to skip integers.
     """
     if label_map[1].max() > 2048:
-        raise ValueError(f'Label maps are fp16 and hold class indices up to 2048, got {label_map[1].max():g}.')
+        raise TokenLabelError(f'Label maps are fp16 and hold class indices up to 2048, got {label_map[1].max():g}.')
     folder = osp.dirname(path) or '.'
     os.makedirs(folder, exist_ok=True)
     label_map = label_map.half().cpu().contiguous()

@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
+from .errors import TokenLabelError
 from .label_map import load_label_map
 
 
@@ -62,7 +63,7 @@ class LoadLabelMap(BaseTransform):
         num_classes (int): number of classes that the model has.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`rmt_mm.classification.label_map.load_label_map`.
+        TokenLabelError: see :func:`rmt_mm.classification.label_map.load_label_map`.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -70,7 +71,7 @@ class LoadLabelMap(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if 'label_map_path' not in results:
-            raise ValueError('LoadLabelMap needs label_map_path: use TokenLabelDataset or TokenLabelImageNet, with '
+            raise TokenLabelError('LoadLabelMap needs label_map_path: use TokenLabelDataset or TokenLabelImageNet, with '
                              'label_map_path in data_prefix.')
         results['label_map'] = load_label_map(
             results['label_map_path'], self.num_classes, results.get('img_path', ''))
@@ -96,7 +97,7 @@ class MakeTokenLabels(BaseTransform):
         smoothing (float): label smoothing. Default 0.1.
 
     Raises:
-        ValueError: ``stride`` does not divide the image, or a key is missing.
+        TokenLabelError: ``stride`` does not divide the image, or a key is missing.
     """
 
     def __init__(self, num_classes: int, stride: int = 32, smoothing: float = 0.1) -> None:
@@ -107,10 +108,10 @@ class MakeTokenLabels(BaseTransform):
     def transform(self, results: dict) -> dict:
         for key, source in (('label_map', 'LoadLabelMap'), ('label_transforms', 'TrackGeometry')):
             if key not in results:
-                raise ValueError(f'MakeTokenLabels needs {key}, which {source} adds: put it before, in the pipeline.')
+                raise TokenLabelError(f'MakeTokenLabels needs {key}, which {source} adds: put it before, in the pipeline.')
         height, width = results['img'].shape[:2]
         if height % self.stride or width % self.stride:
-            raise ValueError(f'Token labels need an image whose height and width are multiples of {self.stride}, '
+            raise TokenLabelError(f'Token labels need an image whose height and width are multiples of {self.stride}, '
                              f'got {height} x {width}: change the scale of RandomResizedCrop.')
         for key, size in (('token_score', (height // self.stride, width // self.stride)), ('class_score', (1, 1))):
             scores = crop_label_map(results['label_map'], results['label_transforms'], size, self.num_classes)

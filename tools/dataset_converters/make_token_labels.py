@@ -10,6 +10,7 @@ best classes of every place are kept: OUT mirrors the folders of IMAGES, with on
 An interrupted run is continued by the same command.
 """
 import argparse
+import hashlib
 import json
 import os
 import os.path as osp
@@ -104,8 +105,14 @@ def list_images(folder: str) -> List[str]:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
+    digest = hashlib.sha256()
+    if osp.isfile(args.checkpoint):
+        with open(args.checkpoint, 'rb') as file:
+            for block in iter(lambda: file.read(2**20), b''):
+                digest.update(block)
     return dict(
-        config=osp.basename(args.config), checkpoint=osp.basename(args.checkpoint), size=args.size, top_k=args.top_k)
+        config=osp.basename(args.config), checkpoint=f'{osp.basename(args.checkpoint)} {digest.hexdigest()[:8]}',
+        size=args.size, top_k=args.top_k)  # yapf: disable
 
 
 def list_todo(args: argparse.Namespace, names: List[str]) -> List[str]:
