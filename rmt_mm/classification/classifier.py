@@ -26,8 +26,8 @@ class TokenLabelClassifier(ImageClassifier):
             has stride 4.
 
     Raises:
-        TokenLabelError: ``train_cfg`` asks for batch augmentations as well; in training, an input whose size 32 does not
-            divide.
+        TokenLabelError: ``train_cfg`` asks for batch augmentations as well; in training, an input whose size 32 does
+            not divide.
     """
 
     STRIDE = 32  # of the tokens that have labels
@@ -36,8 +36,8 @@ class TokenLabelClassifier(ImageClassifier):
     def __init__(self, *args, mix_alpha: float = 1.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
-            raise TokenLabelError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would leave '
-                             'their token labels behind: remove train_cfg.augments.')
+            raise TokenLabelError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would '
+                                  'leave their token labels behind: remove train_cfg.augments.')
         self.mix_alpha = mix_alpha
 
     @contextmanager
@@ -66,7 +66,7 @@ class TokenLabelClassifier(ImageClassifier):
         height, width = inputs.shape[-2:]
         if height % self.STRIDE or width % self.STRIDE:
             raise TokenLabelError(f'Training with token labels needs inputs whose height and width are multiples of '
-                             f'{self.STRIDE}, got {height} x {width}.')
+                                  f'{self.STRIDE}, got {height} x {width}.')
         box = draw_box(height // self.STRIDE, width // self.STRIDE, self.mix_alpha) if self.mix_alpha > 0 else None
         with self._mixing(box):
             feats = self.extract_feat(inputs)

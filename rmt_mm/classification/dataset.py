@@ -18,10 +18,10 @@ class _WithLabelMaps:
         root = self.data_prefix.get('label_map_path')
         if not root:
             raise TokenLabelError(f"{type(self).__name__} needs the folder of label maps: "
-                             "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
+                                  "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
         if not osp.isdir(root):
             raise TokenLabelError(f'The folder of label maps {root} does not exist; '
-                                    'tools/dataset_converters/make_token_labels.py makes one.')
+                                  'tools/dataset_converters/make_token_labels.py makes one.')
         found = {osp.join(folder, name) for folder, _, names in os.walk(root) for name in names}
         missing = []
         for info in data_list:

@@ -96,7 +96,7 @@ class TrackGeometry(BaseTransform):
             for op in transform.transforms if isinstance(transform, RandAugment) else [transform]:
                 if not isinstance(op, _MOVE + _KEEP_PLACES + (BaseAugTransform, )):
                     raise TokenLabelError(f'TrackGeometry does not know what {type(op).__name__} does to the geometry: '
-                                     'if it moves no pixels, put it after TrackGeometry in the pipeline.')
+                                          'if it moves no pixels, put it after TrackGeometry in the pipeline.')
 
     def transform(self, results: dict) -> Optional[dict]:
         matrices = list(results.get('label_transforms', ()))

@@ -121,15 +121,15 @@ class RMTTokenLabelHead(RMTClsHead):
         """
         cls_score, aux_score = super().forward(feats), self.aux_logits(feats)
         if 'token_score' not in data_samples[0] or 'class_score' not in data_samples[0]:
-            raise TokenLabelError('RMTTokenLabelHead needs class_score and token_score in the data samples: the training '
-                             'pipeline must end with MakeTokenLabels and '
-                             "PackInputs(algorithm_keys=('class_score', 'token_score')).")
+            raise TokenLabelError('RMTTokenLabelHead needs class_score and token_score in the data samples: the '
+                                  'training pipeline must end with MakeTokenLabels and '
+                                  "PackInputs(algorithm_keys=('class_score', 'token_score')).")
         class_target = torch.stack([sample.class_score for sample in data_samples]).to(cls_score.device)
         token_target = torch.stack([sample.token_score for sample in data_samples]).to(cls_score.device)
         if token_target.shape != aux_score.shape:
             raise TokenLabelError(f'The token labels have shape {tuple(token_target.shape)} and the last stage gives '
-                             f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made for '
-                             'the image that enters the model, with as many classes as the head.')
+                                  f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made for '
+                                  'the image that enters the model, with as many classes as the head.')
         if mixed is not None:
             aux_score = paste_flipped(aux_score, mixed)  # its own inverse: each token's logits go back to its image
             kept = kept_fraction(mixed, aux_score.shape[-2:])

@@ -48,18 +48,18 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
     except (RuntimeError, EOFError, ValueError, IndexError, KeyError, pickle.UnpicklingError,
             zipfile.BadZipFile) as error:
         raise TokenLabelError(f'Label map {path}{of_image} cannot be read, it is truncated or no label map '
-                         f'({str(error).splitlines()[0] if str(error) else type(error).__name__}).') from error
+                              f'({str(error).splitlines()[0] if str(error) else type(error).__name__}).') from error
     if not isinstance(label_map, Tensor) or label_map.dim() != 4 or label_map.shape[0] != 2 or not label_map.numel():
         found = tuple(label_map.shape) if isinstance(label_map, Tensor) else type(label_map).__name__
         raise TokenLabelError(f'Label map {path}{of_image} must be an array (2, k, h, w) of scores and class indices, '
-                         f'and is {found}.')
+                              f'and is {found}.')
     label_map = label_map.float()
     if not label_map.isfinite().all():
         raise TokenLabelError(f'Label map {path}{of_image} has scores or class indices that are not finite.')
     indices = label_map[1]
     if indices.min() < 0 or indices.max() >= num_classes or (indices != indices.round()).any():
-        raise TokenLabelError(f'Label map {path}{of_image} has class indices from {indices.min():g} to {indices.max():g}; '
-                         f'they must be integers from 0 to num_classes - 1 = {num_classes - 1}.')
+        raise TokenLabelError(f'Label map {path}{of_image} has class indices from {indices.min():g} to '
+                              f'{indices.max():g}; they must be integers from 0 to num_classes - 1 = {num_classes - 1}.')
     return label_map
 
 

@@ -71,8 +71,8 @@ class LoadLabelMap(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if 'label_map_path' not in results:
-            raise TokenLabelError('LoadLabelMap needs label_map_path: use TokenLabelDataset or TokenLabelImageNet, with '
-                             'label_map_path in data_prefix.')
+            raise TokenLabelError('LoadLabelMap needs label_map_path: use TokenLabelDataset or TokenLabelImageNet, '
+                                  'with label_map_path in data_prefix.')
         results['label_map'] = load_label_map(
             results['label_map_path'], self.num_classes, results.get('img_path', ''))
         return results
@@ -108,11 +108,12 @@ class MakeTokenLabels(BaseTransform):
     def transform(self, results: dict) -> dict:
         for key, source in (('label_map', 'LoadLabelMap'), ('label_transforms', 'TrackGeometry')):
             if key not in results:
-                raise TokenLabelError(f'MakeTokenLabels needs {key}, which {source} adds: put it before, in the pipeline.')
+                raise TokenLabelError(f'MakeTokenLabels needs {key}, which {source} adds: put it before it in the '
+                                      'pipeline.')
         height, width = results['img'].shape[:2]
         if height % self.stride or width % self.stride:
             raise TokenLabelError(f'Token labels need an image whose height and width are multiples of {self.stride}, '
-                             f'got {height} x {width}: change the scale of RandomResizedCrop.')
+                                  f'got {height} x {width}: change the scale of RandomResizedCrop.')
         for key, size in (('token_score', (height // self.stride, width // self.stride)), ('class_score', (1, 1))):
             scores = crop_label_map(results['label_map'], results['label_transforms'], size, self.num_classes)
             off = self.smoothing / self.num_classes
