@@ -128,8 +128,8 @@ class RMTTokenLabelHead(RMTClsHead):
         token_target = torch.stack([sample.token_score for sample in data_samples]).to(cls_score.device)
         if token_target.shape != aux_score.shape:
             raise TokenLabelError(f'The token labels have shape {tuple(token_target.shape)} and the last stage gives '
-                                  f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made for '
-                                  'the image that enters the model, with as many classes as the head.')
+                                  f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made '
+                                  'for the image that enters the model, with as many classes as the head.')
         if mixed is not None:
             aux_score = paste_flipped(aux_score, mixed)  # its own inverse: each token's logits go back to its image
             kept = kept_fraction(mixed, aux_score.shape[-2:])

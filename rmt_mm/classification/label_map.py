@@ -59,7 +59,8 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
     indices = label_map[1]
     if indices.min() < 0 or indices.max() >= num_classes or (indices != indices.round()).any():
         raise TokenLabelError(f'Label map {path}{of_image} has class indices from {indices.min():g} to '
-                              f'{indices.max():g}; they must be integers from 0 to num_classes - 1 = {num_classes - 1}.')
+                              f'{indices.max():g}; they must be integers from 0 to num_classes - 1 = '
+                              f'{num_classes - 1}.')
     return label_map
 
 
