@@ -11,7 +11,7 @@ pytest.importorskip('mmpretrain')
 
 from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.runner import CheckpointLoader, Runner  # noqa: E402
 from mmpretrain.apis import FeatureExtractor, ImageClassificationInferencer, get_model  # noqa: E402
 
 from rmt_mm import RMT  # noqa: E402
@@ -117,7 +117,7 @@ def test_a_checkpoint_starts_backbones_of_other_tasks(trained):
     arch = Config.fromfile(config).model.backbone.arch
     backbone = RMT(arch=arch.to_dict(), init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.'))
     backbone.init_weights()
-    saved = torch.load(checkpoint, weights_only=True, map_location='cpu')['state_dict']
+    saved = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')['state_dict']
     loaded = 0
     for name, tensor in backbone.state_dict().items():
         if f'backbone.{name}' in saved:
@@ -137,7 +137,7 @@ def test_linear_probe(trained, workplace, tmp_path):
     cfg.model.head.in_channels = arch.embed_dims[-1]
     cfg.model.backbone.init_cfg.checkpoint = checkpoint
     model = train(cfg).model
-    saved = torch.load(checkpoint, weights_only=True, map_location='cpu')['state_dict']
+    saved = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')['state_dict']
     for name, tensor in model.backbone.state_dict().items():
         torch.testing.assert_close(tensor, saved[f'backbone.{name}'], atol=0, rtol=0)
 
@@ -157,7 +157,7 @@ def test_imagenet_recipes_train_and_evaluate(name, workplace, tmp_path):
     scalars = runner.message_hub.log_scalars
     assert 'val/accuracy/top1' in scalars
     assert 'val/accuracy/top1_origin' in scalars
-    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_1.pth'), map_location='cpu')
     raw = {k: v for k, v in checkpoint['ema_state_dict'].items() if k.startswith('module.')}
     assert any(not torch.equal(checkpoint['state_dict'][k[len('module.'):]], v) for k, v in raw.items())
 
