@@ -1,0 +1,13 @@
+"""RMT as mmpretrain classifiers: the head, and training with token labels."""
+from .classifier import TokenLabelClassifier
+from .dataset import TokenLabelDataset, TokenLabelImageNet
+from .ema_hook import BatchScaledEMAHook
+from .errors import TokenLabelError
+from .geometry import TrackGeometry
+from .head import RMTClsHead, RMTTokenLabelHead
+from .token_label import LoadLabelMap, MakeTokenLabels
+
+__all__ = [
+    'BatchScaledEMAHook', 'LoadLabelMap', 'MakeTokenLabels', 'RMTClsHead', 'RMTTokenLabelHead', 'TokenLabelClassifier',
+    'TokenLabelDataset', 'TokenLabelError', 'TokenLabelImageNet', 'TrackGeometry'
+]

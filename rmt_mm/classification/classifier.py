@@ -1,0 +1,73 @@
+"""An image classifier that is trained with token labels and MixToken."""
+from contextlib import contextmanager
+from typing import Iterator, List, Optional
+
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from .errors import TokenLabelError
+from .mix_token import Box, draw_box, paste_flipped
+
+
+@MODELS.register_module()
+class TokenLabelClassifier(ImageClassifier):
+    """ImageClassifier with MixToken in training: a box of the stem's output is pasted from the flipped batch.
+
+    The box is drawn on the grid of the last stage's tokens, so that each token belongs to one image; the head undoes
+    the mixing for the tokens and mixes the class targets (:class:`RMTTokenLabelHead`). Everything but the loss is
+    ImageClassifier's.
+
+    Args:
+        mix_alpha (float): lam ~ Beta(mix_alpha, mix_alpha), where 1 - lam is about the box's share of the image; 0
+            turns MixToken off. Default 1.0.
+        **kwargs: those of :class:`mmpretrain.models.ImageClassifier`. The backbone needs a module ``stem`` whose output
+            has stride 4.
+
+    Raises:
+        TokenLabelError: ``train_cfg`` asks for batch augmentations as well; in training, an input whose size 32 does
+            not divide.
+    """
+
+    STRIDE = 32  # of the tokens that have labels
+    STEM_STRIDE = 4
+
+    def __init__(self, *args, mix_alpha: float = 1.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
+            raise TokenLabelError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would '
+                                  'leave their token labels behind: remove train_cfg.augments.')
+        self.mix_alpha = mix_alpha
+
+    @contextmanager
+    def _mixing(self, box: Optional[Box]) -> Iterator[None]:
+        if box is None:
+            yield
+            return
+        times = self.STRIDE // self.STEM_STRIDE
+        box = tuple(edge * times for edge in box)
+        handle = self.backbone.stem.register_forward_hook(lambda module, args, out: paste_flipped(out, box))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def loss(self, inputs: Tensor, data_samples: List[DataSample]) -> dict:
+        """Compute the losses of a batch.
+
+        Args:
+            inputs (Tensor): (B, 3, H, W), H and W multiples of 32.
+            data_samples (list[DataSample]): with ``class_score`` and ``token_score``.
+
+        Returns:
+            dict[str, Tensor]: the head's losses.
+        """
+        height, width = inputs.shape[-2:]
+        if height % self.STRIDE or width % self.STRIDE:
+            raise TokenLabelError(f'Training with token labels needs inputs whose height and width are multiples of '
+                                  f'{self.STRIDE}, got {height} x {width}.')
+        box = draw_box(height // self.STRIDE, width // self.STRIDE, self.mix_alpha) if self.mix_alpha > 0 else None
+        with self._mixing(box):
+            feats = self.extract_feat(inputs)
+        return self.head.loss(feats, data_samples, mixed=box)

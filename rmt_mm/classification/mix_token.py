@@ -1,0 +1,41 @@
+"""MixToken: a box of each sample's feature map is replaced by that of its counterpart in the flipped batch."""
+from typing import Optional, Sequence, Tuple
+
+import numpy as np
+from mmpretrain.models.utils.batch_augments import CutMix
+from torch import Tensor
+
+Box = Tuple[int, int, int, int]  # y1, y2, x1, x2, the ends excluded
+
+
+def draw_box(height: int, width: int, alpha: float = 1.0) -> Optional[Box]:
+    """Draw a box on a map of height x width whose share of the area is about 1 - lam, with lam ~ Beta(alpha, alpha).
+
+    Returns:
+        tuple[int] | None: (y1, y2, x1, x2), the ends excluded, or None for an empty one.
+    """
+    lam = np.random.beta(alpha, alpha)
+    y1, y2, x1, x2 = (int(edge) for edge in CutMix(alpha=float(alpha)).rand_bbox((height, width), lam))
+    return (y1, y2, x1, x2) if y2 > y1 and x2 > x1 else None
+
+
+def paste_flipped(x: Tensor, box: Box) -> Tensor:
+    """Replace a box of every sample by the same box of the flipped batch. Applied twice, it changes nothing.
+
+    Args:
+        x (Tensor): (B, C, H, W).
+        box (tuple[int]): (y1, y2, x1, x2), the ends excluded.
+
+    Returns:
+        Tensor: (B, C, H, W), a copy.
+    """
+    y1, y2, x1, x2 = box
+    mixed = x.clone()
+    mixed[:, :, y1:y2, x1:x2] = x.flip(0)[:, :, y1:y2, x1:x2]
+    return mixed
+
+
+def kept_fraction(box: Box, size: Sequence[int]) -> float:
+    """Return lam, the share of a map of ``size`` (H, W) that a box leaves as it was."""
+    y1, y2, x1, x2 = box
+    return 1 - (y2 - y1) * (x2 - x1) / (size[0] * size[1])

@@ -1,0 +1,172 @@
+"""MixToken and training with token labels."""
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmpretrain')
+
+from mmengine.registry import DefaultScope  # noqa: E402
+from mmpretrain.registry import MODELS  # noqa: E402
+from mmpretrain.structures import DataSample  # noqa: E402
+from torch import nn  # noqa: E402
+
+from rmt_mm.classification import classifier as classifier_module  # noqa: E402
+from rmt_mm.classification.mix_token import draw_box, kept_fraction, paste_flipped  # noqa: E402
+
+ARCH = dict(
+    embed_dims=(16, 16, 32, 32),
+    depths=(1, 1, 1, 1),
+    num_heads=(2, 2, 4, 4),
+    init_values=(2, 2, 2, 2),
+    heads_ranges=(4, 4, 6, 6),
+    mlp_ratios=(2, 2, 2, 2),
+    decomposed=(True, True, True, False),
+    layer_scales=(False, False, False, False))
+
+
+def build(num_classes=5, **kwargs):
+    cfg = dict(
+        type='TokenLabelClassifier',
+        backbone=dict(type='RMT', arch=ARCH, out_indices=(3, ), out_norm=False),
+        head=dict(type='RMTTokenLabelHead', num_classes=num_classes, in_channels=32, hidden_channels=16))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build({**cfg, **kwargs})
+
+
+def samples(batch, num_classes, height, width):
+    out = []
+    for _ in range(batch):
+        sample = DataSample()
+        sample.class_score = torch.rand(num_classes).softmax(0)
+        sample.token_score = torch.rand(num_classes, height, width).softmax(0)
+        out.append(sample)
+    return out
+
+
+def test_boxes_cover_what_beta_says():
+    np.random.seed(0)
+    shares = []
+    for _ in range(2000):
+        box = draw_box(7, 7)
+        if box is None:
+            shares.append(0.)
+            continue
+        y1, y2, x1, x2 = box
+        assert 0 <= y1 < y2 <= 7
+        assert 0 <= x1 < x2 <= 7
+        shares.append(1 - kept_fraction(box, (7, 7)))
+    assert 0 in shares  # a box may be empty
+    assert max(shares) > 0.5
+
+
+def test_pasting_twice_changes_nothing():
+    x = torch.randn(5, 2, 8, 6)
+    mixed = paste_flipped(x, (2, 7, 0, 3))
+    torch.testing.assert_close(mixed[0, :, 2:7, :3], x[4, :, 2:7, :3], atol=0, rtol=0)
+    torch.testing.assert_close(mixed[0, :, :, 3:], x[0, :, :, 3:], atol=0, rtol=0)
+    torch.testing.assert_close(mixed[2], x[2], atol=0, rtol=0)  # the middle of an odd batch is its own counterpart
+    torch.testing.assert_close(paste_flipped(mixed, (2, 7, 0, 3)), x, atol=0, rtol=0)
+    assert kept_fraction((2, 7, 0, 3), (8, 6)) == pytest.approx(1 - 15 / 48)
+
+
+class LocalBackbone(nn.Module):
+    """Every token shows the average of its own pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.AvgPool2d(4)
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = self.stem(x)
+        return (nn.functional.avg_pool2d(self.seen, 8).mean(1, keepdim=True).expand(-1, 32, -1, -1), )
+
+
+class RecordingLoss(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, score, target):
+        self.calls.append((score, target))
+        return score.sum()
+
+
+@pytest.fixture
+def local_model():
+    model = build(backbone=LocalBackbone())
+    with torch.no_grad():  # every aux logit is the token's value
+        model.head.aux_fc.weight.fill_(1 / 32)
+        model.head.aux_fc.bias.zero_()
+    return model
+
+
+def test_the_box_of_the_stem_is_that_of_the_tokens(local_model, monkeypatch):
+    """Images of constant value b: the backbone sees them mixed, and each token's logits return to its image."""
+    monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (1, 3, 0, 2))
+    local_model.head.loss_module = RecordingLoss()
+    batch = samples(4, 5, 3, 4)
+    images = torch.arange(4.).view(4, 1, 1, 1).expand(4, 3, 96, 128)
+    local_model.loss(images, batch)
+
+    stem = local_model.backbone.seen
+    assert stem.shape == (4, 3, 24, 32)
+    for b in range(4):
+        box = stem[b, 0, 8:24, 0:16]
+        assert torch.allclose(box, torch.tensor(3. - b))
+        assert stem[b, 0].sum().item() == pytest.approx(b * (24 * 32 - box.numel()) + (3 - b) * box.numel(), rel=1e-5)
+    (_, class_target), (aux, aux_target) = local_model.head.loss_module.calls
+    torch.testing.assert_close(aux.view(4, 12, 5), torch.arange(4.).view(4, 1, 1).expand(4, 12, 5))
+    original = torch.stack([s.class_score for s in batch])
+    torch.testing.assert_close(class_target, 8 / 12 * original + 4 / 12 * original.flip(0))
+    torch.testing.assert_close(aux_target, torch.stack([s.token_score for s in batch]).flatten(2).mT.flatten(0, 1))
+
+
+def test_nothing_is_mixed_outside_of_training_losses(local_model):
+    images = torch.arange(4.).view(4, 1, 1, 1).expand(4, 3, 64, 64)
+    np.random.seed(0)
+    local_model.loss(images, samples(4, 5, 2, 2))
+    assert not local_model.backbone.stem._forward_hooks
+    local_model.eval()(images, mode='predict')
+    assert torch.equal(local_model.backbone.seen, nn.functional.avg_pool2d(images, 4))
+
+
+def test_without_alpha_the_losses_are_those_of_the_head():
+    model, images, batch = build(mix_alpha=0).eval(), torch.randn(2, 3, 64, 96), samples(2, 5, 2, 3)
+    losses, expected = model.loss(images, batch), model.head.loss(model.extract_feat(images), batch)
+    assert losses.keys() == expected.keys() == {'loss_cls', 'loss_aux'}
+    for name in losses:
+        torch.testing.assert_close(losses[name], expected[name])
+
+
+@pytest.mark.parametrize('name', ['loss_cls', 'loss_aux'])
+def test_gradients_reach_the_stem_through_both_heads(name, monkeypatch):
+    monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (0, 1, 0, 1))
+    model = build().train()
+    losses = model.loss(torch.randn(4, 3, 64, 64), samples(4, 5, 2, 2))
+    losses[name].backward()
+    for layer in (0, 3, 6, 9):
+        assert model.backbone.stem[layer].weight.grad.abs().sum() > 0
+    unused = model.head.fc if name == 'loss_aux' else model.head.aux_fc
+    used = model.head.aux_fc if name == 'loss_aux' else model.head.fc
+    assert unused.weight.grad is None
+    assert used.weight.grad.abs().sum() > 0
+
+
+def test_a_failing_batch_leaves_no_hook():
+    model = build()
+    with pytest.raises(ValueError, match='in_channels=3'):
+        model.loss(torch.randn(2, 4, 64, 64), samples(2, 5, 2, 2))
+    assert not model.backbone.stem._forward_hooks
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match='multiples of 32, got 64 x 70'):
+        build().loss(torch.randn(2, 3, 64, 70), samples(2, 5, 2, 2))
+    with pytest.raises(ValueError, match='remove train_cfg.augments'):
+        build(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+
+
+def test_any_size_is_fine_for_prediction():
+    assert build().eval()(torch.randn(1, 3, 50, 70)).shape == (1, 5)
