@@ -1,7 +1,8 @@
 """RMT (Retentive Networks Meet Vision Transformers, CVPR 2024) for mmdetection, mmsegmentation and mmpretrain."""
-from .compat import check_stack
+from .compat import allow_own_checkpoints, check_stack
 
 check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
+allow_own_checkpoints()
 
 from .config_path import get_config_path, list_configs  # noqa: E402
 from .data_check import DataCheckHook  # noqa: E402

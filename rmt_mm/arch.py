@@ -62,8 +62,8 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
     """Turn a preset's name or a dict into a checked :class:`Arch`.
 
     Args:
-        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or ``'t'``, ``'s'``, ``'b'``, ``'l'``; case does
-            not matter), or a dict with every key of :class:`Arch`, four values each.
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or t, s, b, l; case does not matter), or a
+            dict with every key of :class:`Arch`, four values each.
 
     Returns:
         Arch: the size, its values as tuples.
@@ -106,6 +106,6 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
         raise ValueError(f'arch: embed_dims[0] must be even (the stem starts at half of it), got {size.embed_dims[0]}.')
     for stage, (a, r) in enumerate(zip(size.init_values, size.heads_ranges)):
         if a <= 0 or a + r <= 0:
-            raise ValueError(f'arch: the decay of stage {stage} needs init_values > 0 and init_values + heads_ranges > 0, '
-                             f'got {a!r} and {r!r}.')
+            raise ValueError(f'arch: the decay of stage {stage} needs init_values > 0 and '
+                             f'init_values + heads_ranges > 0, got {a!r} and {r!r}.')
     return size

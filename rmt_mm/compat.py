@@ -1,4 +1,5 @@
 """What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
+import pickle
 from importlib import metadata
 from typing import Dict, Optional, Tuple
 
@@ -58,8 +59,9 @@ def find_stack_problem(found: Dict[str, Tuple[str, str]]) -> Optional[str]:
     # mmdet 3.3.0 asserts mmcv < 2.2.0 at import; the continuation has lifted that.
     if found.get('mmdet', ('', ''))[0] == 'mmdet' and _numbers(found['mmcv'][1]) >= (2, 2) \
             and _numbers(found['mmdet'][1]) <= (3, 3, 0):
-        return (f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, < 2.2.0: '
-                'run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with `pip install "rmt-mm[onedl]"`.')
+        return (f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, '
+                '< 2.2.0: run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with '
+                '`pip install "rmt-mm[onedl]"`.')
     return None
 
 
@@ -74,17 +76,24 @@ def check_stack() -> None:
 def allow_own_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read the files that mmengine itself writes.
 
-    mmengine keeps its message hub in a checkpoint: a HistoryBuffer, with NumPy arrays and scalars in it. mmengine 0.10.7
-    loads with torch's default, which since torch 2.6 refuses those types, and so its own files on ``--resume``. They are
-    allow-listed here one by one; nothing else of the safety is switched off.
+    mmengine keeps its message hub in a checkpoint: a HistoryBuffer, with NumPy arrays and scalars in it. mmengine
+    0.10.7 loads with torch's default, which since torch 2.6 refuses those types, and so its own files on ``--resume``.
+    They are allow-listed here one by one; nothing else of the safety is switched off.
     """
     import numpy as np
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
+
+    def statistic(owner: type, name: str):
+        """Stand in for ``getattr``, by which a HistoryBuffer names its own methods; anything else is refused."""
+        if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+            raise pickle.UnpicklingError(f'the file asks for attribute {name!r} of {owner!r}, which is not allowed')
+        return getattr(owner, name)
 
     if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and does not refuse
         return
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
-    torch.serialization.add_safe_globals([HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes])
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, (statistic, 'builtins.getattr'), *dtypes])

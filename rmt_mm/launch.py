@@ -21,7 +21,6 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from .arch import resolve_arch
-from .compat import allow_own_checkpoints
 
 IMPORT_LINE = "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)"
 
@@ -87,7 +86,6 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     _check_work_dir(cfg.work_dir)
     _check_backbones(cfg, args.config)
-    allow_own_checkpoints()
     if not torch.cuda.is_available():
         _adapt_to_cpu(cfg)
     return cfg
@@ -170,8 +168,8 @@ def _check_options(cfg: Config, options: dict) -> None:
             elif isinstance(node, dict) and key in node:
                 node = node[key]
             elif isinstance(node, dict) and last:
-                # A new argument is fine: what has a type checks its arguments when it is built. A misspelling is not.
-                if 'type' not in node and difflib.get_close_matches(key, node, 1, cutoff=0.8):
+                # A new argument is fine, since not all are in the config; what looks like a misspelling is not.
+                if difflib.get_close_matches(key, node, 1, cutoff=0.85):
                     fail(option, key, node)
             elif node is None:
                 break

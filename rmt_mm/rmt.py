@@ -221,12 +221,12 @@ class RMT(BaseModule):
             x (Tensor): images, (B, in_channels, H, W).
 
         Returns:
-            tuple[Tensor]: for every i of ``out_indices``, (B, embed_dims[i], H_i, W_i), in channels-last format, where
+            tuple[Tensor]: for every i of ``out_indices``, (B, embed_dims[i], H_i, W_i), contiguous, where
             H_i = ceil(H / 2^(i + 2)).
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'RMT was built with in_channels={self.in_channels} and takes (B, {self.in_channels}, H, W), '
-                             f'got an input of shape {tuple(x.shape)}.')
+            raise ValueError(f'RMT was built with in_channels={self.in_channels} and takes '
+                             f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.')
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         outs = []
         for stage, blocks in enumerate(self.stages):
@@ -240,7 +240,8 @@ class RMT(BaseModule):
                     x = block(x)
             if stage in self.out_indices:
                 out = getattr(self, f'norm{stage}')(x) if self.out_norm else x
-                outs.append(out.permute(0, 3, 1, 2))
+                # In the plain format: mmcv's RoIAlign reads memory as (B, C, H, W) whatever the strides say.
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
             if stage == self.out_indices[-1]:
                 break
             x = x.permute(0, 3, 1, 2)

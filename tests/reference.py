@@ -1,8 +1,8 @@
 """RMT written plainly from its formulas, for comparison: nothing is fused, cached or shared.
 
-Every distance, mask and rotation is built where it is used, attention is a matrix product, a sum, a softmax and a matrix
-product. Modules and parameters are laid out and named as in the official checkpoints, so that tests load those names
-directly. Feature maps are (B, H, W, C).
+Every distance, mask and rotation is built where it is used; attention is a matrix product, a sum, a softmax and a
+matrix product. Modules and parameters are laid out and named as in the official checkpoints, so that tests load those
+names directly. Feature maps are (B, H, W, C).
 """
 import math
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from reference import PlainRMT
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
+
+from conftest import ROOT
+from reference import PlainRMT
 
 GOLDEN = ROOT / 'tests/data/golden'
 _spec = importlib.util.spec_from_file_location('golden_weights', GOLDEN / 'weights.py')
@@ -52,6 +53,19 @@ def test_parameter_counts(name, params):
     assert sum(p.numel() for p in model.parameters()) == params
 
 
+@pytest.mark.parametrize('file, image', [('tiny_dense_1x3x64x96', 'vis-a'), ('small_dense_2x3x96x64', 'vis-b'),
+                                         ('base_dense_1x3x64x64', 'vis-c')])
+def test_outputs_of_the_original(file, image):
+    name, kind, shape = file.split('_')
+    model = RMT(name).eval()
+    load_strictly(model, convert_official_state_dict(official_state_dict(f'{name}/{kind}')))
+    golden = np.load(GOLDEN / f'{file}.npz')
+    with torch.no_grad():
+        outs = model(torch.from_numpy(weights.image(image, tuple(map(int, shape.split('x'))))))
+    for i, out in enumerate(outs):
+        assert relative_error(out, torch.from_numpy(golden[f'out{i}'])) < 1e-5
+
+
 @pytest.mark.parametrize('name, size', [('tiny', (64, 96)), ('small', (50, 71)), ('base', (33, 64))])
 def test_outputs_of_the_plain_reference(name, size):
     state = official_state_dict(f'{name}/dense')
@@ -92,7 +106,8 @@ def test_gradients_of_the_plain_reference(size):
     for net in (reference, model):
         x = image.clone().requires_grad_()
         outs = net(x)
-        torch.autograd.backward(outs, [torch.from_numpy(weights.uniform('grad', tuple(o.shape))).double() for o in outs])
+        directions = [torch.from_numpy(weights.uniform('direction', tuple(out.shape))).double() for out in outs]
+        torch.autograd.backward(outs, directions)
         gradients.append({'input': x.grad, **{k: p.grad for k, p in net.named_parameters()}})
     expected = convert_official_state_dict({k: g for k, g in gradients[0].items() if k != 'input'})
     expected['input'] = gradients[0]['input']

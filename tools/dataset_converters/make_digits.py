@@ -1,8 +1,8 @@
 """Make digit scenes: a small data set of real scans and real photographs, in three well-known layouts.
 
-The 1,797 handwritten digits that scikit-learn ships are pasted, 2 to 6 a scene, at different scales, in different colours
-and partly over one another, on crops of the two photographs that it ships. A scan is used in training scenes or in
-validation scenes, never in both. The same seed gives the same files.
+The 1,797 handwritten digits that scikit-learn ships are pasted, 2 to 6 a scene, at different scales, in different
+colours and partly over one another, on crops of the two photographs that it ships. A scan is used in training scenes
+or in validation scenes, never in both. The same seed gives the same files.
 
     OUT/coco/      train2017/, val2017/, annotations/instances_{train,val}2017.json; masks as RLE, as what is visible
     OUT/ade20k/    images/ and annotations/, each with training/ and validation/; 0 is background and a class of its

@@ -1,0 +1,44 @@
+# make setup | demo | test | lint         STACK=openmmlab (default) or STACK=onedl picks the stack.
+STACK ?= openmmlab
+ENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
+PYTHON_ENV := $(ENV)/bin/python
+DIGITS := data/digits
+DEMO := work_dirs/demo
+DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_digits.py
+
+.PHONY: help setup test test-slow lint demo demo-resnet18 clean
+
+help:
+	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'
+	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves: 12 minutes on 2 cores'
+	@echo 'make demo-resnet18   the same schedule with ResNet-18'
+	@echo 'make test       the fast tests       make test-slow   the long ones       make lint   the linter'
+	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
+
+setup:
+	@tools/setup_env.sh $(STACK)
+
+test: setup
+	$(PYTHON_ENV) -m pytest
+
+test-slow: setup
+	$(PYTHON_ENV) -m pytest -m slow
+
+lint: setup
+	$(PYTHON_ENV) -m ruff check .
+
+$(DIGITS): setup
+	$(PYTHON_ENV) tools/dataset_converters/make_digits.py $(DIGITS)
+
+# Trains from the start or, if it was interrupted, from the last epoch; `make clean` forgets it.
+demo: setup $(DIGITS)
+	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --resume
+	$(PYTHON_ENV) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO) --show-dir $(DEMO)/predictions
+	$(PYTHON_ENV) tools/analysis_tools/plot_curves.py $(DEMO) $(DEMO)/curves.png
+	@echo 'Predictions on validation scenes, truth on the left: $(DEMO)/predictions; loss and AP: $(DEMO)/curves.png'
+
+demo-resnet18: setup $(DIGITS)
+	$(PYTHON_ENV) tools/train.py configs/detection/mask-rcnn_r18_fpn_digits.py --work-dir $(DEMO)-resnet18 --resume
+
+clean:
+	rm -rf $(DEMO) $(DEMO)-resnet18 $(DIGITS)

@@ -1,0 +1,64 @@
+"""The check of the installed stack, and what torch.load is allowed to read."""
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from rmt_mm.compat import allow_own_checkpoints, check_stack, find_stack_problem
+
+GOOD = dict(
+    mmcv=('mmcv', '2.1.0'),
+    mmengine=('mmengine', '0.10.7'),
+    mmdet=('mmdet', '3.3.0'),
+    mmseg=('mmsegmentation', '1.2.2'),
+    mmpretrain=('mmpretrain', '1.2.0'))
+
+
+def test_this_stack_works():
+    check_stack()
+
+
+@pytest.mark.parametrize('change', [
+    {},
+    dict(mmcv=('mmcv-lite', '2.1.0'), mmdet=None, mmseg=None, mmpretrain=None),
+    dict(mmcv=('onedl-mmcv', '2.3.6'), mmengine=('onedl-mmengine', '0.10.12'), mmdet=('onedl-mmdetection', '3.5.1')),
+])
+def test_stacks_that_work(change):
+    assert find_stack_problem({k: v for k, v in {**GOOD, **change}.items() if v}) is None
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(mmcv=('mmcv-full', '1.7.2')), ['mmcv-full 1.7.2', 'mmcv >= 2.0', 'pip uninstall -y mmcv-full']),
+    (dict(mmcv=('mmcv', '1.7.0')), ['mmcv 1.7.0', 'mmcv >= 2.0', 'pip install']),
+    (dict(mmdet=('mmdet', '2.28.2')), ['mmdet 2.28.2', 'mmdet >= 3.0', 'pip install']),
+    (dict(mmcv=('mmcv', '2.2.0')), ['mmdet 3.3.0', 'mmcv 2.2.0', '< 2.2.0', 'pip install "mmcv>=2.0.0,<2.2.0"']),
+    (dict(mmcv=None), ['mmcv >= 2.0', 'pip install']),
+])
+def test_stacks_that_cannot_work_get_one_sentence(change, words):
+    problem = find_stack_problem({k: v for k, v in {**GOOD, **change}.items() if v})
+    assert '\n' not in problem
+    assert all(word in problem for word in words), problem
+
+
+def test_mmengine_checkpoints_can_be_read_safely(tmp_path):
+    buffer = HistoryBuffer([1., 2.], [1, 1])
+    torch.save(dict(message_hub=dict(loss=buffer, best=np.float64(3.))), tmp_path / 'own.pth')
+    allow_own_checkpoints()
+    loaded = torch.load(tmp_path / 'own.pth', weights_only=True)['message_hub']
+    assert loaded['loss'].current() == 2. and loaded['best'] == 3.
+
+
+class Sneaky:
+    """Unpickled, it would look up any attribute of any object: getattr(torch.nn.Module, '__class__')."""
+
+    def __reduce__(self):
+        return getattr, (torch.nn.Module, '__class__')
+
+
+def test_the_allowance_reaches_no_further(tmp_path):
+    torch.save(dict(meta=Sneaky()), tmp_path / 'sneaky.pth')
+    allow_own_checkpoints()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'sneaky.pth', weights_only=True)
