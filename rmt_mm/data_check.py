@@ -27,8 +27,8 @@ def build_data(runner: Runner, *splits: str) -> None:
 
 
 def _empty(loader: str) -> str:
-    return (f'{loader}: the data set is empty. No image is in its folder or annotation file, or filter_cfg leaves none, '
-            'or its categories have other names than metainfo.classes; see docs/datasets.md.')
+    return (f'{loader}: the data set is empty. No image is in its folder or annotation file, or filter_cfg leaves '
+            'none, or its categories have other names than metainfo.classes; see docs/datasets.md.')
 
 
 @HOOKS.register_module()
