@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .position import Rates, line_bias, log_decay_rates, rotary_phases, rotate
+from .position import Rates, line_bias, log_decay_rates, manhattan_bias, rotary_phases, rotate, sliding_bias
 
-# The whole form is computed for some rows of queries at a time, so that the bias held is at most about this large.
-MAX_BIAS_ELEMENTS = 2**23
+# Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it.
+MAX_BIAS_ELEMENTS = 2**24
 
 
 def attend_lines(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
@@ -43,18 +43,29 @@ def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
     _, height, width, heads, _ = q.shape
-    rows_bias = line_bias(rates, height, q.device, q.dtype)
-    columns_bias = line_bias(rates, width, q.device, q.dtype)
+    if heads * (height * width)**2 > MAX_BIAS_ELEMENTS:
+        return attend_whole_by_rows(q, k, v, rates)
+    bias = manhattan_bias(rates, height, width, q.device, q.dtype).unsqueeze(0)
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
-    rows = max(1, MAX_BIAS_ELEMENTS // (heads * width * height * width))
-    outs = []
-    for y in range(0, height, rows):
-        # (heads, rows, 1, H, 1) + (heads, 1, W, 1, W) -> (1, heads, rows * W, H * W)
-        bias = rows_bias[:, y:y + rows, None, :, None] + columns_bias[:, None, :, None, :]
-        bias = bias.flatten(3).flatten(1, 2).unsqueeze(0)
-        outs.append(F.scaled_dot_product_attention(q[:, :, y * width:(y + rows) * width], k, v, attn_mask=bias))
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return out.transpose(1, 2).unflatten(1, (height, width))
+
+
+def attend_whole_by_rows(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+    """Do what :func:`attend_whole` does without ever holding the bias of all queries: they are taken row by row."""
+    batch, height, width, heads, head_dim = q.shape
+    bias = sliding_bias(rates, height, width, q.device, q.dtype)
+    q = q.transpose(2, 3)  # every row of queries is an item of a batch: (H, heads, W, head_dim)
+    k, v = (t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))  # which all meet (heads, H * W, head_dim)
+    rows = height
+    if torch.is_grad_enabled():  # the backward pass holds gradients of keys and values for every row of queries
+        rows = max(1, MAX_BIAS_ELEMENTS // (heads * height * width * head_dim))
+    outs = []
+    for image in range(batch):
+        for part, part_bias in zip(q[image].split(rows), bias.split(rows)):
+            key, value = (t[image].expand(len(part), -1, -1, -1) for t in (k, v))
+            outs.append(F.scaled_dot_product_attention(part, key, value, attn_mask=part_bias))
+    return torch.cat(outs).unflatten(0, (batch, height)).transpose(2, 3)
 
 
 class MaSA(nn.Module):
@@ -86,5 +97,5 @@ class MaSA(nn.Module):
         qk = rotate(qk, rotary_phases(height, width, heads[1], x.device))
         q, k = qk.chunk(2, dim=3)
         out = self.attend(q, k, v.unflatten(-1, heads), self.rates).flatten(-2)
-        lce = self.lce(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.proj(out + lce)
+        out = self.lce(v.permute(0, 3, 1, 2)).add_(out.permute(0, 3, 1, 2))
+        return self.proj(out.permute(0, 2, 3, 1))

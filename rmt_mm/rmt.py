@@ -17,14 +17,16 @@ from .attention import MaSA
 # sees the same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
 
 
-class DWConv(nn.Conv2d):
-    """A 3x3 depthwise convolution of a (B, H, W, C) map."""
+class ResidualDWConv(nn.Conv2d):
+    """x + 3x3 depthwise convolution(x), of a (B, H, W, C) map."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x.permute(0, 3, 1, 2)
+        # In place on the convolution's own result, not on a view of it: a view's backward pass would copy the map.
+        return super().forward(x).add_(x).permute(0, 2, 3, 1)
 
 
 class FFN(nn.Module):
@@ -40,13 +42,12 @@ class FFN(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
-        self.dwconv = DWConv(hidden)
+        self.dwconv = ResidualDWConv(hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = self.act(self.fc1(x))
-        return self.fc2(x + self.dwconv(x))
+        return self.fc2(self.dwconv(self.act(self.fc1(x))))
 
 
 class RMTBlock(nn.Module):
@@ -67,7 +68,7 @@ class RMTBlock(nn.Module):
                  drop_path: float = 0.,
                  layer_scale_init: Optional[float] = None) -> None:
         super().__init__()
-        self.cpe = DWConv(dim)
+        self.cpe = ResidualDWConv(dim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -82,7 +83,7 @@ class RMTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = x + self.cpe(x)
+        x = self.cpe(x)
         for norm, layer, gamma in ((self.norm1, self.attn, self.gamma1), (self.norm2, self.ffn, self.gamma2)):
             out = layer(norm(x))
             x = x + self.drop_path(out if gamma is None else gamma * out)

@@ -1,0 +1,257 @@
+"""Measure time and memory of the backbone against the plain reference, its other forms, and other backbones.
+
+    python tools/analysis_tools/benchmark.py --arch small --shape 800 1344 --impl reference rmt_mm deploy
+    python tools/analysis_tools/benchmark.py --arch small --batch 8 --impl rmt_mm mmdet.SwinTransformer
+    python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png
+
+Implementations: `reference` (tests/reference.py, the formulas written plainly), `rmt_mm`, `deploy` (after
+switch_to_deploy), `compile` (torch.compile), `deploy-compile`, or any backbone of a registry with its default
+arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. The first one named is what the ratios compare with.
+
+Times are medians of interleaved repeats in one process; only ratios within a run mean something. Memory is the peak
+above the weights: on the CPU of a fresh process, on CUDA as its allocator counts it. The floor is what the true
+multiply-adds cost at the machine's own matrix-product rate, measured in the same run (a training step counts three
+times the forward pass).
+"""
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from rmt_mm import RMT
+from rmt_mm.arch import ARCHS, resolve_arch
+from rmt_mm.flops import MacCounter
+
+OURS = ('rmt_mm', 'deploy', 'compile', 'deploy-compile')
+SCALING_SIZES = (128, 192, 256, 384, 512, 768, 1024)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', default='small', choices=ARCHS, help='size of RMT (default small)')
+    parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='default 224 224')
+    parser.add_argument('--batch', type=int, default=1, help='images (default 1)')
+    parser.add_argument('--mode', choices=('infer', 'train'), default='infer', help='forward, or forward and backward')
+    parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
+    parser.add_argument('--dtype', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='autocast to it (default no)')
+    parser.add_argument('--impl', nargs='+', default=['reference', 'rmt_mm'], help='what to measure, the baseline first')
+    parser.add_argument('--repeat', type=int, default=5, help='timed repeats after a warm-up (default 5)')
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    parser.add_argument('--scaling', metavar='PNG', help='plot time and memory over square sizes instead')
+    parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # how the tool calls itself in a fresh process
+    args = parser.parse_args()
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error('--device cuda: no CUDA device is available')
+    if min(args.batch, args.repeat, *args.shape) < 1:
+        parser.error('--batch, --repeat and --shape take positive numbers')
+    if args.mode == 'train' and any('deploy' in impl for impl in args.impl):
+        parser.error('--mode train: the deploy form is for inference')
+    return args
+
+
+def build(impl: str, args: argparse.Namespace) -> nn.Module:
+    """Build an implementation on its device, with the same random weights in every call."""
+    torch.manual_seed(0)
+    if impl == 'reference':
+        path = Path(__file__).parents[2] / 'tests/reference.py'
+        spec = importlib.util.spec_from_file_location('reference', path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model = module.PlainRMT(resolve_arch(args.arch))
+    elif impl in OURS:
+        model = RMT(args.arch)
+    else:
+        scope, _, name = impl.rpartition('.')
+        if scope:
+            init_default_scope(scope)
+        model = MODELS.build(dict(type=name or impl))
+    model.train(args.mode == 'train')  # not every backbone's train() returns it
+    model.to(args.device)
+    if 'deploy' in impl:
+        model.switch_to_deploy()
+    return torch.compile(model) if 'compile' in impl else model
+
+
+def stepper(impl: str, args: argparse.Namespace) -> Callable[[], None]:
+    """Return a function that runs an implementation once: a forward pass, or a training step without the update."""
+    model = build(impl, args)
+    x = torch.randn(args.batch, 3, *args.shape, device=args.device)
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(args.dtype)
+
+    def step() -> None:
+        with torch.autocast(args.device.split(':')[0], dtype, enabled=dtype is not None):
+            outs = model(x)
+        outs = outs if isinstance(outs, (tuple, list)) else (outs, )
+        if args.mode == 'train':
+            sum(out.float().square().mean() for out in outs).backward()
+            model.zero_grad(set_to_none=True)
+        if args.device.startswith('cuda'):
+            torch.cuda.synchronize()
+
+    def infer() -> None:
+        with torch.inference_mode():
+            step()
+
+    return step if args.mode == 'train' else infer
+
+
+def measure_times(args: argparse.Namespace) -> Dict[str, List[float]]:
+    steps = {impl: stepper(impl, args) for impl in args.impl}
+    for step in steps.values():
+        step()
+        step()
+    times = {impl: [] for impl in steps}
+    for _ in range(args.repeat):
+        for impl, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[impl].append(time.perf_counter() - start)
+    return times
+
+
+def resident_peak_mb() -> float:
+    """Return the peak resident memory of this process since it was last reset (Linux), in MB."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith('VmHWM'):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError('/proc/self/status has no VmHWM: peak memory on the CPU is measured on Linux.')
+
+
+def measure_memory(impl: str, args: argparse.Namespace) -> float:
+    """Return an implementation's peak memory above its weights in MB; on the CPU, call it in a fresh process."""
+    step = stepper(impl, args)
+    if args.device.startswith('cuda'):
+        step()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resident_peak_mb()
+    step()
+    return resident_peak_mb() - before
+
+
+def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, '--arch', args.arch, '--shape', *map(str, args.shape), '--batch',
+               str(args.batch), '--mode', args.mode, '--device', args.device, '--dtype', args.dtype,
+               '--impl', impl, '--memory-of', impl]  # yapf: disable
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def matrix_rate(args: argparse.Namespace, size: int = 2048) -> float:
+    """Return the machine's rate of matrix products in the measured precision, in GFLOP/s (2 for a multiply-add)."""
+    dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[args.dtype]
+    size = size * 4 if args.device.startswith('cuda') else size
+    a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        if args.device.startswith('cuda'):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times) / 1e9
+
+
+def count_gmac(impl: str, args: argparse.Namespace) -> float:
+    """Return the true multiply-adds of a forward pass over the batch, in 10^9."""
+    model = build('rmt_mm' if impl in (*OURS, 'reference') else impl, args).to('meta').eval()
+    with torch.no_grad(), MacCounter(model) as counter:
+        model(torch.zeros(args.batch, 3, *args.shape, device='meta'))
+    return sum(counter.macs.values()) / 1e9
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Measure every implementation and return what ``--json`` prints."""
+    rate = matrix_rate(args)
+    times = measure_times(args)
+    memory = {impl: memory_in_fresh_process(impl, args) for impl in args.impl}
+    passes = 3 if args.mode == 'train' else 1
+    first = args.impl[0]
+    report = dict(
+        arch=args.arch, shape=list(args.shape), batch=args.batch, mode=args.mode, device=args.device,
+        dtype=args.dtype, torch=torch.__version__, threads=torch.get_num_threads(), floor_gflops=rate,
+        gmac=count_gmac('rmt_mm', args), impls={})  # yapf: disable
+    seconds = {impl: statistics.median(values) for impl, values in times.items()}
+    for impl in args.impl:
+        floor = 2 * passes * count_gmac(impl, args) / rate
+        report['impls'][impl] = dict(
+            seconds=seconds[impl],
+            spread=(max(times[impl]) - min(times[impl])) / seconds[impl],
+            peak_mb=memory[impl],
+            ratio=seconds[first] / seconds[impl],
+            memory_ratio=memory[first] / memory[impl],
+            over_floor=seconds[impl] / floor)
+    return report
+
+
+def describe(report: dict) -> str:
+    lines = [
+        'RMT-{arch}, {batch} x {0} x {1}, {mode}, {device}, {dtype}, torch {torch}, {threads} threads; {gmac:.1f} GMAC '
+        'forward, matrix products at {floor_gflops:.0f} GFLOP/s'.format(*report['shape'], **report),
+        f'{"":28}{"seconds":>10}{"spread":>8}{"ratio":>8}{"peak MB":>10}{"ratio":>8}{"over floor":>12}'
+    ]
+    for impl, r in report['impls'].items():
+        lines.append(f'{impl:28}{r["seconds"]:10.3f}{r["spread"]:8.0%}{r["ratio"]:8.2f}{r["peak_mb"]:10.0f}'
+                     f'{r["memory_ratio"]:8.2f}{r["over_floor"]:12.1f}')
+    return '\n'.join(lines)
+
+
+def scaling(args: argparse.Namespace) -> dict:
+    """Measure square sizes, plot time and memory over tokens (H / 4 * W / 4), and fit time = c * tokens^exponent."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    tokens = [(size // 4)**2 for size in SCALING_SIZES]
+    reports = []
+    for size in SCALING_SIZES:
+        args.shape = (size, size)
+        reports.append(measure(args))
+        print(describe(reports[-1]), file=sys.stderr)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    result = {}
+    for impl in args.impl:
+        values = {key: [r['impls'][impl][key] for r in reports] for key in ('seconds', 'peak_mb')}
+        # The larger half, where constant costs no longer show.
+        half = len(tokens) // 2
+        exponent = float(np.polyfit(np.log(tokens[half:]), np.log(values['seconds'][half:]), 1)[0])
+        result[impl] = dict(tokens=tokens, exponent=exponent, **values)
+        axes[0].loglog(tokens, values['seconds'], marker='o', label=f'{impl}, exponent {exponent:.2f}')
+        axes[1].loglog(tokens, values['peak_mb'], marker='o', label=impl)
+    for axis, label in zip(axes, ('seconds', 'peak memory above the weights, MB')):
+        axis.set(xlabel='tokens of the first stage', ylabel=label)
+        axis.grid(alpha=0.3, which='both')
+        axis.legend()
+    figure.suptitle(f'RMT-{args.arch}, batch {args.batch}, {args.mode}, {args.device}, {args.dtype}')
+    figure.tight_layout()
+    figure.savefig(args.scaling, dpi=120)
+    return result
+
+
+def main() -> None:
+    args = parse_args()
+    if args.memory_of:
+        print(measure_memory(args.memory_of, args))
+    elif args.scaling:
+        result = scaling(args)
+        print(json.dumps(result) if args.json else f'Plotted in {args.scaling}; exponents of time over tokens: ' +
+              ', '.join(f'{impl} {r["exponent"]:.2f}' for impl, r in result.items()))
+    else:
+        report = measure(args)
+        print(json.dumps(report) if args.json else describe(report))
+
+
+if __name__ == '__main__':
+    main()
