@@ -234,3 +234,16 @@ def test_layer_decay_refuses():
 def test_sizes_are_those_of_the_package():
     assert TINY.arch in rmt_mm.arch.ARCHS
     assert {row.size.arch for row in ROWS.values()} == set(rmt_mm.arch.ARCHS)
+
+
+def test_config_by_name(root):
+    path = str(root / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py')
+    for name in ('rmt-tiny_fpn_8xb2-80k_ade20k-512x512', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py',
+                 'segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py'):
+        assert rmt_mm.get_config_path(name) == path
+    with pytest.raises(FileNotFoundError, match='did you mean rmt-tiny_fpn_8xb2-80k'):
+        rmt_mm.get_config_path('rmt-tiny_fpn_80k_ade20k-512x512')
+    assert rmt_mm.list_configs('mask-rcnn_rmt-l_*') == [
+        'mask-rcnn_rmt-l_fpn_amp-1x_coco', 'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco'
+    ]
+    assert not any('runtime' in name for name in rmt_mm.list_configs())
