@@ -6,6 +6,31 @@ from mmengine.runner import Runner
 from .launch import UsageError
 
 
+def build_data(runner: Runner, *splits: str) -> None:
+    """Build the data sets of a runner now, rather than at the start of its loop.
+
+    Args:
+        runner (Runner): the runner.
+        splits (str): from 'train', 'val' and 'test'.
+
+    Raises:
+        UsageError: a data set is empty, of which mmengine's own error says nothing.
+    """
+    for split in splits:
+        try:
+            getattr(runner, f'{split}_loop')
+        except ValueError as error:
+            # what NumPy says when mmengine packs the samples of a data set into one array, and there are none
+            if 'need at least one array' in str(error):
+                raise UsageError(_empty(f'{split}_dataloader')) from error
+            raise
+
+
+def _empty(loader: str) -> str:
+    return (f'{loader}: the data set is empty. No image is in its folder or annotation file, or filter_cfg leaves '
+            'none, or its categories have other names than metainfo.classes; see docs/datasets.md.')
+
+
 @HOOKS.register_module()
 class DataCheckHook(Hook):
     """Stop before training, validation or testing if the data set is empty, or its classes are not those of the heads.
@@ -30,17 +55,13 @@ class DataCheckHook(Hook):
 
     def _check(self, runner: Runner, loader: str) -> None:
         dataset = getattr(runner, loader).dataset
-        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
-        shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
         if len(dataset) == 0:
-            raise UsageError(f'{loader}: the data set is empty. Its annotations have no image that filter_cfg leaves'
-                             + (f' with one of the {len(classes)} classes {shown}.' if classes else '.')
-                             + ' docs/datasets.md says how other classes are set.')
-        if not classes:
-            return
+            raise UsageError(_empty(loader))
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         for name, module in runner.model.named_modules():
             given = getattr(module, 'num_classes', None)
-            if isinstance(given, int) and given != len(classes) and 'rpn' not in name:
+            if classes and isinstance(given, int) and given != len(classes) and 'rpn' not in name:
+                shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
                 raise UsageError(f'model.{name.replace("module.", "", 1)}.num_classes is {given}, but the data set of '
                                  f'{loader} has {len(classes)} classes ({shown}): set the one in the model, or the '
                                  f'other by dataset.metainfo.classes in {loader}.')

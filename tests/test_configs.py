@@ -222,6 +222,26 @@ def test_layer_decay():
         assert group['weight_decay'] == plain[parameter]['weight_decay'], parameter
 
 
+def test_layer_decay_in_the_other_libraries():
+    pytest.importorskip('mmpretrain')
+    segmentor = load('rmt-tiny_fpn_8xb2-80k_ade20k-512x512').model
+    classifier = dict(
+        type='mmpretrain.ImageClassifier',
+        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
+        backbone=dict(type='RMT', arch='tiny', out_indices=(3, ), out_norm=False),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=512))
+    for model, head in ((segmentor, 'decode_head.conv_seg.weight'), (classifier, 'head.fc.weight')):
+        model = MODELS.build(model)
+        wrapper = build_optim_wrapper(model, dict(
+            constructor='LayerDecayOptimWrapperConstructor', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+            paramwise_cfg=dict(layer_decay_rate=0.8, custom_keys={'head': dict(lr_mult=10)})))  # yapf: disable
+        groups = groups_by_name(model, wrapper.optimizer)
+        assert groups['backbone.stem.0.weight']['lr'] == pytest.approx(1e-3 * 0.8**15)  # 14 blocks below the head
+        assert groups['backbone.stages.3.1.ffn.fc2.weight']['lr'] == pytest.approx(8e-4)
+        assert groups[head]['lr'] == pytest.approx(1e-2)
+
+
 def test_layer_decay_refuses():
     optimizer = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
     for paramwise_cfg in (None, dict(layer_decay_rate=0), dict(layer_decay_rate=1.5), dict(layer_decay_rate='0.9')):
@@ -234,3 +254,16 @@ def test_layer_decay_refuses():
 def test_sizes_are_those_of_the_package():
     assert TINY.arch in rmt_mm.arch.ARCHS
     assert {row.size.arch for row in ROWS.values()} == set(rmt_mm.arch.ARCHS)
+
+
+def test_config_by_name(root):
+    path = str(root / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py')
+    for name in ('rmt-tiny_fpn_8xb2-80k_ade20k-512x512', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py',
+                 'segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py'):
+        assert rmt_mm.get_config_path(name) == path
+    with pytest.raises(FileNotFoundError, match='did you mean rmt-tiny_fpn_8xb2-80k'):
+        rmt_mm.get_config_path('rmt-tiny_fpn_80k_ade20k-512x512')
+    assert rmt_mm.list_configs('mask-rcnn_rmt-l_*') == [
+        'mask-rcnn_rmt-l_fpn_amp-1x_coco', 'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco'
+    ]
+    assert not any('runtime' in name for name in rmt_mm.list_configs())

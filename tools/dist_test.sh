@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Test on the GPUs of this machine, or as one of several machines (see docs/training.md):
-#   [NNODES=2 NODE_RANK=0 MASTER_ADDR=host PORT=29500] bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
+#   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
+# Variables: NNODES, NODE_RANK, MASTER_ADDR, PORT; PYTHON, if not the one that is active.
 # Without a GPU, GPUS is a number of processes on the CPU.
 set -euo pipefail
 if [ $# -lt 3 ]; then
@@ -12,7 +13,7 @@ checkpoint=$2
 gpus=$3
 shift 3
 
-# torchrun, of the Python that is active (or of $PYTHON)
+# this is torchrun
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node-rank="${NODE_RANK:-0}" \

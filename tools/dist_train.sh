@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on the GPUs of this machine, or as one of several machines (see docs/training.md):
-#   [NNODES=2 NODE_RANK=0 MASTER_ADDR=host PORT=29500] bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
+#   bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
+# Variables: NNODES, NODE_RANK, MASTER_ADDR, PORT; PYTHON, if not the one that is active.
 # Without a GPU, GPUS is a number of processes on the CPU.
 set -euo pipefail
 if [ $# -lt 2 ]; then
@@ -11,7 +12,7 @@ config=$1
 gpus=$2
 shift 2
 
-# torchrun, of the Python that is active (or of $PYTHON)
+# this is torchrun
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node-rank="${NODE_RANK:-0}" \
