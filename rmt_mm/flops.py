@@ -85,9 +85,12 @@ class MacCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         op = func._overloadpacket
         inside = self._inside[-1] if self._inside else None
-        if op in flop_registry and inside != 'masa':
+        if inside in (None, 'masa'):  # MaSA's attention is counted by its hook, its projections here
+            kind = _KIND_OF_OP.get(op, None if inside else 'attention')
+        else:
+            kind = inside
+        if op in flop_registry and kind is not None:
             result = out[0] if isinstance(out, tuple) else out
-            kind = inside or _KIND_OF_OP.get(op, 'attention')
             self._add(kind, flop_registry[op](*args, **kwargs, out_val=out) // 2, result.numel())
         return out
 
