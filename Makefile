@@ -5,6 +5,7 @@ PYTHON_ENV := $(ENV)/bin/python
 DIGITS := data/digits
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_digits.py
+CLS := configs/classification/rmt-digits
 
 .PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classification clean
 
@@ -46,6 +47,14 @@ demo-resnet18: setup $(DIGITS)
 
 demo-segmentation: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py configs/segmentation/rmt-mini_fpn_digits.py --work-dir $(DEMO)-segmentation --resume
+
+# A classifier, label maps made by it, and a classifier trained on those. A classifier trained anew makes other maps:
+# `make clean` first, or name another folder.
+demo-classification: setup $(DIGITS)
+	$(PYTHON_ENV) tools/train.py $(CLS).py --work-dir $(DEMO)-classification --resume
+	$(PYTHON_ENV) tools/dataset_converters/make_token_labels.py $(CLS).py "$$(cat $(DEMO)-classification/last_checkpoint)" \
+		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 128
+	$(PYTHON_ENV) tools/train.py $(CLS)_tl.py --work-dir $(DEMO)-token-labels --resume
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-* $(DIGITS)

@@ -88,13 +88,13 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     _check_work_dir(cfg.work_dir)
     _check_backbones(cfg, args.config)
-    if not torch.cuda.is_available():
-        _adapt_to_cpu(cfg)
     return cfg
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build mmengine's Runner, or the one that the config names in ``runner_type``."""
+    """Build mmengine's Runner, or the one that the config names in ``runner_type``, for the hardware at hand."""
+    if not torch.cuda.is_available():
+        _adapt_to_cpu(cfg)
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
 

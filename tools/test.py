@@ -7,6 +7,7 @@ import argparse
 from mmengine.evaluator import DumpResults
 
 from rmt_mm import launch
+from rmt_mm.data_check import build_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,9 +39,11 @@ def main() -> None:
 
     with launch.one_sentence(*launch.BUILD_ERRORS):
         runner = launch.build_runner(cfg)
+        build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
-    runner.test()
+    with launch.one_sentence():
+        runner.test()
 
 
 def dump_metric(cfg, path: str) -> DumpResults:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from rmt_mm import launch
+from rmt_mm.data_check import build_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,12 +49,13 @@ def main() -> None:
 
     with launch.one_sentence(*launch.BUILD_ERRORS):
         runner = launch.build_runner(cfg)
+        build_data(runner, 'train', 'val')
     try:
-        runner.train()
+        with launch.one_sentence():
+            runner.train()
     except KeyboardInterrupt:
-        again = [word for word in sys.argv[1:] if not word.startswith('--resume')]
-        print(f'\nInterrupted. What was saved is in {cfg.work_dir}; continue with\n'
-              f'  python {sys.argv[0]} {" ".join(again)} --resume', file=sys.stderr)
+        print(f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'
+              f'  python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume', file=sys.stderr)
         sys.exit(130)
 
 
