@@ -6,12 +6,13 @@ DIGITS := data/digits
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_digits.py
 
-.PHONY: help setup test test-slow lint demo demo-resnet18 clean
+.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classification clean
 
 help:
 	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'
 	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves: 12 minutes on 2 cores'
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
+	@echo 'make demo-segmentation, make demo-classification   the other tasks, minutes each'
 	@echo 'make test       the fast tests       make test-slow   the long ones       make lint   the linter'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
 
@@ -22,7 +23,10 @@ test: setup
 	$(PYTHON_ENV) -m pytest
 
 test-slow: setup
-	$(PYTHON_ENV) -m pytest -m slow
+	$(PYTHON_ENV) -m pytest -m slow --ignore tests/test_zoo.py
+
+test-zoo: setup
+	$(PYTHON_ENV) -m pytest -m slow tests/test_zoo.py --durations 0
 
 lint: setup
 	$(PYTHON_ENV) -m ruff check .
@@ -40,5 +44,8 @@ demo: setup $(DIGITS)
 demo-resnet18: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py configs/detection/mask-rcnn_r18_fpn_digits.py --work-dir $(DEMO)-resnet18 --resume
 
+demo-segmentation: setup $(DIGITS)
+	$(PYTHON_ENV) tools/train.py configs/segmentation/rmt-mini_fpn_digits.py --work-dir $(DEMO)-segmentation --resume
+
 clean:
-	rm -rf $(DEMO) $(DEMO)-resnet18 $(DIGITS)
+	rm -rf $(DEMO) $(DEMO)-* $(DIGITS)

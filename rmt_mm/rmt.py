@@ -245,6 +245,7 @@ class RMT(BaseModule):
         if self.training:
             raise RuntimeError('switch_to_deploy() is for inference and cannot be undone: call eval() first.')
         fold(self)
+
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; of type Pretrained, it takes official files too: :func:`load_pretrained`."""
         if self.is_init:

@@ -1,4 +1,4 @@
-"""All ways to compute attention with a decay agree with the formulas in values and gradients, and take fused kernels."""
+"""All ways to compute attention with a decay agree with the formulas, gradients too, and take fused kernels."""
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel

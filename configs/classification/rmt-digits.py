@@ -35,4 +35,4 @@ param_scheduler = [
 ]
 custom_hooks = [dict(type='DataCheckHook')]
 auto_scale_lr = dict(base_batch_size=32)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))

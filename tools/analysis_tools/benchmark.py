@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--mode', choices=('infer', 'train'), default='infer', help='forward, or forward and backward')
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
     parser.add_argument('--dtype', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='autocast to it (default no)')
-    parser.add_argument('--impl', nargs='+', default=['reference', 'rmt_mm'], help='what to measure, the baseline first')
+    parser.add_argument('--impl', nargs='+', default=['reference', 'rmt_mm'], help='what to measure, baseline first')
     parser.add_argument('--repeat', type=int, default=5, help='timed repeats (default 5)')
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument('--scaling', metavar='PNG', help='plot time and memory over square sizes instead')
