@@ -85,13 +85,11 @@ class MacCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         op = func._overloadpacket
         inside = self._inside[-1] if self._inside else None
-        if inside in (None, 'masa'):  # MaSA's attention is counted by its hook, its projections here
-            kind = _KIND_OF_OP.get(op, None if inside else 'attention')
-        else:
-            kind = inside
-        if op in flop_registry and kind is not None:
+        if op in flop_registry:
             result = out[0] if isinstance(out, tuple) else out
-            self._add(kind, flop_registry[op](*args, **kwargs, out_val=out) // 2, result.numel())
+            kind = inside if inside in ('convolution', 'linear') else _KIND_OF_OP.get(op, 'attention')
+            if not (inside == 'masa' and kind == 'attention'):  # these are counted by formula
+                self._add(kind, flop_registry[op](*args, **kwargs, out_val=out) // 2, result.numel())
         return out
 
 

@@ -1,4 +1,5 @@
 """Every published row is a config that, all inherited, is the published model and recipe; and every config builds."""
+import configparser
 import json
 
 import pytest
@@ -267,3 +268,10 @@ def test_config_by_name(root):
         'mask-rcnn_rmt-l_fpn_amp-1x_coco', 'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco'
     ]
     assert not any('runtime' in name for name in rmt_mm.list_configs())
+
+
+def test_every_package_is_installed(root):
+    setup = configparser.ConfigParser()
+    setup.read(root / 'setup.cfg')
+    found = {'.'.join(path.parent.relative_to(root).parts) for path in root.glob('rmt_mm/**/__init__.py')}
+    assert set(setup['options']['packages'].split()) == found | {'rmt_mm.configs'}

@@ -23,36 +23,48 @@ def read_models(root: Path) -> Dict[str, List[dict]]:
 
 
 def make_table(models: List[dict], link_prefix: str) -> str:
-    """Return a Markdown table of a task's models; columns are the metrics that any of them has."""
-    results = [{name: value for result in model.get('Results', []) for name, value in result['Metrics'].items()}
-               for model in models]
-    metrics = list(dict.fromkeys(name for result in results for name in result))
-    # Of the COCO metrics the two that everybody compares; the others stay in the metafile.
-    metrics = [name for name in metrics if name in ('box AP', 'mask AP') or 'AP' not in name]
-    header = ['Config', 'Length', 'Params (M)', 'GFLOPs', 'GMAC counted', 'at', *metrics]
-    lines = [header, ['---', *['---:'] * (len(header) - 1)]]
+    """Return a Markdown table of a task's models; columns that all of them leave empty are left out."""
     sources = list(dict.fromkeys(result['Source'] for model in models for result in model.get('Results', [])))
-    for model, result in zip(models, results):
-        data = model['Metadata']
-        length = f'{data["Epochs"]} epochs' if 'Epochs' in data else f'{data["Iterations"] // 1000}k' \
-            if 'Iterations' in data else ''
-        # a note on what does not come from the first source, the authors
-        notes = {sources.index(r['Source']) for r in model.get('Results', [])} - {0}
-        values = [format_value(result.get(name)) + ''.join(f' <sup>{note}</sup>' for note in sorted(notes))
-                  if name in result else '' for name in metrics]
-        lines.append([
-            f'[{model["Name"]}]({link_prefix}{model["Config"]})', length,
-            format_value(data.get('Parameters published (M)')),
-            format_value(data.get('FLOPs published (G)')),
-            format_value(data.get('GMAC counted')),
-            data.get('Image Size', '').replace('x', '&times;'), *values
-        ])
+    rows = [make_row(model, sources, link_prefix) for model in models]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    header = [name for name in columns if any(row.get(name) for row in rows)]
+    lines = [header, ['---', *['---:'] * (len(header) - 1)], *([row.get(name, '') for name in header] for row in rows)]
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    notes = '\n'.join(f'<sup>{note}</sup> {source}  ' for note, source in enumerate(sources) if note > 0)
-    first = f'Params, GFLOPs and results: {sources[0]}. ' if sources else ''
-    counted = 'GMAC counted: `tools/get_flops.py`, attention products included, which the published GFLOPs leave out. '
-    untrained = 'Rows without results: ours, untrained, or not published.'
-    return f'{table}\n\n{first}{counted}{untrained}\n' + (f'\n{notes}\n' if notes else '')
+
+    about = [f'GFLOPs and results: {sources[0]}.'] if sources else []
+    if 'GMAC counted' in header:
+        about.append('GMAC counted: by `tools/get_flops.py`, with attention products, which the published GFLOPs omit.')
+    if not all(model.get('Results') for model in models):
+        about.append('Rows without results: ours, untrained, or not published.')
+    notes = [f'<sup>{note}</sup> {source}.' for note, source in enumerate(sources) if note > 0]
+    return f'{table}\n\n{" ".join(about + notes)}\n'
+
+
+def make_row(model: dict, sources: List[str], link_prefix: str) -> Dict[str, str]:
+    """Return the cells of a model by column. Results that are not from the first source carry a note."""
+    data = model['Metadata']
+    length = f'{data["Epochs"]} epochs' if 'Epochs' in data else ''
+    if 'Iterations' in data:
+        length = f'{data["Iterations"] // 1000}k iterations'
+    params = data.get('Parameters published (M)')
+    if params is None and 'Parameters' in data:
+        params = f'{data["Parameters"] / 1e6:.1f}'
+    row = {
+        'Config': f'[{model["Name"]}]({link_prefix}{model["Config"]})',
+        'Length': length,
+        'Params (M)': format_value(params),
+        'GFLOPs': format_value(data.get('FLOPs published (G)')),
+        'GMAC counted': format_value(data.get('GMAC counted')),
+        'at': data.get('Image Size', '').replace('x', '&times;'),
+    }
+    for result in model.get('Results', []):
+        note = sources.index(result['Source'])
+        for name, value in result['Metrics'].items():
+            # Of the COCO metrics the two that everybody compares; the others stay in the metafile.
+            if name in ('box AP', 'mask AP') or 'AP' not in name:
+                cell = f'{value} <sup>{note}</sup>' if note else str(value)
+                row[name] = f'{row[name]}, {cell}' if name in row else cell
+    return row
 
 
 def format_value(value) -> str:
