@@ -3,6 +3,7 @@
 Mistakes that can be seen before a model is built are reported here, in one sentence each.
 """
 import argparse
+import atexit
 import contextlib
 import difflib
 import inspect
@@ -163,10 +164,11 @@ def _check_options(cfg: Config, options: dict) -> None:
                 node = node[int(key)]
             elif isinstance(node, dict) and key in node:
                 node = node[key]
-            elif isinstance(node, dict) and last:
+            elif isinstance(node, dict) and (last or 'type' in node):
                 # A new argument is fine, since not all are in the config; what looks like a misspelling is not.
-                if difflib.get_close_matches(key, node, 1, cutoff=0.85):
+                if difflib.get_close_matches(key, node, 1, cutoff=0.9):
                     fail(option, key, node)
+                break
             elif node is None:
                 break
             else:
@@ -189,18 +191,25 @@ def _check_backbones(cfg: Config, path: str) -> None:
     imports = [imports] if isinstance(imports, str) else imports
     if ours and not any(name.split('.')[0] == 'rmt_mm' for name in imports):
         raise UsageError(f"config {path} uses type='RMT' but does not import it: add the line {IMPORT_LINE}")
-    for model in _find(cfg.get('model', {}), lambda d: d.get('backbone') in ours and d.get('neck')):
-        backbone, neck = model['backbone'], model['neck']
+    for model in _find(cfg.get('model', {}), lambda d: d.get('backbone') in ours):
+        backbone = model['backbone']
         try:
             dims = resolve_arch(backbone.get('arch', 'tiny')).embed_dims
         except (ValueError, TypeError) as error:
             raise UsageError(f'model.backbone: {error}') from error
         indices = backbone.get('out_indices', range(len(dims)))
         given = [dims[i] for i in indices if -len(dims) <= i < len(dims)]
-        wanted = neck.get('in_channels') if isinstance(neck, dict) else None
-        if isinstance(wanted, (list, tuple)) and list(wanted) != given:
-            raise UsageError(f'model.neck.in_channels is {list(wanted)}, but the outputs {list(indices)} of RMT '
-                             f'{backbone.get("arch", "tiny")!r} have {given} channels.')
+        # Who takes the outputs: the neck, or the heads (of mmseg, with in_index) where there is none.
+        for name in ['neck'] if model.get('neck') else [key for key in model if key.endswith('_head')]:
+            parts = model[name] if isinstance(model[name], (list, tuple)) else [model[name]]
+            for part in (part for part in parts if isinstance(part, dict)):
+                wanted, index = part.get('in_channels'), part.get('in_index', range(len(given)))
+                if isinstance(wanted, int) and isinstance(index, int):
+                    wanted, index = [wanted], [index]
+                if isinstance(wanted, (list, tuple)) and max(index, default=0) < len(given) and \
+                        list(wanted) != [given[i] for i in index]:
+                    raise UsageError(f'model.{name}.in_channels is {part["in_channels"]}, but the outputs '
+                                     f'{list(indices)} of RMT {backbone.get("arch", "tiny")!r} have {given} channels.')
 
 
 def _check_dataset(dataset: dict, loader: str) -> None:
@@ -220,7 +229,14 @@ def _check_dataset(dataset: dict, loader: str) -> None:
 
 
 def _adapt_to_cpu(cfg: Config) -> None:
-    """Replace what runs on accelerators alone: mmengine's AMP wrapper, and SyncBN between processes."""
+    """Replace what runs on accelerators alone: mmengine's AMP wrapper, SyncBN between processes, NCCL."""
+    if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
+        # Before mmengine does it, which would choose a GPU for each process first.
+        torch.distributed.init_process_group('gloo')
+        atexit.register(torch.distributed.destroy_process_group)  # gloo's threads must not outlive the interpreter
+        # mmengine's wrapper, without the GPU that it would take its rank for.
+        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+        cfg.model_wrapper_cfg.device_ids = None
     wrapper = cfg.get('optim_wrapper') or {}
     if wrapper.get('type') == 'AmpOptimWrapper':
         print_log('No GPU found: training in fp32 instead of AMP.', logger='current')
@@ -244,8 +260,8 @@ def use_tta(cfg: Config) -> None:
     """Test with the augmentation that the config describes in ``tta_model`` and ``tta_pipeline`` (``--tta``)."""
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if missing:
-        raise UsageError(f'--tta needs {" and ".join(missing)} in the config, '
-                         'as configs/_base_/datasets/coco_instance.py has them.')
+        raise UsageError(f'--tta needs {" and ".join(missing)} in the config, as '
+                         'configs/_base_/datasets/coco_detection.py and ade20k_512x512.py have them.')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
