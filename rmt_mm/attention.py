@@ -91,9 +91,8 @@ class MaSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         _, height, width, dim = x.shape
-        # Two products, since a common result could not be freed before the backward pass, which needs the values alone.
-        (qk_weight, v_weight), (qk_bias, v_bias) = (p.split((2 * dim, dim)) for p in (self.qkv.weight, self.qkv.bias))
-        qk, v = F.linear(x, qk_weight, qk_bias), F.linear(x, v_weight, v_bias)
+        qk, v = self.qkv(x).split((2 * dim, dim), dim=-1)
+        v = v.contiguous()  # of its own: the backward pass keeps the values, and not all that the projection gave
         heads = (self.num_heads, dim // self.num_heads)
         qk = qk.unflatten(-1, (2 * heads[0], heads[1]))
         qk = rotate(qk, rotary_phases(height, width, heads[1], x.device))

@@ -1,5 +1,7 @@
 """The check of the installed stack, and what torch.load is allowed to read."""
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,3 +64,10 @@ def test_the_allowance_reaches_no_further(tmp_path):
     allow_own_checkpoints()
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / 'sneaky.pth', weights_only=True)
+
+
+def test_import_and_backbone_need_no_library_and_no_compiled_operator():
+    code = ("import sys, rmt_mm; rmt_mm.RMT('tiny'); "
+            "print(*[m for m in ('mmdet', 'mmseg', 'mmpretrain', 'mmcv.ops', 'mmcv._ext') if m in sys.modules])")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == [], done.stdout + done.stderr
