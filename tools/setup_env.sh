@@ -68,7 +68,7 @@ say "installing $mmcv from the cache, and the rest of the stack"
 # shellcheck disable=SC2086  # the pattern is meant to expand
 pip install -q --progress-bar off --no-deps $pattern
 pip install -q --progress-bar off --no-build-isolation -r requirements/torch.txt -r "requirements/$stack.txt" -r requirements/dev.txt
-pip install -q --progress-bar off --no-build-isolation --no-deps -e .
+pip install -q --progress-bar off --no-build-isolation -e .
 "$python" -c 'import torchvision, mmcv.ops, mmdet, mmseg, mmpretrain, rmt_mm; print("  ready: torch", __import__("torch").__version__, "mmcv", mmcv.__version__, "mmdet", mmdet.__version__, "mmseg", mmseg.__version__, "mmpretrain", mmpretrain.__version__)'
 echo "$wanted" >"$env/.ready"
 say "$env is ready"
