@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -33,6 +34,7 @@ from rmt_mm.checkpoint import CheckpointError, file_hash, force_safe_loading, re
 from rmt_mm.official_heads import HEADS
 
 from conftest import ROOT
+from reference import PlainRMT
 
 TOOL = ROOT / 'tools/model_converters/rmt_to_mm.py'
 _spec = importlib.util.spec_from_file_location('rmt_to_mm', TOOL)
@@ -130,6 +132,41 @@ def test_outputs_of_the_original_through_files(file, image, config, run, tmp_pat
     for name, out in outs.items():
         expected = torch.from_numpy(golden[name])
         assert float((out - expected).norm() / expected.norm()) < 1e-5
+
+
+def plain_logits(size, state, x):
+    """The logits of an official classifier by the formulas: plain backbone without output norm, and its head."""
+    backbone = PlainRMT(ARCHS[size]).eval()
+    backbone.extra_norms[3] = torch.nn.Identity()
+    backbone.load_state_dict({k: v for k, v in state.items() if k.startswith(('patch_embed', 'layers'))
+                              and 'Relpos' not in k}, strict=False)  # yapf: disable
+    tokens = backbone(x)[3].permute(0, 2, 3, 1)
+    h = F.linear(tokens, state['proj.weight'], state['proj.bias'])
+    h = (h - state['norm.running_mean']) / (state['norm.running_var'] + 1e-5).sqrt()
+    h = h * state['norm.weight'] + state['norm.bias']
+    logits = F.linear((h * h.sigmoid()).mean((1, 2)), state['head.weight'], state['head.bias'])
+    if 'aux_head.weight' in state:
+        logits = logits + 0.5 * F.linear(tokens, state['aux_head.weight'], state['aux_head.bias']).amax((1, 2))
+    return logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind, config', [('classification', '{}_8xb128_in1k'),
+                                          ('token_label', '{}_tl_8xb128-310e_in1k')])
+@pytest.mark.parametrize('size', ['base', 'large'])
+def test_logits_through_files_where_no_golden_output_is(size, kind, config, run, tmp_path):
+    state = tensors(OFFICIAL_KEYS[f'{size}/{kind}'], ARCHS[size])
+    src = save_classifier(tmp_path / 'official.pth', state, average=0)
+    assert run(src, tmp_path / 'ours.pth')[0] == 0
+    cfg = Config.fromfile(ROOT / f'configs/classification/rmt-{config.format(size)}.py')
+    importlib.import_module('rmt_mm.classification')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    load_checkpoint(model, str(tmp_path / 'ours.pth'), map_location='cpu')
+    x = torch.from_numpy(weights.image('logits', (2, 3, 64, 64)))
+    with torch.no_grad():
+        logits, expected = model(x), plain_logits(size, state, x)
+    assert float((logits - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize('kind, suffix', [*((kind, '.pth') for kind in KINDS), ('token_label', '.safetensors'),
