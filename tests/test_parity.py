@@ -1,22 +1,13 @@
 """Equality with the original: golden outputs of its models, parameter counts, and a plain reference's gradients."""
-import importlib.util
-import json
-
 import numpy as np
 import pytest
 import torch
+from official_files import GOLDEN, OFFICIAL_KEYS, weights
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
 
-from conftest import ROOT
 from reference import PlainRMT
-
-GOLDEN = ROOT / 'tests/data/golden'
-_spec = importlib.util.spec_from_file_location('golden_weights', GOLDEN / 'weights.py')
-weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(weights)
-OFFICIAL_KEYS = json.loads((GOLDEN / 'official_checkpoint_keys.json').read_text())
 
 
 def official_state_dict(kind):

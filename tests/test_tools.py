@@ -71,6 +71,19 @@ def test_evaluation_writes_predictions_and_pictures(trained, options, tmp_path):
     assert len(list((tmp_path / 'shown').rglob('*.jpg'))) == 2
 
 
+def test_reparameterized_checkpoint_evaluates(trained, options, tmp_path):
+    checkpoint = (trained / 'last_checkpoint').read_text()
+    out = tmp_path / 'deploy.pth'
+    result = run('tools/model_converters/reparameterize_model.py', CONFIG, checkpoint, out)
+    assert result.returncode == 0, result.stderr
+    result = run('tools/test.py', CONFIG, out, '--work-dir', tmp_path / 'work', '--cfg-options', *options,
+                 'model.backbone.deploy=True')
+    assert result.returncode == 0, result.stderr
+    assert 'coco/bbox_mAP' in result.stdout + result.stderr
+    assert 'unexpected key' not in result.stdout + result.stderr
+    assert 'deploy.pth' in failing('tools/model_converters/reparameterize_model.py', CONFIG, checkpoint, out)
+
+
 def test_curves_are_drawn(trained, tmp_path):
     result = run('tools/analysis_tools/plot_curves.py', trained, tmp_path / 'curves.png')
     assert result.returncode == 0, result.stderr

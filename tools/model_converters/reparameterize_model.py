@@ -4,32 +4,28 @@
     python tools/test.py CONFIG OUT.pth --cfg-options model.backbone.deploy=True
 """
 import argparse
-import os
-from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 from rmt_mm import RMT, launch
+from rmt_mm.checkpoint import check_destination, write_checkpoint
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint of a model with RMT as backbone')
-    parser.add_argument('out', type=Path, help='checkpoint to write')
+    parser.add_argument('out', help='checkpoint to write')
     args = parser.parse_args()
     with launch.one_sentence(*launch.BUILD_ERRORS):
-        if args.out.exists():
-            raise launch.UsageError(f'{args.out} exists: name another file.')
+        check_destination(args.out)
         launch.check_checkpoint(args.checkpoint)
         cfg = Config.fromfile(args.config)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = MODELS.build(cfg.model)
         try:
-            # revise_keys strips the prefix of a wrapped model, as mmengine's default does
             checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
         except RuntimeError as error:
             raise launch.UsageError(f'checkpoint {args.checkpoint} does not fit {args.config}: {error}') from error
@@ -39,9 +35,7 @@ def main() -> None:
         model.eval()
         for backbone in backbones:
             backbone.switch_to_deploy()
-    partial = args.out.with_suffix('.partial')
-    torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict()), partial)
-    os.replace(partial, args.out)
+        write_checkpoint(dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict()), args.out)
     print(f'{args.out} is for model.backbone.deploy=True.')
 
 
