@@ -5,15 +5,19 @@ PYTHON_ENV := $(ENV)/bin/python
 DIGITS := data/digits
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_digits.py
+SEG_CONFIG := configs/segmentation/rmt-mini_fpn_digits.py
 CLS := configs/classification/rmt-digits
+FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
+	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classification clean
+.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classification demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'
 	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves: 12 minutes on 2 cores'
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, minutes each'
+	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make test-slow   the long ones       make lint   the linter'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
 
@@ -46,7 +50,9 @@ demo-resnet18: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py configs/detection/mask-rcnn_r18_fpn_digits.py --work-dir $(DEMO)-resnet18 --resume
 
 demo-segmentation: setup $(DIGITS)
-	$(PYTHON_ENV) tools/train.py configs/segmentation/rmt-mini_fpn_digits.py --work-dir $(DEMO)-segmentation --resume
+	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-segmentation --resume
+	$(PYTHON_ENV) tools/test.py $(SEG_CONFIG) "$$(cat $(DEMO)-segmentation/last_checkpoint)" \
+		--work-dir $(DEMO)-segmentation --show-dir $(DEMO)-segmentation/predictions
 
 # A classifier, label maps made by it, and a classifier trained on those. A classifier trained anew makes other maps:
 # `make clean` first, or name another folder.
@@ -55,6 +61,11 @@ demo-classification: setup $(DIGITS)
 	$(PYTHON_ENV) tools/dataset_converters/make_token_labels.py $(CLS).py "$$(cat $(DEMO)-classification/last_checkpoint)" \
 		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 128
 	$(PYTHON_ENV) tools/train.py $(CLS)_tl.py --work-dir $(DEMO)-token-labels --resume
+
+# The schedules of `make demo` and `make demo-segmentation`; only the backbone's first weights differ.
+demo-transfer: demo-classification
+	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)-transfer/detection --resume $(FROM_CLASSIFIER)
+	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-transfer/segmentation --resume $(FROM_CLASSIFIER)
 
 clean:
 	rm -rf $(DEMO) $(DEMO)-* $(DIGITS)

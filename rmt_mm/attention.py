@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
 from .position import Rates, line_bias, log_decay_rates, manhattan_bias, rotary_phases, rotate, sliding_bias
 
 # Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it.
@@ -84,9 +85,9 @@ class MaSA(nn.Module):
         self.num_heads = num_heads
         self.rates = log_decay_rates(num_heads, init_value, heads_range)
         self.attend = attend_decomposed if decomposed else attend_whole
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.lce = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""

@@ -14,7 +14,8 @@ TOOL = ROOT / 'tools/dataset_converters/make_digits.py'
 
 
 def make(out, *args):
-    command = [sys.executable, str(TOOL), str(out), '--train', '6', '--val', '4', '--size', '96', *args]
+    command = [sys.executable, str(TOOL), str(out), '--train', '6', '--val', '4', '--size', '96',
+               '--renderings', '2', *args]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -36,6 +37,16 @@ def test_the_same_seed_gives_the_same_files(digits, tmp_path):
     assert make(tmp_path / 'other', '--seed', '1').returncode == 0
     assert files(tmp_path / 'other')['coco/train2017/000000000001.jpg'] \
         != files(digits)['coco/train2017/000000000001.jpg']
+
+
+def test_renderings_of_single_digits_differ_and_change_nothing_else(digits, tmp_path):
+    assert make(tmp_path / 'once', '--renderings', '1').returncode == 0
+    many, once = files(digits), files(tmp_path / 'once')
+    del many['settings.json'], once['settings.json']
+    assert all(many[name] == content for name, content in once.items())
+    more = set(many) - set(once)
+    assert len(more) == len([name for name in once if name.startswith('imagenet/train')])
+    assert not {many[name] for name in more} & set(once.values())
 
 
 @pytest.mark.parametrize('split, count, ade', [('train2017', 6, 'training'), ('val2017', 4, 'validation')])
@@ -63,9 +74,11 @@ def test_coco_and_ade20k_say_the_same(digits, split, count, ade):
 
 
 def test_no_scan_is_in_both_splits(digits):
-    scans = {split: {path.stem for path in (digits / 'imagenet' / split).rglob('*.png')} for split in ('train', 'val')}
+    images = {split: [path.stem for path in (digits / 'imagenet' / split).rglob('*.png')] for split in ('train', 'val')}
+    scans = {split: {stem[:4] for stem in stems} for split, stems in images.items()}
     assert not scans['train'] & scans['val']
     assert len(scans['train'] | scans['val']) == 1797
+    assert len(images['train']) == 2 * len(scans['train']) and len(images['val']) == len(scans['val'])
     for split in scans:
         assert sorted(p.name for p in (digits / 'imagenet' / split).iterdir()) == list('0123456789')
 
@@ -98,7 +111,8 @@ def test_what_is_there_is_kept(digits, tmp_path):
     assert files(digits) == before and (tmp_path / 'mine').read_text() == 'precious'
 
 
-@pytest.mark.parametrize('args, word', [(('--train', '0'), '--train'), (('--size', '20'), '--size')])
+@pytest.mark.parametrize('args, word', [(('--train', '0'), '--train'), (('--size', '20'), '--size'),
+                                        (('--renderings', '0'), '--renderings')])
 def test_wrong_arguments_are_named(tmp_path, args, word):
     result = make(tmp_path / 'digits', *args)
     assert result.returncode == 2 and word in result.stderr.splitlines()[-1]
@@ -106,4 +120,5 @@ def test_wrong_arguments_are_named(tmp_path, args, word):
 
 
 def test_settings_are_recorded(digits):
-    assert json.loads((digits / 'settings.json').read_text()) == dict(train=6, val=4, size=96, seed=0)
+    assert json.loads((digits / 'settings.json').read_text()) == dict(train=6, val=4, renderings=2, size=96,
+                                                                        seed=0)

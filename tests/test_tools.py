@@ -19,7 +19,8 @@ def run(*args, **kwargs):
 def options(tmp_path_factory):
     """Options that point the demo's config at four small scenes."""
     data = tmp_path_factory.mktemp('data') / 'digits'
-    made = run('tools/dataset_converters/make_digits.py', data, '--train', 4, '--val', 2, '--size', 64)
+    made = run('tools/dataset_converters/make_digits.py', data, '--train', 4, '--val', 2, '--size', 64,
+               '--renderings', 1)
     assert made.returncode == 0, made.stderr
     out = [f'{loader}.dataset.data_root={data}/coco/' for loader in
            ('train_dataloader', 'val_dataloader', 'test_dataloader')]

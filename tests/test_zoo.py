@@ -34,7 +34,7 @@ def data(tmp_path_factory):
     """Digit scenes whose categories are called as COCO's 80; ADE20K's layout needs no change, digit d is class d."""
     mmdet_datasets = pytest.importorskip('mmdet.datasets')
     out = tmp_path_factory.mktemp('data') / 'digits'
-    call('tools/dataset_converters/make_digits.py', out, '--train', 4, '--val', 2, '--size', 128)
+    call('tools/dataset_converters/make_digits.py', out, '--train', 4, '--val', 2, '--size', 128, '--renderings', 1)
     for path in (out / 'coco/annotations').glob('*.json'):
         coco = json.loads(path.read_text())
         names = mmdet_datasets.CocoDataset.METAINFO['classes']

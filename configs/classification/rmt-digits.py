@@ -1,25 +1,17 @@
 # A classifier small enough for two CPU cores, trained from nothing on single digits in minutes. Its backbone is that of
 # configs/detection/mask-rcnn_rmt-mini_fpn_digits.py, which its checkpoint can initialise.
-_base_ = ['../_base_/models/rmt_cls.py', '../_base_/datasets/digits_cls.py', '../_base_/cls_runtime.py']
+_base_ = [
+    '../_base_/models/rmt_cls.py', '../_base_/models/rmt_mini.py', '../_base_/datasets/digits_cls.py',
+    '../_base_/cls_runtime.py'
+]
 
 model = dict(
     data_preprocessor=dict(num_classes=10),
-    backbone=dict(
-        arch=dict(
-            _delete_=True,
-            embed_dims=(32, 64, 128, 192),
-            depths=(1, 1, 3, 1),
-            num_heads=(2, 4, 4, 6),
-            init_values=(2, 2, 2, 2),
-            heads_ranges=(4, 4, 6, 6),
-            mlp_ratios=(3, 3, 3, 3),
-            decomposed=(True, True, True, False),
-            layer_scales=(False, False, False, False)),
-        drop_path_rate=0.),
+    backbone=dict(arch=_base_.mini, drop_path_rate=0.),
     head=dict(num_classes=10, in_channels=192, hidden_channels=256),
     train_cfg=None)
 
-train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=5)
+train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
@@ -29,10 +21,10 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR', T_max=60, eta_min=1e-5, by_epoch=True, begin=0, end=60, convert_to_iter_based=True)
+        type='CosineAnnealingLR', T_max=10, eta_min=1e-5, by_epoch=True, begin=0, end=10, convert_to_iter_based=True)
 ]
 custom_hooks = [dict(type='DataCheckHook')]
 auto_scale_lr = dict(base_batch_size=32)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=2))

@@ -1,20 +1,12 @@
 # A Semantic FPN small enough for two CPU cores, trained from nothing on digit scenes in minutes.
-_base_ = ['../_base_/models/fpn_rmt.py', '../_base_/datasets/digits_semantic.py', '../_base_/seg_runtime.py']
+_base_ = [
+    '../_base_/models/fpn_rmt.py', '../_base_/models/rmt_mini.py', '../_base_/datasets/digits_semantic.py',
+    '../_base_/seg_runtime.py'
+]
 
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(
-        arch=dict(
-            _delete_=True,
-            embed_dims=(32, 64, 128, 192),
-            depths=(1, 1, 3, 1),
-            num_heads=(2, 4, 4, 6),
-            init_values=(2, 2, 2, 2),
-            heads_ranges=(4, 4, 6, 6),
-            mlp_ratios=(3, 3, 3, 3),
-            decomposed=(True, True, True, False),
-            layer_scales=(False, False, False, False)),
-        drop_path_rate=0.),
+    backbone=dict(arch=_base_.mini, drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 128, 192], out_channels=64),
     decode_head=dict(
         in_channels=[64, 64, 64, 64],

@@ -9,13 +9,15 @@ switch_to_deploy), `compile` (torch.compile), `deploy-compile`, or any backbone 
 arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. The first one named is what the ratios compare with.
 
 Times are medians of interleaved repeats in one process; only ratios within a run mean something. Memory is the peak
-above the weights: on the CPU of a fresh process, on CUDA as its allocator counts it. The floor is what the true
+above the weights: on the CPU of a fresh process (in which freed blocks go back to the system at once, so that tensors
+are counted and not the gaps between them), on CUDA as its allocator counts it. The floor is what the true
 multiply-adds cost at the machine's own matrix-product rate, measured in the same run (a training step counts three
 times the forward pass).
 """
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -146,7 +148,10 @@ def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
     command = [sys.executable, __file__, '--arch', args.arch, '--shape', *map(str, args.shape), '--batch',
                str(args.batch), '--mode', args.mode, '--device', args.device, '--dtype', args.dtype,
                '--impl', impl, '--memory-of', impl]  # yapf: disable
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+    # glibc would raise this threshold as it goes and keep freed blocks of up to 32 MiB, in a heap full of gaps.
+    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17))
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
+    return float(done.stdout.split()[-1])
 
 
 def matrix_rate(args: argparse.Namespace, size: int = 2048) -> float:

@@ -7,7 +7,8 @@ or in validation scenes, never in both. The same seed gives the same files.
     OUT/coco/      train2017/, val2017/, annotations/instances_{train,val}2017.json; masks as RLE, as what is visible
     OUT/ade20k/    images/ and annotations/, each with training/ and validation/; 0 is background and a class of its
                    own, d + 1 is digit d, so reduce_zero_label=False and 11 classes
-    OUT/imagenet/  train/ and val/, each with a folder a digit: one image for each scan
+    OUT/imagenet/  train/ and val/, each with a folder a digit: single digits, every scan once in val and several times
+                   in train, on other photographs and in other colours and sizes each time
 
 Example: python tools/dataset_converters/make_digits.py data/digits
 """
@@ -141,18 +142,26 @@ def write_scenes(out: str, split: str, count: int, size: int, scans: np.ndarray,
                        categories=categories), file)  # yapf: disable
 
 
-def write_single_digits(out: str, split: str, indices: np.ndarray, scans: np.ndarray, labels: np.ndarray,
-                        photos: List[np.ndarray], rng: np.random.Generator, size: int = 64) -> None:
-    """Write one image for each scan, in a folder a digit, named after the scan's index."""
+def single_digit(scan: np.ndarray, photos: List[np.ndarray], rng: np.random.Generator, size: int = 64) -> np.ndarray:
+    """Return an image (size, size, 3) of one digit, in some place on some part of a photograph."""
+    image = crop_photo(photos, size, rng)
+    side = int(rng.integers(size // 2, size + 1))
+    y, x = (int(v) for v in rng.integers(0, size - side + 1, 2))
+    paste(image, render(scan, side), y, x, rng)
+    return image.round().astype(np.uint8)
+
+
+def write_single_digits(out: str, split: str, renderings: int, indices: np.ndarray, scans: np.ndarray,
+                        labels: np.ndarray, photos: List[np.ndarray], rng: np.random.Generator) -> None:
+    """Write ``renderings`` images of each scan, in a folder a digit, named after the scan's index."""
     for digit in range(10):
         os.makedirs(osp.join(out, 'imagenet', split, str(digit)), exist_ok=True)
+    more, = rng.spawn(1)  # so that scenes made later are the same, however many renderings there are
     for index in tqdm(indices.tolist(), desc=f'{split} single digits'):
-        image = crop_photo(photos, size, rng)
-        side = int(rng.integers(size // 2, size + 1))
-        y, x = (int(v) for v in rng.integers(0, size - side + 1, 2))
-        paste(image, render(scans[index], side), y, x, rng)
-        path = osp.join(out, 'imagenet', split, str(labels[index]), f'{index:04d}.png')
-        write_image(path, image.round().astype(np.uint8))
+        stem = osp.join(out, 'imagenet', split, str(labels[index]), f'{index:04d}')
+        write_image(f'{stem}.png', single_digit(scans[index], photos, rng))
+        for copy in range(1, renderings):
+            write_image(f'{stem}_{copy}.png', single_digit(scans[index], photos, more))
 
 
 def parse_args() -> argparse.Namespace:
@@ -160,11 +169,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', metavar='OUT', help='folder to make, such as data/digits')
     parser.add_argument('--train', type=int, default=1000, help='training scenes (default 1000)')
     parser.add_argument('--val', type=int, default=200, help='validation scenes (default 200)')
+    parser.add_argument('--renderings', type=int, default=8, help='training images of a single scan (default 8)')
     parser.add_argument('--size', type=int, default=160, help='height and width of a scene in pixels (default 160)')
     parser.add_argument('--seed', type=int, default=0, help='seed of all that is random (default 0)')
     parser.add_argument('--force', action='store_true', help='replace OUT if it holds other digit scenes')
     args = parser.parse_args()
-    for name in ('train', 'val'):
+    for name in ('train', 'val', 'renderings'):
         if getattr(args, name) < 1:
             parser.error(f'--{name} must be at least 1, got {getattr(args, name)}')
     if not 64 <= args.size <= 400:
@@ -174,7 +184,7 @@ def parse_args() -> argparse.Namespace:
 
 def prepare_out(args: argparse.Namespace) -> Tuple[str, dict]:
     """Return the folder to write into and the settings to record; stop if there is nothing to do, or OUT is in use."""
-    settings = dict(train=args.train, val=args.val, size=args.size, seed=args.seed)
+    settings = dict(train=args.train, val=args.val, renderings=args.renderings, size=args.size, seed=args.seed)
     stamp = osp.join(args.out, 'settings.json')
     if osp.isfile(stamp):
         with open(stamp) as file:
@@ -205,7 +215,8 @@ def main() -> None:
     for split, indices in split_scans(digits.target, rng).items():
         write_scenes(partial, split, getattr(args, split), args.size, digits.images[indices], digits.target[indices],
                      photos, rng)
-        write_single_digits(partial, split, indices, digits.images, digits.target, photos, rng)
+        write_single_digits(partial, split, args.renderings if split == 'train' else 1, indices, digits.images,
+                            digits.target, photos, rng)
     with open(osp.join(partial, 'settings.json'), 'w') as file:
         json.dump(settings, file)
     # Only a whole data set gets the name: an interrupted run leaves nothing that looks like one.
