@@ -8,15 +8,21 @@ says so in the official repository's issue 21). This is the released form:
 
 with rotated Q and K. Decomposed, it runs along every row and then along every column, with the same Q and K.
 """
+import functools
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from .linear import Linear
-from .position import Rates, line_bias, log_decay_rates, manhattan_bias, rotary_phases, rotate, sliding_bias
+from .position import Rates, line_bias, log_decay_rates, manhattan_bias, places, rotary_phases, rotate, sliding_bias
 
-# Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it.
+# Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it, or
+# none where FlexAttention can compute it (it needs CUDA, triton, and head dims of 16 and more).
 MAX_BIAS_ELEMENTS = 2**24
+FLEX_MIN_HEAD_DIM = 16
 
 
 def attend_lines(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
@@ -43,9 +49,10 @@ def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
-    _, height, width, heads, _ = q.shape
+    _, height, width, heads, head_dim = q.shape
     if heads * (height * width)**2 > MAX_BIAS_ELEMENTS:
-        return attend_whole_by_rows(q, k, v, rates)
+        flex = q.is_cuda and head_dim >= FLEX_MIN_HEAD_DIM and find_spec('triton') is not None
+        return (attend_whole_flex if flex else attend_whole_by_rows)(q, k, v, rates)
     bias = manhattan_bias(rates, height, width, q.device, q.dtype).unsqueeze(0)
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -67,6 +74,25 @@ def attend_whole_by_rows(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tenso
             key, value = (t[image].expand(len(part), -1, -1, -1) for t in (k, v))
             outs.append(F.scaled_dot_product_attention(part, key, value, attn_mask=part_bias))
     return torch.cat(outs).unflatten(0, (batch, height)).transpose(2, 3)
+
+
+@functools.lru_cache(1)
+def compiled_flex_attention():
+    return torch.compile(flex_attention)  # uncompiled, it would hold the matrix of weights
+
+
+def attend_whole_flex(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+    """Do what :func:`attend_whole` does without any bias: FlexAttention's kernel computes log D from token indices."""
+    height, width = q.shape[1:3]
+    y, x = places(height, width, q.device)
+    rate = torch.tensor(rates, device=q.device)
+
+    def add_decay(score: Tensor, image: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score + rate[head] * ((y[i] - y[j]).abs() + (x[i] - x[j]).abs())
+
+    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
+    flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    return flex(q, k, v, score_mod=add_decay).transpose(1, 2).unflatten(1, (height, width))
 
 
 class MaSA(nn.Module):

@@ -1,5 +1,6 @@
 """The feed-forward network of a block, and the depthwise convolution with its identity."""
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +42,6 @@ class FFN(nn.Module):
         super().__init__()
         hidden = int(dim * mlp_ratio)
         self.fc1 = Linear(dim, hidden)
-        self.act = nn.GELU()
         self.dwconv = ResidualDWConv(hidden)
         self.fc2 = Linear(hidden, dim)
 
@@ -55,4 +55,6 @@ class FFN(nn.Module):
         return self._activate_and_project(x)
 
     def _activate_and_project(self, x: Tensor) -> Tensor:
-        return self.fc2(self.dwconv(self.act(x)))
+        in_place = not (x.requires_grad or torch.compiler.is_compiling())  # fc1's result is nobody else's
+        x = F.gelu(x, out=x if in_place else None)
+        return self.fc2(self.dwconv(x))

@@ -87,6 +87,13 @@ def sliding_bias(rates: Rates, height: int, width: int, device: torch.device, dt
 
 
 @_cached(maxsize=32)
+def places(height: int, width: int, device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Return y and x of every token of the flattened map: two tensors (height * width, ), fp32."""
+    y, x = torch.meshgrid(*(torch.arange(length, device=device) for length in (height, width)), indexing='ij')
+    return y.flatten().float(), x.flatten().float()
+
+
+@_cached(maxsize=32)
 def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
     """Return cosine and sine of every token's phases: shape (height, width, 1, head_dim / 2, 2), fp32.
 
@@ -105,6 +112,8 @@ def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) 
 def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above.
 
+    In place where no gradient is asked for: ``x`` is to be a tensor that nobody else needs.
+
     Args:
         x (Tensor): (B, H, W, heads, head_dim).
         phases (Tensor): from :func:`rotary_phases`.
@@ -117,5 +126,6 @@ def rotate(x: Tensor, phases: Tensor) -> Tensor:
         (u0, u1), (cos, sin) = pairs.unbind(-1), phases.unbind(-1)
         rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)
     else:  # one kernel, no copies
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(phases.to(pairs.dtype)))
+        pairs, phases = torch.view_as_complex(pairs), torch.view_as_complex(phases.to(pairs.dtype))
+        rotated = torch.view_as_real(pairs * phases if x.requires_grad else pairs.mul_(phases))
     return rotated.flatten(-2).to(x.dtype)

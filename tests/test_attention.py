@@ -2,9 +2,17 @@
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 
 from rmt_mm import attention
-from rmt_mm.attention import attend_decomposed, attend_lines, attend_whole, attend_whole_by_rows
+from rmt_mm.attention import (
+    MaSA,
+    attend_decomposed,
+    attend_lines,
+    attend_whole,
+    attend_whole_by_rows,
+    attend_whole_flex,
+)
 from rmt_mm.position import log_decay_rates, manhattan_bias, sliding_bias
 
 from reference import log_line, log_manhattan
@@ -60,6 +68,37 @@ def test_large_maps_are_taken_by_rows(monkeypatch):
     assert manhattan_bias.cache_info().misses == 0, 'the whole bias was built'
 
 
+@pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
+@pytest.mark.parametrize('size', SIZES)
+def test_flex_attention_is_given_the_same_decay(size, monkeypatch):
+    """On the CPU torch has no gradients for it, and it is slow to compile: values, uncompiled."""
+    monkeypatch.setattr(attention, 'compiled_flex_attention', lambda: flex_attention)
+    qkv = [torch.randn(2, *size, HEADS, 16) for _ in range(3)]
+    torch.testing.assert_close(attend_whole_flex(*qkv, RATES), attend_whole(*qkv, RATES), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_flex_attention_compiled():
+    qkv = [torch.randn(2, 6, 10, HEADS, 16) for _ in range(3)]
+    torch.testing.assert_close(attend_whole_flex(*qkv, RATES), attend_whole(*qkv, RATES), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='FlexAttention has gradients on CUDA only, and there is none')
+@pytest.mark.parametrize('size', [(6, 10), (40, 70)])
+def test_flex_attention_on_cuda(size, monkeypatch):
+    """Chosen for large maps, with the values and gradients of the form that holds its bias."""
+    inputs = [torch.randn(2, *size, HEADS, 16, device='cuda') for _ in range(3)]
+    results = []
+    for limit in (2**40, 0):
+        monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', limit)
+        monkeypatch.setattr(attention, 'attend_whole_by_rows', None)
+        qkv = [t.clone().requires_grad_() for t in inputs]
+        out = attend_whole(*qkv, RATES)
+        results.append([out, *torch.autograd.grad(out.square().sum(), qkv)])
+    for ours, expected in zip(*results):
+        assert float((ours - expected).norm() / expected.norm()) < 1e-2  # TF32
+
+
 def test_the_sliding_bias_is_the_manhattan_bias_in_less_memory():
     size = (6, 10)
     arguments = (RATES, *size, torch.device('cpu'), torch.float32)
@@ -96,3 +135,15 @@ def test_distinct_sizes_do_not_grow_memory():
         attend_whole_by_rows(*qkv, RATES)
     for table in (manhattan_bias, sliding_bias):
         assert table.cache_info().currsize == table.cache_info().maxsize <= 4
+
+
+def test_inference_changes_no_input_and_gives_what_training_gives():
+    """Without gradients some steps work in place: on their own results only."""
+    module, x = MaSA(16, 2, 2, 4, decomposed=True), torch.randn(2, 5, 7, 16)
+    before = x.clone()
+    with torch.no_grad():
+        out = module(x)
+        again = module(x)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    torch.testing.assert_close(out, again, rtol=0, atol=0)
+    torch.testing.assert_close(out, module(x).detach())

@@ -11,8 +11,8 @@ arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. The first one n
 Times are medians of interleaved repeats in one process; only ratios within a run mean something. Memory is the peak
 above the weights: on the CPU of a fresh process (in which freed blocks go back to the system at once, so that tensors
 are counted and not the gaps between them), on CUDA as its allocator counts it. The floor is what the true
-multiply-adds cost at the machine's own matrix-product rate, measured in the same run (a training step counts three
-times the forward pass).
+multiply-adds cost at the machine's own matrix-product rate, torch.matmul's, measured in the same run (a training step
+counts three times the forward pass). Where 1x1 convolutions compute the same product faster, their rate is given too.
 """
 import argparse
 import importlib.util
@@ -154,19 +154,24 @@ def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
     return float(done.stdout.split()[-1])
 
 
-def matrix_rate(args: argparse.Namespace, size: int = 2048) -> float:
-    """Return the machine's rate of matrix products in the measured precision, in GFLOP/s (2 for a multiply-add)."""
+def matrix_rate(args: argparse.Namespace, product: Callable = torch.matmul, size: int = 2048) -> float:
+    """Return the machine's rate of a matrix product in the measured precision, in GFLOP/s (2 for a multiply-add)."""
     dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[args.dtype]
     size = size * 4 if args.device.startswith('cuda') else size
     a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(8):
         start = time.perf_counter()
-        a @ b
+        product(a, b)
         if args.device.startswith('cuda'):
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times) / 1e9
+
+
+def product_by_convolution(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Compute a b^T as a 1x1 convolution, which on the CPU is another library's work than a matrix product's."""
+    return nn.functional.conv2d(a[None, :, None].permute(0, 3, 1, 2), b[:, :, None, None])
 
 
 def count_gmac(impl: str, args: argparse.Namespace) -> float:
@@ -188,6 +193,7 @@ def measure(args: argparse.Namespace) -> dict:
     report = dict(
         arch=args.arch, shape=list(args.shape), batch=args.batch, mode=args.mode, device=args.device,
         dtype=args.dtype, torch=torch.__version__, threads=torch.get_num_threads(), floor_gflops=rate,
+        convolution_gflops=matrix_rate(args, product_by_convolution),
         gmac=count_gmac('rmt_mm', args), impls={})  # yapf: disable
     seconds = {impl: statistics.median(values) for impl, values in times.items()}
     for impl in args.impl:
@@ -205,7 +211,8 @@ def measure(args: argparse.Namespace) -> dict:
 def describe(report: dict) -> str:
     lines = [
         'RMT-{arch}, {batch} x {0} x {1}, {mode}, {device}, {dtype}, torch {torch}, {threads} threads; {gmac:.1f} GMAC '
-        'forward, matrix products at {floor_gflops:.0f} GFLOP/s'.format(*report['shape'], **report),
+        'forward, matrix products at {floor_gflops:.0f} GFLOP/s (as 1x1 convolutions {convolution_gflops:.0f})'.format(
+            *report['shape'], **report),
         f'{"":28}{"seconds":>10}{"spread":>8}{"ratio":>8}{"peak MB":>10}{"ratio":>8}{"over floor":>12}'
     ]
     for impl, r in report['impls'].items():
