@@ -118,6 +118,17 @@ def run(workplace, *args, config='resnet.py', checkpoint='resnet.pth', images='i
     return subprocess.run([*command, *args], cwd=workplace, env=env, capture_output=True, text=True, check=False)
 
 
+def test_a_model_of_timm(workplace):
+    timm = pytest.importorskip('timm')
+    torch.save(timm.create_model('resnet10t').state_dict(), workplace / 'timm.pth')
+    wrong = run(workplace, config='timm:resnet18', checkpoint='timm.pth')
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].startswith('error: timm.pth cannot be loaded into timm:resnet18: ')
+    result = run(workplace, config='timm:resnet10t', checkpoint='timm.pth')
+    assert result.returncode == 0, result.stderr
+    assert load_label_map(str(workplace / 'labels/dog/3.pt'), num_classes=1000).shape == (2, 5, 3, 3)
+
+
 def test_a_run_is_completed_by_the_next(workplace):
     result = run(workplace)
     assert result.returncode == 0, result.stderr
