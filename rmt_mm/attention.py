@@ -20,9 +20,9 @@ from .linear import Linear
 from .position import Rates, line_bias, log_decay_rates, manhattan_bias, places, rotary_phases, rotate, sliding_bias
 
 # Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it, or
-# none where FlexAttention can compute it (it needs CUDA, triton, and head dims of 16 and more).
+# none where FlexAttention computes it.
 MAX_BIAS_ELEMENTS = 2**24
-FLEX_MIN_HEAD_DIM = 16
+HAS_TRITON = find_spec('triton') is not None  # which FlexAttention's kernels on CUDA are written in
 
 
 def attend_lines(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
@@ -51,7 +51,7 @@ def attend_whole(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
     _, height, width, heads, head_dim = q.shape
     if heads * (height * width)**2 > MAX_BIAS_ELEMENTS:
-        flex = q.is_cuda and head_dim >= FLEX_MIN_HEAD_DIM and find_spec('triton') is not None
+        flex = q.is_cuda and HAS_TRITON and head_dim >= 16  # its smallest
         return (attend_whole_flex if flex else attend_whole_by_rows)(q, k, v, rates)
     bias = manhattan_bias(rates, height, width, q.device, q.dtype).unsqueeze(0)
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
