@@ -59,7 +59,7 @@ demo-segmentation: setup $(DIGITS)
 demo-classification: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(CLS).py --work-dir $(DEMO)-classification --resume
 	$(PYTHON_ENV) tools/dataset_converters/make_token_labels.py $(CLS).py "$$(cat $(DEMO)-classification/last_checkpoint)" \
-		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 128
+		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 64
 	$(PYTHON_ENV) tools/train.py $(CLS)_tl.py --work-dir $(DEMO)-token-labels --resume
 
 # The schedules of `make demo` and `make demo-segmentation`; only the backbone's first weights differ.

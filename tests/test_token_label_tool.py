@@ -119,7 +119,7 @@ def run(workplace, *args, config='resnet.py', checkpoint='resnet.pth', images='i
 
 
 def test_a_model_of_timm(workplace):
-    timm = pytest.importorskip('timm')
+    timm = pytest.importorskip('timm', reason='timm is not among the requirements: pip install timm')
     torch.save(timm.create_model('resnet10t').state_dict(), workplace / 'timm.pth')
     wrong = run(workplace, config='timm:resnet18', checkpoint='timm.pth')
     assert wrong.returncode == 1

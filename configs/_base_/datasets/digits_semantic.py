@@ -10,6 +10,8 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(160, 160), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(160, 160)),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs')
 ]
