@@ -97,8 +97,10 @@ def test_trains_and_evaluates(name, data, tmp_path):
     assert 'loss: ' in done.stdout and 'loss: nan' not in done.stdout
     checkpoint, = work_dir.glob('*_[0-9]*.pth')
     # On the trained weights alone, as a user would load them.
-    tested = call('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
+    shown = tmp_path / 'shown'
+    tested = call('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', shown)
     assert ('bbox_mAP' if name.endswith('_coco') else 'mIoU') in tested.stdout
+    assert len([p for p in shown.rglob('*') if p.suffix in ('.jpg', '.png')]) == 2, 'a picture an image'
     checkpoint.unlink()  # L's are more than a gigabyte
 
 
