@@ -10,13 +10,14 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classification demo-transfer clean
+.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classifier demo-classification \
+	demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'
 	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves: 12 minutes on 2 cores'
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
-	@echo 'make demo-segmentation, make demo-classification   the other tasks, minutes each'
+	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make test-slow   the long ones       make lint   the linter'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
@@ -54,16 +55,18 @@ demo-segmentation: setup $(DIGITS)
 	$(PYTHON_ENV) tools/test.py $(SEG_CONFIG) "$$(cat $(DEMO)-segmentation/last_checkpoint)" \
 		--work-dir $(DEMO)-segmentation --show-dir $(DEMO)-segmentation/predictions
 
-# A classifier, label maps made by it, and a classifier trained on those. A classifier trained anew makes other maps:
-# `make clean` first, or name another folder.
-demo-classification: setup $(DIGITS)
+demo-classifier: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(CLS).py --work-dir $(DEMO)-classification --resume
+
+# Label maps made by that classifier, and a classifier trained on those. A classifier trained anew makes other maps:
+# `make clean` first, or name another folder.
+demo-classification: demo-classifier
 	$(PYTHON_ENV) tools/dataset_converters/make_token_labels.py $(CLS).py "$$(cat $(DEMO)-classification/last_checkpoint)" \
 		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 64
 	$(PYTHON_ENV) tools/train.py $(CLS)_tl.py --work-dir $(DEMO)-token-labels --resume
 
 # The schedules of `make demo` and `make demo-segmentation`; only the backbone's first weights differ.
-demo-transfer: demo-classification
+demo-transfer: demo-classifier
 	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)-transfer/detection --resume $(FROM_CLASSIFIER)
 	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-transfer/segmentation --resume $(FROM_CLASSIFIER)
 

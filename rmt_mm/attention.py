@@ -10,6 +10,7 @@ with rotated Q and K. Decomposed, it runs along every row and then along every c
 """
 import functools
 from importlib.util import find_spec
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from .linear import Linear
 from .position import Rates, line_bias, log_decay_rates, manhattan_bias, places, rotary_phases, rotate, sliding_bias
 
 # Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it, or
-# none where FlexAttention computes it.
+# on CUDA none.
 MAX_BIAS_ELEMENTS = 2**24
 HAS_TRITON = find_spec('triton') is not None  # which FlexAttention's kernels on CUDA are written in
 
@@ -77,7 +78,7 @@ def attend_whole_by_rows(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tenso
 
 
 @functools.lru_cache(1)
-def compiled_flex_attention():
+def compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)  # uncompiled, it would hold the matrix of weights
 
 

@@ -276,7 +276,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         raise UsageError("--show-dir needs default_hooks.visualization in the config, such as "
                          "dict(type='DetVisualizationHook').")
     folder = osp.abspath(folder)
-    hook.interval = 1  # of all images: mmseg's hook draws a batch in 50, and mmpretrain's an image in 5000
+    hook.interval = 1  # every image: mmseg's hook would draw a batch in 50, mmpretrain's an image in 5000
     if hook.type.endswith('DetVisualizationHook'):
         hook.update(draw=True, test_out_dir=folder)
     elif hook.type.endswith('SegVisualizationHook'):

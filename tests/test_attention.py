@@ -13,6 +13,7 @@ from rmt_mm.attention import (
     attend_whole_by_rows,
     attend_whole_flex,
 )
+from rmt_mm.ffn import FFN
 from rmt_mm.position import log_decay_rates, manhattan_bias, sliding_bias
 
 from reference import log_line, log_manhattan
@@ -89,9 +90,9 @@ def test_flex_attention_on_cuda(size, monkeypatch):
     """Chosen for large maps, with the values and gradients of the form that holds its bias."""
     inputs = [torch.randn(2, *size, HEADS, 16, device='cuda') for _ in range(3)]
     results = []
+    monkeypatch.setattr(attention, 'attend_whole_by_rows', None)
     for limit in (2**40, 0):
         monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', limit)
-        monkeypatch.setattr(attention, 'attend_whole_by_rows', None)
         qkv = [t.clone().requires_grad_() for t in inputs]
         out = attend_whole(*qkv, RATES)
         results.append([out, *torch.autograd.grad(out.square().sum(), qkv)])
@@ -137,9 +138,10 @@ def test_distinct_sizes_do_not_grow_memory():
         assert table.cache_info().currsize == table.cache_info().maxsize <= 4
 
 
-def test_inference_changes_no_input_and_gives_what_training_gives():
+@pytest.mark.parametrize('module', [MaSA(16, 2, 2, 4, True), MaSA(16, 2, 2, 4, False), FFN(16, 3)])
+def test_inference_changes_no_input_and_gives_what_training_gives(module):
     """Without gradients some steps work in place: on their own results only."""
-    module, x = MaSA(16, 2, 2, 4, decomposed=True), torch.randn(2, 5, 7, 16)
+    x = torch.randn(2, 5, 7, 16)
     before = x.clone()
     with torch.no_grad():
         out = module(x)

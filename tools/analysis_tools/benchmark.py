@@ -12,7 +12,7 @@ Times are medians of interleaved repeats in one process; only ratios within a ru
 above the weights: on the CPU of a fresh process (in which freed blocks go back to the system at once, so that tensors
 are counted and not the gaps between them), on CUDA as its allocator counts it. The floor is what the true
 multiply-adds cost at the machine's own matrix-product rate, torch.matmul's, measured in the same run (a training step
-counts three times the forward pass). Where 1x1 convolutions compute the same product faster, their rate is given too.
+counts three times the forward pass). The rate of the same product as a 1x1 convolution is given beside it.
 """
 import argparse
 import importlib.util
