@@ -1,7 +1,13 @@
-"""The four published sizes of RMT, as data, and the check of a size of one's own."""
+"""The four published sizes of RMT, as data, the check of a custom size, and the formulas of decay and rotation."""
+import math
 from typing import NamedTuple, Tuple, Union
 
+import torch
+from torch import Tensor
+
 NUM_STAGES = 4
+
+Rates = Tuple[float, ...]
 
 
 class Arch(NamedTuple):
@@ -109,3 +115,24 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
             raise ValueError(f'arch: the decay of stage {stage} needs init_values > 0 and '
                              f'init_values + heads_ranges > 0, got {a!r} and {r!r}.')
     return size
+
+
+def log_decay_rates(num_heads: int, init_value: float, heads_range: float) -> Rates:
+    """Return log(gamma_i) of every head, gamma_i = 1 - 2^(-a - r * i / n).
+
+    Args:
+        num_heads (int): n.
+        init_value (float): a. Head 0, the most local, decays by 1 - 2^-a a token.
+        heads_range (float): r. The far end a + r is never reached (released code).
+    """
+    return tuple(math.log1p(-2.0**-(init_value + heads_range * i / num_heads)) for i in range(num_heads))
+
+
+def rotary_angles(head_dim: int) -> Tensor:
+    """Return the angles of the rotation, angle_j = 10000^(-j / (d/2 - 1)), j = 0..d/2 - 1: (head_dim / 2, ), fp32.
+
+    The endpoint is included, unlike usual rotary embeddings (released code).
+    """
+    # On the CPU whatever the device, so that every device sees the same angles: an error of one unit in the last
+    # place is multiplied by an index of up to 67,200.
+    return 1.0 / 10000**torch.linspace(0, 1, head_dim // 2, dtype=torch.float32, device='cpu')

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .rmt import RMT
+from .backbone import RMT
 
 # What the two-stage detectors of the published tables were counted with (mmdet 2's dummy forward).
 NUM_PROPOSALS = 1000

@@ -1,9 +1,7 @@
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from support import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import os.path as osp
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from rmt_mm import get_config_path, launch
+from rmt_mm import cli, get_config_path
 
 # Image sizes of the published tables.
 DEFAULT_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 2048), 'mmpretrain': (224, 224)}
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with launch.one_sentence(*launch.BUILD_ERRORS, RuntimeError, OSError, SyntaxError):
+    with cli.one_sentence(*cli.BUILD_ERRORS, RuntimeError, OSError, SyntaxError):
         report = measure(args.config, args.shape)
     print(json.dumps(report) if args.json else describe(report))
 
@@ -47,9 +47,9 @@ def measure(config: str, shape=None) -> dict:
     init_default_scope(scope)
     shape = tuple(shape or DEFAULT_SHAPES.get(scope, (224, 224)))
     if min(shape) < 1:
-        raise launch.UsageError(f'--shape {shape[0]} {shape[1]}: height and width must be positive.')
+        raise cli.UsageError(f'--shape {shape[0]} {shape[1]}: height and width must be positive.')
     if 'model' not in cfg:
-        raise launch.UsageError(f'config {config} has no model.')
+        raise cli.UsageError(f'config {config} has no model.')
     model = MODELS.build(cfg.model)
     try:
         counts, computed = flops.count(model, shape), False

@@ -6,8 +6,8 @@ import argparse
 
 from mmengine.evaluator import DumpResults
 
-from rmt_mm import launch
-from rmt_mm.data_check import build_data
+from rmt_mm import cli
+from rmt_mm.training.data_check import build_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    launch.add_common_arguments(parser)
+    cli.add_common_arguments(parser)
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions, for offline evaluation')
     parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as tta_pipeline describes it')
@@ -24,25 +24,25 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with launch.one_sentence():
+    with cli.one_sentence():
         if args.out and not args.out.endswith(('.pkl', '.pickle')):
-            raise launch.UsageError(f'--out {args.out}: predictions are pickled, the file must end in .pkl.')
-        cfg = launch.load_config(args)
-        launch.check_datasets(cfg, 'test_dataloader')
-        launch.check_annotations(cfg, 'test_evaluator')
-        launch.check_checkpoint(args.checkpoint)
+            raise cli.UsageError(f'--out {args.out}: predictions are pickled, the file must end in .pkl.')
+        cfg = cli.load_config(args)
+        cli.check_datasets(cfg, 'test_dataloader')
+        cli.check_annotations(cfg, 'test_evaluator')
+        cli.check_checkpoint_file(args.checkpoint)
         cfg.load_from = args.checkpoint
         if args.tta:
-            launch.use_tta(cfg)
+            cli.use_tta(cfg)
         if args.show_dir:
-            launch.draw_predictions(cfg, args.show_dir)
+            cli.draw_predictions(cfg, args.show_dir)
 
-    with launch.one_sentence(*launch.BUILD_ERRORS):
-        runner = launch.build_runner(cfg)
+    with cli.one_sentence(*cli.BUILD_ERRORS):
+        runner = cli.build_runner(cfg)
         build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
-    with launch.one_sentence():
+    with cli.one_sentence():
         runner.test()
 
 

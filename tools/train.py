@@ -5,15 +5,15 @@
 import argparse
 import sys
 
-from rmt_mm import launch
-from rmt_mm.data_check import build_data
+from rmt_mm import cli
+from rmt_mm.training.data_check import build_data
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    launch.add_common_arguments(parser)
+    cli.add_common_arguments(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -30,28 +30,28 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with launch.one_sentence():
-        cfg = launch.load_config(args)
-        launch.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
-        launch.check_annotations(cfg, 'val_evaluator')
+    with cli.one_sentence():
+        cfg = cli.load_config(args)
+        cli.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
+        cli.check_annotations(cfg, 'val_evaluator')
         if args.amp:
-            launch.use_amp(cfg)
+            cli.use_amp(cfg)
         if args.auto_scale_lr:
-            launch.require_auto_scale_lr(cfg)
+            cli.require_auto_scale_lr(cfg)
             cfg.auto_scale_lr.enable = True
         if args.resume is not None:
             cfg.resume = True
-            cfg.load_from = launch.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+            cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
             if cfg.load_from is None:
                 print(f'Nothing to resume in {cfg.work_dir}: training from the start.')
         if cfg.get('load_from'):
-            launch.check_checkpoint(cfg.load_from)
+            cli.check_checkpoint_file(cfg.load_from)
 
-    with launch.one_sentence(*launch.BUILD_ERRORS):
-        runner = launch.build_runner(cfg)
+    with cli.one_sentence(*cli.BUILD_ERRORS):
+        runner = cli.build_runner(cfg)
         build_data(runner, 'train', 'val')
     try:
-        with launch.one_sentence():
+        with cli.one_sentence():
             runner.train()
     except KeyboardInterrupt:
         print(f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'

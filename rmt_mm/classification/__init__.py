@@ -1,8 +1,8 @@
 """RMT as mmpretrain classifiers: the head, and training with token labels."""
+from ..errors import TokenLabelError
 from .classifier import TokenLabelClassifier
 from .dataset import TokenLabelDataset, TokenLabelImageNet
 from .ema_hook import BatchScaledEMAHook
-from .errors import TokenLabelError
 from .geometry import TrackGeometry
 from .head import RMTClsHead, RMTTokenLabelHead
 from .token_label import LoadLabelMap, MakeTokenLabels

@@ -7,7 +7,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from .errors import TokenLabelError
+from ..errors import TokenLabelError
 from .mix_token import Box, draw_box, paste_flipped
 
 

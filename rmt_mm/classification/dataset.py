@@ -6,7 +6,7 @@ from typing import List
 from mmpretrain.datasets import CustomDataset, ImageNet
 from mmpretrain.registry import DATASETS
 
-from .errors import TokenLabelError
+from ..errors import TokenLabelError
 from .label_map import EXTENSIONS
 
 

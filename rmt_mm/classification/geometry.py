@@ -15,7 +15,7 @@ from mmpretrain.datasets.transforms import (
 from mmpretrain.datasets.transforms.auto_augment import BaseAugTransform, RandAugment, Rotate, Shear, Translate
 from mmpretrain.registry import TRANSFORMS
 
-from .errors import TokenLabelError
+from ..errors import TokenLabelError
 
 # Transforms that leave every point where it is, measured in the image's width and height.
 _KEEP_PLACES = (ColorJitter, Lighting, RandomErasing, RandomGrayscale, Resize, ResizeEdge)

@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from .errors import TokenLabelError
+from ..errors import TokenLabelError
 from .mix_token import Box, kept_fraction, paste_flipped
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import TokenLabelError
+from ..errors import TokenLabelError
 
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'

@@ -10,7 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
-from .errors import TokenLabelError
+from ..errors import TokenLabelError
 from .label_map import load_label_map
 
 

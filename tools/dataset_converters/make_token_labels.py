@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from rmt_mm import launch
+from rmt_mm import cli
 from rmt_mm.classification.dense import dense_logits, timm_dense_logits
 from rmt_mm.classification.label_map import EXTENSIONS, keep_best, save_label_map
 
@@ -90,17 +90,17 @@ def parse_args() -> argparse.Namespace:
 def list_images(folder: str) -> List[str]:
     """Return the paths of all images below ``folder``, relative to it."""
     if not osp.isdir(folder):
-        raise launch.UsageError(f'image folder {folder} does not exist.')
+        raise cli.UsageError(f'image folder {folder} does not exist.')
     try:
         dataset = CustomDataset(data_prefix=folder, with_label=False, lazy_init=True)
         names = [osp.relpath(info['img_path'], folder) for info in dataset.load_data_list()]
     except RuntimeError as error:  # no image
-        raise launch.UsageError(str(error)) from error
+        raise cli.UsageError(str(error)) from error
     stems: Dict[str, str] = {}
     for name in names:
         other = stems.setdefault(osp.splitext(name)[0], name)
         if other != name:
-            raise launch.UsageError(f'{other} and {name} would have the same label map: rename one of them.')
+            raise cli.UsageError(f'{other} and {name} would have the same label map: rename one of them.')
     return names
 
 
@@ -122,7 +122,7 @@ def list_todo(args: argparse.Namespace, names: List[str]) -> List[str]:
         with open(stamp) as file:
             found = json.load(file)
         if found != settings_of(args):
-            raise launch.UsageError(f'{args.out} holds label maps made otherwise ({found}): name another folder.')
+            raise cli.UsageError(f'{args.out} holds label maps made otherwise ({found}): name another folder.')
     there = {osp.relpath(osp.join(folder, f), args.out) for folder, _, files in os.walk(args.out) for f in files}
     return [name for name in names if not any(osp.splitext(name)[0] + e in there for e in EXTENSIONS)]
 
@@ -131,7 +131,7 @@ def load_timm(args: argparse.Namespace) -> Tuple[nn.Module, nn.Module]:
     try:
         import timm
     except ImportError as error:
-        raise launch.UsageError(f'{args.config} needs timm: run `pip install timm`.') from error
+        raise cli.UsageError(f'{args.config} needs timm: run `pip install timm`.') from error
     pretrained = args.checkpoint == 'pretrained'
     model = timm.create_model(
         args.config[len('timm:'):], pretrained=pretrained, checkpoint_path='' if pretrained else args.checkpoint)
@@ -152,14 +152,14 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
     """Return the function from a batch of images to dense logits (B, num_classes, h, w)."""
     is_timm = args.config.startswith('timm:')
     if not is_timm and not osp.isfile(args.config):
-        raise launch.UsageError(f'config {args.config} does not exist.')
+        raise cli.UsageError(f'config {args.config} does not exist.')
     if not (is_timm and args.checkpoint == 'pretrained'):
-        launch.check_checkpoint(args.checkpoint)
+        cli.check_checkpoint_file(args.checkpoint)
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
-    except (RuntimeError, *launch.BUILD_ERRORS) as error:
+    except (RuntimeError, *cli.BUILD_ERRORS) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise launch.UsageError(
+        raise cli.UsageError(
             f'{args.checkpoint} cannot be loaded into {args.config}: {" ".join(lines[:3])}') from error
     model, preprocess = model.to(args.device).eval(), preprocess.to(args.device)
     dense = timm_dense_logits if is_timm else dense_logits
@@ -192,7 +192,7 @@ def annotate(args: argparse.Namespace, names: List[str], total: int) -> List[str
 def main() -> None:
     args = parse_args()
     unreadable = []
-    with launch.one_sentence(ValueError, OSError):
+    with cli.one_sentence(ValueError, OSError):
         names = list_images(args.images)
         todo = list_todo(args, names)
         if todo:

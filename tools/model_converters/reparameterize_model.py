@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from rmt_mm import RMT, launch
-from rmt_mm.checkpoint import check_destination, write_checkpoint
+from rmt_mm import RMT, cli
+from rmt_mm.checkpoints.files import check_destination, write_checkpoint
 
 
 def main() -> None:
@@ -19,19 +19,19 @@ def main() -> None:
     parser.add_argument('checkpoint', help='checkpoint of a model with RMT as backbone')
     parser.add_argument('out', help='checkpoint to write')
     args = parser.parse_args()
-    with launch.one_sentence(*launch.BUILD_ERRORS):
+    with cli.one_sentence(*cli.BUILD_ERRORS):
         check_destination(args.out)
-        launch.check_checkpoint(args.checkpoint)
+        cli.check_checkpoint_file(args.checkpoint)
         cfg = Config.fromfile(args.config)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = MODELS.build(cfg.model)
         try:
             checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
         except RuntimeError as error:
-            raise launch.UsageError(f'checkpoint {args.checkpoint} does not fit {args.config}: {error}') from error
+            raise cli.UsageError(f'checkpoint {args.checkpoint} does not fit {args.config}: {error}') from error
         backbones = [module for module in model.modules() if isinstance(module, RMT)]
         if not backbones:
-            raise launch.UsageError(f'the model of {args.config} has no RMT.')
+            raise cli.UsageError(f'the model of {args.config} has no RMT.')
         model.eval()
         for backbone in backbones:
             backbone.switch_to_deploy()

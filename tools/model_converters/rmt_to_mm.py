@@ -6,9 +6,9 @@ import argparse
 import os.path as osp
 import sys
 
-from rmt_mm.checkpoint import CheckpointError, check_destination, file_hash, read_checkpoint, write_checkpoint
-from rmt_mm.conversion import TASKS, WEIGHTS, OfficialModel, parse_checkpoint, pick_state_dict
-from rmt_mm.official import is_official
+from rmt_mm.checkpoints.files import CheckpointError, check_destination, file_hash, read_checkpoint, write_checkpoint
+from rmt_mm.checkpoints.official import TASKS, WEIGHTS, OfficialModel, parse_checkpoint, pick_state_dict
+from rmt_mm.checkpoints.official_names import is_official
 
 
 def positive(text: str) -> int:

@@ -1,0 +1,257 @@
+"""RMT as a backbone: what its arguments do, sizes and dtypes it takes, and what it refuses."""
+import copy
+import importlib
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rmt_mm import RMT
+from rmt_mm.backbone.position import line_bias, rotary_phases
+
+OWN = dict(
+    embed_dims=(16, 24, 32, 48),
+    depths=(1, 2, 2, 1),
+    num_heads=(2, 2, 4, 4),
+    init_values=(2, 2, 2, 2),
+    heads_ranges=(4, 4, 6, 6),
+    mlp_ratios=(3, 3, 3, 3),
+    decomposed=(True, True, False, False),
+    layer_scales=(False, False, False, True))
+
+
+def build(**kwargs):
+    model = RMT(**{'arch': OWN, **kwargs})
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize('size', [(64, 64), (256, 309), (45, 33), (1, 1), (7, 130)])
+def test_any_size_gives_four_strides(size):
+    model = build().eval()
+    with torch.no_grad():
+        outs = model(torch.rand(2, 3, *size))
+    for i, out in enumerate(outs):
+        expected = tuple(-(-length // 2**(i + 2)) for length in size)
+        assert out.shape == (2, OWN['embed_dims'][i], *expected)
+        assert out.isfinite().all()
+        assert out.is_contiguous(), "mmcv's RoIAlign reads memory as (B, C, H, W)"
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg', 'mmpretrain'])
+def test_found_by_type_in_every_scope(scope):
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    assert isinstance(registry.build(dict(type='RMT', arch=OWN)), RMT)
+
+
+def test_out_indices_choose_outputs_and_their_norms():
+    model = build(out_indices=(1, -1)).eval()
+    assert model.out_indices == (1, 3)
+    assert [name for name, _ in model.named_children() if name.startswith('norm')] == ['norm1', 'norm3']
+    assert [out.shape[1] for out in model(torch.rand(1, 3, 32, 32))] == [24, 48]
+
+
+def test_last_stages_need_not_run():
+    first, = build(out_indices=(0, )).eval()(torch.rand(1, 3, 32, 32))
+    assert first.shape == (1, 16, 8, 8)
+
+
+def test_out_norm_off_returns_the_stage_itself():
+    with_norm, without = build().eval(), build(out_norm=False).eval()
+    without.load_state_dict({k: v for k, v in with_norm.state_dict().items() if not k.startswith('norm')})
+    x = torch.rand(1, 3, 40, 40)
+    for i, (normed, raw) in enumerate(zip(with_norm(x), without(x))):
+        expected = getattr(with_norm, f'norm{i}')(raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(normed, expected)
+
+
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_in_channels(in_channels):
+    assert len(build(in_channels=in_channels).eval()(torch.rand(1, in_channels, 32, 32))) == 4
+
+
+def test_init_weights_is_the_published_one():
+    torch.manual_seed(0)
+    model = build()
+    weight = model.stages[3][0].ffn.fc1.weight
+    assert 0.015 < float(weight.detach().std()) < 0.025
+    assert float(weight.detach().abs().max()) < 2
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert not module.bias.any()
+        elif isinstance(module, (nn.LayerNorm, _BatchNorm)):
+            assert (module.weight == 1).all() and not module.bias.any()
+
+
+def test_layer_scale_only_where_the_arch_says_so():
+    model = build(layer_scale_init=0.3)
+    scales = {name: p for name, p in model.named_parameters() if 'gamma' in name}
+    assert set(scales) == {'stages.3.0.gamma1', 'stages.3.0.gamma2'}
+    assert all(p.shape == (1, 1, 1, 48) and (p == 0.3).all() for p in scales.values())
+
+
+def test_drop_path_grows_linearly_and_acts_in_training_only():
+    model = build(drop_path_rate=0.5)
+    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage]
+    assert rates == pytest.approx([0.1 * i for i in range(6)])
+    x = torch.rand(4, 3, 32, 32)
+    model.eval()
+    torch.testing.assert_close(model(x), model(x))
+    model.train()
+    assert not torch.equal(model(x)[3], model(x)[3])
+
+
+@pytest.mark.parametrize('stages', range(-1, 5))
+def test_frozen_stages_have_no_gradient_and_stay_in_eval_mode(stages):
+    model = build(frozen_stages=stages)
+    model.eval()
+    assert model.train() is model
+    outs = model(torch.rand(2, 3, 64, 64))
+    if stages < 4:
+        sum(out.sum() for out in outs).backward()
+    for name, param in model.named_parameters():
+        part, _, rest = name.partition('.')
+        if part == 'stem':
+            frozen = stages >= 0
+        elif part == 'stages':
+            frozen = int(rest[0]) < stages
+        elif part == 'downsamples':
+            frozen = int(rest[0]) + 1 < stages
+        else:
+            frozen = int(part[-1]) < stages
+        assert param.requires_grad is not frozen, name
+        assert (param.grad is None) is frozen, name
+    assert model.stem.training is (stages < 0)
+    assert [stage.training for stage in model.stages] == [i >= stages for i in range(4)]
+
+
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
+def test_norm_eval_holds_every_batchnorm(norm):
+    norms = [m for m in build(norm_eval=True, norm_cfg=dict(type=norm)).train().modules() if isinstance(m, _BatchNorm)]
+    assert len(norms) == 7 and not any(m.training for m in norms)
+    assert all(m.training for m in build(norm_cfg=dict(type=norm)).train().modules() if isinstance(m, _BatchNorm))
+
+
+def test_norm_cfg_reaches_stem_and_downsampling():
+    model = build(norm_cfg=dict(type='GN', num_groups=4))
+    assert sum(isinstance(m, nn.GroupNorm) for m in model.modules()) == 7
+    assert not any(isinstance(m, _BatchNorm) for m in model.modules())
+
+
+@pytest.mark.parametrize('with_cp', [True, (False, True, False, True)])
+def test_with_cp_changes_memory_and_not_gradients(with_cp, monkeypatch):
+    import torch.utils.checkpoint as cp
+    recomputed = []
+    original = cp.checkpoint
+    monkeypatch.setattr(cp, 'checkpoint', lambda block, *a, **k: recomputed.append(block) or original(block, *a, **k))
+    plain, checkpointed = build(), build(with_cp=with_cp)
+    checkpointed.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 48, 48)
+    for model in (plain, checkpointed):
+        sum(out.square().sum() for out in model(x)).backward()
+    stages = range(4) if with_cp is True else (1, 3)
+    assert recomputed == [block for i in stages for block in checkpointed.stages[i]]
+    for expected, param in zip(plain.parameters(), checkpointed.parameters()):
+        torch.testing.assert_close(param.grad, expected.grad)
+
+
+def test_state_dict_has_parameters_and_norm_statistics_only():
+    model = build()
+    before = set(model.state_dict())
+    model(torch.rand(1, 3, 64, 96))
+    assert set(model.state_dict()) == before
+    buffers = {name.rsplit('.', 1)[-1] for name, _ in model.named_buffers()}
+    assert buffers == {'running_mean', 'running_var', 'num_batches_tracked'}
+    assert set(pickle.loads(pickle.dumps(model)).state_dict()) == set(copy.deepcopy(model).state_dict()) == before
+
+
+def test_tables_are_cached_bounded_and_usable_after_inference_mode():
+    line_bias.cache_clear()
+    rotary_phases.cache_clear()
+    model = build(out_indices=(0, ))
+    with torch.inference_mode():
+        model(torch.rand(1, 3, 32, 64))
+    built = line_bias.cache_info().misses, rotary_phases.cache_info().misses
+    model(torch.rand(2, 3, 32, 64))[0].sum().backward()  # tables of the inference above serve training
+    assert (line_bias.cache_info().misses, rotary_phases.cache_info().misses) == built
+    model.eval()
+    with torch.no_grad():
+        for width in range(4, 600, 4):
+            model(torch.rand(1, 3, 4, width))
+    for table in (line_bias, rotary_phases):
+        assert table.cache_info().currsize == table.cache_info().maxsize
+
+
+def error(out, expected):
+    out, expected = out.detach().double(), expected.detach().double()
+    return float((out - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
+def test_autocast(dtype, tolerance):
+    model = build()
+    x = torch.rand(2, 3, 64, 96)
+    model.eval()
+    expected = model(x)
+    with torch.autocast('cpu', dtype):
+        outs = model(x)
+        sum(out.float().sum() for out in outs).backward()
+    for out, reference in zip(outs, expected):
+        assert error(out, reference) < tolerance
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_module_cast_to_bf16():
+    model = build().eval()
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+        outs = model.bfloat16()(x.bfloat16())
+    for out, reference in zip(outs, expected):
+        assert out.dtype == torch.bfloat16
+        assert error(out, reference) < 4e-2
+
+
+def test_phases_are_fp32_and_exact_where_half_precision_ends():
+    """On COCO the token index reaches 67,200: fp16 has no such number, and bf16 only every 512th."""
+    phases = rotary_phases(200, 336, 16, torch.device('cpu'))
+    assert phases.dtype == torch.float32
+    cos = phases[..., 0]
+    index = 200 * 336 - 1
+    expected = torch.tensor(float(index), dtype=torch.float64)  # angle_0 is 1
+    assert abs(float(cos[-1, -1, 0, 0]) - float(expected.cos())) < 1e-6
+    assert float(cos[-1, -1, 0, 0]) != float(cos[-1, -2, 0, 0])
+    bias = line_bias((-0.3, ), 336, torch.device('cpu'), torch.bfloat16)
+    torch.testing.assert_close(bias[0, 0].float(), -0.3 * torch.arange(336.), rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(arch='huge'), ['huge', 'tiny']),
+    (dict(out_indices=(0, 4)), ['out_indices', '4', '0 to 3']),
+    (dict(frozen_stages=5), ['frozen_stages', '5', '4']),
+    (dict(with_cp=(True, False)), ['with_cp', '4']),
+    (dict(drop_path_rate=1.5), ['drop_path_rate', '1.5']),
+])
+def test_wrong_arguments_are_named(kwargs, words):
+    with pytest.raises(ValueError) as caught:
+        build(**kwargs)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 32, 32), (3, 32, 32)])
+def test_wrong_input_is_named(shape):
+    with pytest.raises(ValueError, match=r'in_channels=3.*shape \(' + ', '.join(map(str, shape))):
+        build()(torch.rand(shape))
+
+
+def test_layer_depth_follows_the_forward_pass():
+    model = build()
+    depths = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()}
+    assert {count for _, count in depths.values()} == {8}
+    assert depths['stem.0.weight'][0] == 0
+    assert depths['stages.0.0.norm1.weight'][0] == depths['norm0.weight'][0] == 1
+    assert depths['downsamples.0.conv.weight'][0] == depths['stages.1.0.cpe.weight'][0] == 2
+    assert depths['stages.3.0.gamma1'][0] == depths['norm3.bias'][0] == 6
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)

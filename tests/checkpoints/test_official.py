@@ -1,0 +1,313 @@
+"""The layout of the authors' checkpoints, and loading them directly."""
+import copy
+import functools
+import http.server
+import threading
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner.checkpoint import load_checkpoint
+
+from rmt_mm import RMT
+from rmt_mm.arch import ARCHS
+from rmt_mm.checkpoints.files import CheckpointError
+from rmt_mm.checkpoints.loading import check_checkpoint_file, load_pretrained
+from rmt_mm.checkpoints.official import parse_checkpoint
+from rmt_mm.checkpoints.official_heads import HEADS
+from rmt_mm.checkpoints.official_names import (
+    POSITION_BUFFER,
+    backbone_shapes,
+    classifier_head_shapes,
+    convert_official_state_dict,
+    position_buffers,
+    revert_to_official_state_dict,
+)
+
+from support import ROOT
+from support.official_files import (
+    NANO,
+    OFFICIAL_KEYS,
+    Trap,
+    assert_same_features,
+    nano_state_dict,
+    save_classifier,
+    save_mm,
+    tensors,
+)
+
+CONFIGS = {
+    'Mask R-CNN': 'mask-rcnn_rmt_fpn',
+    'Cascade Mask R-CNN': 'cascade-mask-rcnn_rmt_fpn',
+    'RetinaNet': 'retinanet_rmt_fpn',
+    'UperNet': 'upernet_rmt',
+    'Semantic FPN': 'fpn_rmt',
+}
+
+
+@pytest.fixture
+def nano(monkeypatch):
+    monkeypatch.setitem(ARCHS, 'nano', NANO)
+
+
+def build_model(name):
+    """Build one of the models in configs/_base_/models around a NANO backbone."""
+    cfg = Config.fromfile(ROOT / f'configs/_base_/models/{CONFIGS[name]}.py').model
+    cfg.backbone.arch = NANO._asdict()
+    inputs = [NANO.embed_dims[i] for i in cfg.backbone.get('out_indices', range(4))]
+    for part in ('neck', 'decode_head'):
+        if part in cfg and len(cfg[part].in_channels) == len(inputs) and (part == 'neck' or 'neck' not in cfg):
+            cfg[part].in_channels = inputs
+    if 'auxiliary_head' in cfg:
+        cfg.auxiliary_head.in_channels = NANO.embed_dims[2]
+    if HEADS[name].task == 'detector':
+        from mmdet.utils import register_all_modules
+        scope = 'mmdet'
+    else:
+        from mmseg.utils import register_all_modules
+        scope = 'mmseg'
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope(scope):  # other tests must not find it
+        return MODELS.build(cfg)
+
+
+@pytest.mark.parametrize('key', OFFICIAL_KEYS)
+def test_layout(key):
+    size, kind = key.split('/')
+    shapes = backbone_shapes(ARCHS[size], out_norms=kind == 'dense')
+    if kind != 'dense':
+        shapes.update(classifier_head_shapes(ARCHS[size], token_label=kind == 'token_label'))
+    assert list(shapes.items()) == [(name, tuple(shape)) for name, shape in OFFICIAL_KEYS[key].items()]
+
+
+@pytest.mark.parametrize('size', ARCHS)
+def test_position_buffers(size):
+    arch = ARCHS[size]
+    shapes = {name: shape for name, shape in backbone_shapes(arch).items() if POSITION_BUFFER.fullmatch(name)}
+    ours, expected = position_buffers(arch), tensors(shapes, arch)
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('kind', ['dense', 'classification', 'token_label'])
+def test_names_there_and_back(kind):
+    official = {name: t for name, t in nano_state_dict(kind).items() if not POSITION_BUFFER.fullmatch(name)}
+    back = revert_to_official_state_dict(convert_official_state_dict(official))
+    assert back.keys() == official.keys()
+    assert all(torch.equal(back[name], official[name]) for name in official)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_heads_are_those_of_the_installed_libraries(name):
+    """With today's names: the converter maps mmdet 2 and mmseg 0 to them."""
+    model = build_model(name)
+    classes = 80 if HEADS[name].task == 'detector' else 150
+    heads = {key: tuple(t.shape) for key, t in model.state_dict().items() if not key.startswith('backbone.')}
+    assert heads == HEADS[name].shapes(NANO.embed_dims, classes)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_converted_model_loads_strictly(name, nano):
+    model = build_model(name)
+    classes = 80 if HEADS[name].task == 'detector' else 150
+    official = nano_state_dict(name, classes)
+    converted = parse_checkpoint(dict(state_dict=official, meta={})).to_ours()['state_dict']
+    model.load_state_dict(converted, strict=True)
+    loaded = model.state_dict()
+    for key, tensor in official.items():
+        if not key.startswith('backbone.'):
+            assert torch.equal(loaded[key], tensor)
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone.', 'backbone'])
+@pytest.mark.parametrize('kind', ['dense', 'classification', 'token_label', 'Mask R-CNN', 'UperNet'])
+def test_init_cfg_takes_official_files(kind, prefix, tmp_path):
+    official = nano_state_dict(kind)
+    save = save_mm if kind in HEADS else save_classifier
+    path = save(tmp_path / 'official.pth', official)
+    model = RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path, prefix=prefix))
+    model.init_weights()
+    official = {name.replace('backbone.', '', 1): tensor for name, tensor in official.items()}
+    assert_same_features(model, official, norms=kind in ('dense', *HEADS))
+
+
+@pytest.mark.parametrize('size', ['tiny', 'small', pytest.param('base', marks=pytest.mark.slow),
+                                  pytest.param('large', marks=pytest.mark.slow)])
+def test_init_cfg_takes_official_files_of_every_size(size, tmp_path):
+    official = tensors(OFFICIAL_KEYS[f'{size}/dense'], ARCHS[size])
+    path = save_classifier(tmp_path / 'official.pth', official, average=0)
+    model = RMT(size, init_cfg=dict(type='Pretrained', checkpoint=path))
+    model.init_weights()
+    assert_same_features(model, official)
+
+
+def test_init_cfg_as_list_and_class(tmp_path):
+    path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
+    first = dict(type='Constant', layer='LayerNorm', val=3.)
+    model = RMT(NANO._asdict(), init_cfg=[dict(type=PretrainedInit, checkpoint=path), first])
+    model.init_weights()
+    # The file wins wherever it has something, whatever the order.
+    assert torch.equal(model.stages[0][0].norm1.weight, nano_state_dict('dense')[
+        'layers.0.blocks.0.retention_layer_norm.weight'])
+    assert (model.norm0.weight == 3).all()
+
+
+def test_report_in_the_log(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr('rmt_mm.checkpoints.loading.print_log', lambda message, logger: messages.append(message))
+    path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
+    RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
+    log, = messages
+    for text in ('official checkpoint', 'arch: custom', 'no part of the backbone', 'no output norms', 'model_ema'):
+        assert text in log
+
+
+class Detector(BaseModule):
+
+    def __init__(self, **backbone):
+        super().__init__()
+        self.backbone = RMT(NANO._asdict(), **backbone)
+
+
+@pytest.mark.parametrize('save_prefix, prefix', [('', None), ('backbone.', None), ('backbone.', 'backbone.'),
+                                                 ('module.backbone.', None), ('teacher.backbone.', 'teacher.backbone')])
+def test_init_cfg_takes_own_files(save_prefix, prefix, tmp_path):
+    source = RMT(NANO._asdict())
+    source.init_weights()
+    path = tmp_path / 'own.pth'
+    torch.save(dict(state_dict={save_prefix + k: v for k, v in source.state_dict().items()}, meta={}), path)
+    model = Detector(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix=prefix))
+    model.init_weights()
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor)
+
+
+def test_init_cfg_takes_addresses(tmp_path, monkeypatch):
+    save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/official.pth'
+        model = RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=address))
+        model.init_weights()
+        server.shutdown()
+    assert (tmp_path / 'hub/checkpoints/official.pth').exists()
+    assert_same_features(model, nano_state_dict('dense'))
+
+
+def test_norms_of_unused_stages_are_no_error(tmp_path):
+    path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    for settings in (dict(out_indices=(1, 2, 3)), dict(out_norm=False)):
+        RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path), **settings).init_weights()
+
+
+def broken(official):
+    """Yield a description, a state dict and words of the error, for everything that must not load."""
+    first = 'layers.1.blocks.0.retention.k_proj.weight'
+    yield {k: v for k, v in official.items() if k != first}, ('1 missing', first)
+    yield {**official, 'layers.9.what': torch.zeros(1)}, ('1 unexpected', 'layers.9.what')
+    yield {**official, first: torch.zeros(3, 3)}, ('wrong shape', first, '(3, 3)')
+    yield {k: v for k, v in official.items() if not k.startswith('extra_norms.2')}, ('2 missing', 'extra_norms.2')
+    yield {**official, 'layers.0.Relpos.decay': official['layers.0.Relpos.decay'] * 1.5}, ('another decay', 'layers.0')
+    yield {'conv1.weight': torch.zeros(1)}, ('not a checkpoint of RMT', 'conv1.weight')
+    yield {}, ('no state dict', 'empty')
+
+
+@pytest.mark.parametrize('case', range(7))
+def test_incomplete_files_do_not_load(case, tmp_path):
+    state_dict, words = list(broken(nano_state_dict('dense')))[case]
+    path = save_classifier(tmp_path / 'official.pth', state_dict)
+    model = RMT(NANO._asdict())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(model, path)
+    assert all(word in str(error.value) for word in (*words, path)), str(error.value)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize('official', [True, False])
+def test_another_size_is_named(official, tmp_path):
+    names = tensors(OFFICIAL_KEYS['tiny/dense'], ARCHS['tiny'])
+    names = names if official else convert_official_state_dict(names)
+    path = str(tmp_path / 'tiny.pth')
+    torch.save(names, path)
+    with pytest.raises(CheckpointError, match=r'the file is RMT tiny, the model is RMT small'):
+        load_pretrained(RMT('small'), path)
+
+
+def test_other_input_channels_are_an_error_that_says_what_to_do(tmp_path):
+    path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    with pytest.raises(CheckpointError, match='--in-channels 4'):
+        load_pretrained(RMT(NANO._asdict(), in_channels=4), path)
+
+
+def test_unknown_prefix(tmp_path):
+    path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    with pytest.raises(CheckpointError, match="starts with 'student.'"):
+        load_pretrained(RMT(NANO._asdict()), path, prefix='student.')
+
+
+# Whole models, as load_from and the libraries' own functions load them: mmengine would log and go on.
+
+
+@pytest.mark.parametrize('layout', ['bare', 'official', 'nothing', 'foreign', 'small'])
+def test_whole_models_never_load_nothing(layout, tmp_path):
+    official = nano_state_dict('classification')
+    content = dict(
+        bare=official,
+        official=dict(model=official),
+        nothing=dict(state_dict={'head.fc.weight': torch.zeros(2, 2)}),
+        foreign=dict(state_dict={'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8)}),
+        small=dict(state_dict={f'backbone.{k}': v for k, v in RMT('tiny').state_dict().items()}))[layout]
+    torch.save(content, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match='the file is RMT tiny' if layout == 'small' else 'rmt_to_mm.py'):
+        load_checkpoint(Detector(), str(tmp_path / 'file.pth'))
+
+
+def test_mmdet_2_files_are_not_loaded_as_they_are(tmp_path):
+    path = save_mm(tmp_path / 'file.pth', nano_state_dict('Mask R-CNN'))
+    with pytest.raises(CheckpointError, match='rmt_to_mm.py'):
+        load_checkpoint(Detector(), path)
+
+
+def test_own_files_still_load(tmp_path):
+    model = Detector()
+    torch.save(dict(state_dict=copy.deepcopy(model).state_dict()), tmp_path / 'file.pth')
+    load_checkpoint(model, str(tmp_path / 'file.pth'), strict=True)
+
+
+def test_check_checkpoint_file(tmp_path):
+    torch.save(dict(state_dict=Detector().state_dict()), tmp_path / 'own.pth')
+    check_checkpoint_file(str(tmp_path / 'own.pth'))
+    official = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    with pytest.raises(CheckpointError, match='rmt_to_mm.py'):
+        check_checkpoint_file(official)
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        check_checkpoint_file(str(tmp_path / 'no.pth'))
+
+
+# Safety: no way in executes what a file holds.
+
+
+def ways_in(path):
+    return dict(
+        init_cfg=RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights,
+        prefix=RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone.')).init_weights,
+        check=functools.partial(check_checkpoint_file, path))
+
+
+@pytest.mark.parametrize('way', ['init_cfg', 'prefix', 'check'])
+@pytest.mark.parametrize('legacy', [False, True])
+def test_traps_do_not_spring(way, legacy, tmp_path):
+    marker, path = tmp_path / 'marker', str(tmp_path / 'trap.pth')
+    torch.save(dict(model=nano_state_dict('dense'), args=Trap(marker)), path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match='open') as error:
+        ways_in(path)[way]()
+    assert '--allow-type' in str(error.value)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the trap is a real one
+    assert marker.exists()

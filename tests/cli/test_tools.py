@@ -1,0 +1,177 @@
+"""tools/train.py and tools/test.py, run as a user runs them."""
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from support import ROOT
+
+CONFIG = 'configs/detection/mask-rcnn_rmt-mini_fpn_digits.py'
+
+
+def run(*args, **kwargs):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def options(tmp_path_factory):
+    """Options that point the demo's config at four small scenes."""
+    data = tmp_path_factory.mktemp('data') / 'digits'
+    made = run('tools/dataset_converters/make_digits.py', data, '--train', 4, '--val', 2, '--size', 64,
+               '--renderings', 1)
+    assert made.returncode == 0, made.stderr
+    out = [f'{loader}.dataset.data_root={data}/coco/' for loader in
+           ('train_dataloader', 'val_dataloader', 'test_dataloader')]
+    out += [f'{evaluator}.ann_file={data}/coco/annotations/instances_val2017.json' for evaluator in
+            ('val_evaluator', 'test_evaluator')]
+    return [*out, 'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, options):
+    """The work dir of a training that was interrupted after an epoch or more."""
+    work_dir = tmp_path_factory.mktemp('work')
+    process = subprocess.Popen(
+        [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), '--cfg-options', *options,
+         'train_cfg.max_epochs=50', 'train_cfg.val_interval=100'],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # yapf: disable
+    deadline = time.monotonic() + 300
+    while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    assert 'Interrupted' in output and '--resume' in output
+    return work_dir
+
+
+def last_epoch(work_dir):
+    return int((work_dir / 'last_checkpoint').read_text().rsplit('_', 1)[1].split('.')[0])
+
+
+def test_interrupted_training_resumes_and_evaluates(trained, options):
+    done = last_epoch(trained)
+    result = run('tools/train.py', CONFIG, '--work-dir', trained, '--resume', '--cfg-options', *options,
+                 f'train_cfg.max_epochs={done + 1}', f'train_cfg.val_interval={done + 1}')
+    assert result.returncode == 0, result.stderr
+    assert f'resumed epoch: {done}' in result.stdout + result.stderr
+    assert 'coco/bbox_mAP' in result.stdout + result.stderr
+    assert last_epoch(trained) == done + 1
+
+
+def test_evaluation_writes_predictions_and_pictures(trained, options, tmp_path):
+    result = run('tools/test.py', CONFIG, (trained / 'last_checkpoint').read_text(), '--work-dir', tmp_path / 'work',
+                 '--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'shown', '--cfg-options', *options)
+    assert result.returncode == 0, result.stderr
+    assert 'coco/segm_mAP' in result.stdout + result.stderr
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+    assert len(list((tmp_path / 'shown').rglob('*.jpg'))) == 2
+
+
+def test_reparameterized_checkpoint_evaluates(trained, options, tmp_path):
+    checkpoint = (trained / 'last_checkpoint').read_text()
+    out = tmp_path / 'deploy.pth'
+    result = run('tools/model_converters/reparameterize_model.py', CONFIG, checkpoint, out)
+    assert result.returncode == 0, result.stderr
+    result = run('tools/test.py', CONFIG, out, '--work-dir', tmp_path / 'work', '--cfg-options', *options,
+                 'model.backbone.deploy=True')
+    assert result.returncode == 0, result.stderr
+    assert 'coco/bbox_mAP' in result.stdout + result.stderr
+    assert 'unexpected key' not in result.stdout + result.stderr
+    assert 'deploy.pth' in failing('tools/model_converters/reparameterize_model.py', CONFIG, checkpoint, out)
+
+
+def test_curves_are_drawn(trained, tmp_path):
+    result = run('tools/analysis_tools/plot_curves.py', trained, tmp_path / 'curves.png')
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+    empty = run('tools/analysis_tools/plot_curves.py', tmp_path, tmp_path / 'none.png')
+    assert empty.returncode == 1 and str(tmp_path) in empty.stderr
+
+
+def write_config(folder, text):
+    path = folder / 'config.py'
+    path.write_text(text)
+    return path
+
+
+def failing(*args):
+    """Run a tool that must fail with one sentence, and return it."""
+    result = run(*args)
+    assert result.returncode not in (0, None)
+    assert 'Traceback' not in result.stderr, result.stderr
+    sentence = result.stderr.strip().splitlines()[-1]
+    assert sentence.startswith('error: '), result.stderr
+    return sentence
+
+
+def test_missing_config():
+    assert 'configs/none.py does not exist' in failing('tools/train.py', 'configs/none.py')
+
+
+def test_missing_data_folder(tmp_path):
+    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options',
+                       'train_dataloader.dataset.data_root=nowhere/')
+    assert 'nowhere/' in sentence and 'docs/datasets.md' in sentence
+
+
+def test_missing_annotation_file(tmp_path, options):
+    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options,
+                       'train_dataloader.dataset.ann_file=annotations/none.json')
+    assert 'annotations/none.json' in sentence
+
+
+def test_work_dir_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('')
+    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path / 'file')
+    assert str(tmp_path / 'file') in sentence and '--work-dir' in sentence
+
+
+def test_option_that_does_not_exist(tmp_path):
+    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', 'trian_cfg.max_epochs=3')
+    assert "'trian_cfg'" in sentence and "'train_cfg'" in sentence
+    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epoch=3')
+    assert "'max_epoch'" in sentence and "'max_epochs'" in sentence
+
+
+def test_config_that_does_not_import_rmt_mm(tmp_path):
+    config = write_config(tmp_path, "default_scope = 'mmdet'\nmodel = dict(backbone=dict(type='RMT', arch='tiny'))\n")
+    sentence = failing('tools/train.py', config, '--work-dir', tmp_path)
+    assert "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)" in sentence
+
+
+def test_neck_that_does_not_fit_the_arch(tmp_path):
+    sentence = failing('tools/train.py', 'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py', '--work-dir', tmp_path,
+                       '--cfg-options', 'model.backbone.arch=base')
+    assert '[64, 128, 256, 512]' in sentence and '[80, 160, 320, 512]' in sentence and 'base' in sentence
+
+
+def test_arch_that_does_not_exist(tmp_path):
+    sentence = failing('tools/train.py', 'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py', '--work-dir', tmp_path,
+                       '--cfg-options', 'model.backbone.arch=huge')
+    assert "'huge'" in sentence and 'tiny, small, base, large' in sentence
+
+
+@pytest.mark.parametrize('content', [b'', b'<!DOCTYPE html><html></html>', None])
+def test_checkpoint_that_cannot_be_read(tmp_path, options, content):
+    path = tmp_path / 'weights.pth'
+    if content is not None:
+        path.write_bytes(content)
+    sentence = failing('tools/test.py', CONFIG, path, '--work-dir', tmp_path, '--cfg-options', *options)
+    assert str(path) in sentence
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_help_names_every_argument(tool):
+    text = run(f'tools/{tool}', '--help').stdout
+    own = {'train.py': ('--resume', '--amp', '--auto-scale-lr'), 'test.py': ('--out', '--show-dir', '--tta')}[tool]
+    for argument in ('--work-dir', '--cfg-options', '--launcher', *own):
+        assert argument in text
+
+
+def test_tools_work_from_another_folder(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools/train.py'), 'none.py']
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert 'none.py does not exist' in result.stderr

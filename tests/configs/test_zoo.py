@@ -1,0 +1,156 @@
+"""Every config trains and is evaluated from the command line, on a few digit scenes dressed up as COCO and ADE20K.
+
+Models are whole, images are small: what is shown is that nothing is missing or misspelt between a config and its
+library, not that anything is learnt.
+"""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import Config
+
+import rmt_mm
+
+from support import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+CONFIGS = [name for name in rmt_mm.list_configs() if name.endswith(('_coco', '_ade20k-512x512'))]
+SHRINK = 8  # of all image sizes in the pipelines
+# Settings that small images need: fewer queries than the feature maps have places.
+EXTRA = {'dino-4scale_rmt-t_8xb2-12e_coco': {'model.num_queries': 50, 'model.test_cfg.max_per_img': 50}}
+
+
+def call(*command, fails=False, **kwargs):
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, **kwargs)
+    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Digit scenes whose categories are called as COCO's 80; ADE20K's layout needs no change, digit d is class d."""
+    mmdet_datasets = pytest.importorskip('mmdet.datasets')
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    call('tools/dataset_converters/make_digits.py', out, '--train', 4, '--val', 2, '--size', 128, '--renderings', 1)
+    for path in (out / 'coco/annotations').glob('*.json'):
+        coco = json.loads(path.read_text())
+        names = mmdet_datasets.CocoDataset.METAINFO['classes']
+        coco['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
+        # as in many a real data set: a box of no size, which is to be dropped without a word
+        first = coco['annotations'][0]
+        coco['annotations'].append(dict(first, id=10**6, bbox=[5, 5, 0, 0], area=0))
+        path.write_text(json.dumps(coco))
+    return out
+
+
+def shrink(node):
+    """Divide the image sizes in a pipeline, in place."""
+    for item in node if isinstance(node, list) else [node]:
+        if not isinstance(item, dict):
+            if isinstance(item, list):
+                shrink(item)
+            continue
+        for key, value in item.items():
+            if key in ('scale', 'crop_size', 'size'):
+                item[key] = tuple(v // SHRINK for v in value)
+            elif key == 'scales':
+                item[key] = [tuple(v // SHRINK for v in pair) for pair in value]
+            elif isinstance(value, (dict, list)):
+                shrink(value)
+
+
+def miniature(name, data, folder):
+    """Write a config like the named one, but small and short, and return its path."""
+    cfg = Config.fromfile(rmt_mm.get_config_path(name))
+    root = str(data / ('coco' if cfg.default_scope == 'mmdet' else 'ade20k')) + '/'
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = root
+        shrink(loader.dataset.pipeline)
+    shrink(cfg.get('tta_pipeline', []))
+    shrink(cfg.model.data_preprocessor)
+    cfg.train_dataloader.batch_size = 2
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if 'ann_file' in evaluator:
+            evaluator.ann_file = root + 'annotations/instances_val2017.json'
+    if cfg.train_cfg.type == 'EpochBasedTrainLoop':
+        cfg.train_cfg.max_epochs = 1
+    else:
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+    for test_cfg in (cfg.model.get('test_cfg') or {}, (cfg.model.get('test_cfg') or {}).get('rcnn', {})):
+        if 'score_thr' in test_cfg:
+            test_cfg.score_thr = 0.  # two iterations teach no confidence, and the metric wants predictions
+    cfg.merge_from_dict(EXTRA.get(name, {}))
+    path = folder / f'{name}.py'
+    cfg.dump(path)
+    return path
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_trains_and_evaluates(name, data, tmp_path):
+    config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
+    done = call('tools/train.py', config, '--work-dir', work_dir)
+    assert 'loss: ' in done.stdout and 'loss: nan' not in done.stdout
+    checkpoint, = work_dir.glob('*_[0-9]*.pth')
+    # On the trained weights alone, as a user would load them.
+    shown = tmp_path / 'shown'
+    tested = call('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', shown)
+    assert ('bbox_mAP' if name.endswith('_coco') else 'mIoU') in tested.stdout
+    assert len([p for p in shown.rglob('*') if p.suffix in ('.jpg', '.png')]) == 2, 'a picture an image'
+    checkpoint.unlink()  # L's are more than a gigabyte
+
+
+@pytest.mark.parametrize('name', ['retinanet_rmt-t_fpn_amp-1x_coco', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512'])
+def test_time_augmentation(name, data, tmp_path):
+    config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
+    call('tools/train.py', config, '--work-dir', work_dir)
+    checkpoint, = work_dir.glob('*_[0-9]*.pth')
+    tested = call('tools/test.py', config, checkpoint, '--tta', '--work-dir', tmp_path / 'test')
+    assert ('bbox_mAP' if name.endswith('_coco') else 'mIoU') in tested.stdout
+
+
+def test_two_processes_on_the_cpu(data, tmp_path):
+    """Two processes, with SyncBN in the config, the learning rate scaled to the batch they make together."""
+    name = 'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512'
+    config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
+    env = dict(os.environ, PYTHON=sys.executable, PORT='29631', CUDA_VISIBLE_DEVICES='')
+    command = ['bash', ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, '--auto-scale-lr',
+               '--cfg-options', 'default_hooks.logger.interval=1', 'param_scheduler.0.start_factor=1.0']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    record, = work_dir.glob('*/vis_data/scalars.json')
+    first = json.loads(record.read_text().splitlines()[0])
+    assert first['lr'] == pytest.approx(6e-5 * 2 * 2 / 16)
+    assert (work_dir / 'iter_2.pth').is_file()
+
+
+def test_wrong_class_count(data, tmp_path):
+    config = miniature('retinanet_rmt-t_fpn_amp-1x_coco', data, tmp_path)
+    done = call('tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', 'model.bbox_head.num_classes=20',
+                fails=True)
+    assert 'model.bbox_head.num_classes is 20' in done.stderr and '80 classes (person, bicycle' in done.stderr
+
+
+def test_empty_data(data, tmp_path):
+    config = miniature('retinanet_rmt-t_fpn_amp-1x_coco', data, tmp_path)
+    done = call('tools/train.py', config, '--work-dir', tmp_path, '--cfg-options',
+                'train_dataloader.dataset.filter_cfg.min_size=500', fails=True)
+    assert 'train_dataloader: the data set is empty' in done.stderr
+
+
+def test_configs_are_in_the_wheel(tmp_path):
+    call('-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, ROOT)
+    wheel, = tmp_path.glob('rmt_mm-*.whl')
+    call('-m', 'pip', 'install', '--no-deps', '-q', '--target', tmp_path / 'site', wheel)
+    code = ('import rmt_mm; from mmengine import Config; '
+            'print(len(rmt_mm.list_configs()), rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco")); '
+            'Config.fromfile(rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco"))')
+    env = dict(os.environ, PYTHONPATH=str(tmp_path / 'site'))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    count, path = done.stdout.split()
+    assert int(count) == len(rmt_mm.list_configs()) and str(tmp_path / 'site') in path
