@@ -1,26 +1,45 @@
 """The four published sizes of RMT, as data, the check of a custom size, and the formulas of decay and rotation."""
 import math
-from typing import NamedTuple, Tuple, Union
+from typing import List, NamedTuple, Tuple, Union
 
 import torch
 from torch import Tensor
 
 NUM_STAGES = 4
 
-Rates = Tuple[float, ...]
+LogDecay = Tuple[float, ...]  # log(gamma_i) of every head
+
+
+class Stage(NamedTuple):
+    """One stage of an :class:`Arch`."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    init_value: float
+    heads_range: float
+    mlp_ratio: float
+    decomposed: bool
+    layer_scale: bool
 
 
 class Arch(NamedTuple):
-    """What makes a size of RMT: one value a stage, the finest stage first."""
+    """A size of RMT: one value a stage, the finest stage first."""
 
     embed_dims: Tuple[int, ...]  # channels
     depths: Tuple[int, ...]  # blocks
     num_heads: Tuple[int, ...]  # attention heads
-    init_values: Tuple[float, ...]  # a in gamma_i = 1 - 2^(-a - r * i / n)
-    heads_ranges: Tuple[float, ...]  # r in the same
+    # Of the decay gamma_i = 1 - 2^(-a - r * i / n), named as in the released code. init_values is not the initial value
+    # of LayerScale, which other backbones give that name.
+    init_values: Tuple[float, ...]  # a
+    heads_ranges: Tuple[float, ...]  # r
     mlp_ratios: Tuple[float, ...]  # hidden over embedding channels in the FFN
     decomposed: Tuple[bool, ...]  # MaSA along rows, then columns; otherwise over the whole map
     layer_scales: Tuple[bool, ...]  # whether the blocks have LayerScale
+
+    def stages(self) -> List[Stage]:
+        """Return the stages, the finest first."""
+        return [Stage(*values) for values in zip(*self)]
 
 
 # Released code. The paper's text has stages 1-3 of every size decomposed; the released T has 1-2, and its FLOPs agree.
@@ -117,7 +136,7 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
     return size
 
 
-def log_decay_rates(num_heads: int, init_value: float, heads_range: float) -> Rates:
+def log_decay(num_heads: int, init_value: float, heads_range: float) -> LogDecay:
     """Return log(gamma_i) of every head, gamma_i = 1 - 2^(-a - r * i / n).
 
     Args:

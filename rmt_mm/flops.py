@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .backbone import RMT
+from .backbone import MaSA
 
 # What the two-stage detectors of the published tables were counted with (mmdet 2's dummy forward).
 NUM_PROPOSALS = 1000
@@ -49,10 +49,8 @@ class MacCounter(TorchDispatchMode):
         for module in self.model.modules():
             if isinstance(module, (_ConvNd, nn.Linear)):
                 self._hook(module, 'convolution' if isinstance(module, _ConvNd) else 'linear')
-            elif isinstance(module, RMT):
-                for blocks, decomposed in zip(module.stages, module.arch.decomposed):
-                    for block in blocks:
-                        self._hook(block.attn, 'masa', decomposed)
+            elif isinstance(module, MaSA):
+                self._hook(module, 'masa')
         return super().__enter__()
 
     def __exit__(self, *exc_info):
@@ -61,7 +59,7 @@ class MacCounter(TorchDispatchMode):
         self._hooks.clear()
         return super().__exit__(*exc_info)
 
-    def _hook(self, module: nn.Module, kind: str, decomposed: bool = False) -> None:
+    def _hook(self, module: nn.Module, kind: str) -> None:
 
         def enter(module, args):
             self._inside.append(kind)
@@ -69,10 +67,8 @@ class MacCounter(TorchDispatchMode):
         def leave(module, args, out):
             self._inside.pop()
             if kind == 'masa':
-                height, width = args[0].shape[1:3]
-                # A query meets its row, then its column; or every token. One product for weights, one for values.
-                keys = height + width if decomposed else height * width
-                self._add('attention', 2 * args[0].numel() * keys, (2 if decomposed else 1) * out.numel())
+                macs = len(out) * module.multiply_adds(*out.shape[1:3])
+                self._add('attention', macs, (2 if module.decomposed else 1) * out.numel())
 
         self._hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 

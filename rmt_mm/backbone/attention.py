@@ -10,63 +10,71 @@ with rotated Q and K. Decomposed, it runs along every row and then along every c
 """
 import functools
 from importlib.util import find_spec
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
 
-from ..arch import Rates, log_decay_rates
-from .layers import Linear
-from .position import line_bias, manhattan_bias, places, rotary_phases, rotate, sliding_bias
+from ..arch import log_decay
+from .eager import is_compiling, may_overwrite
+from .layers import channels_last_linear
+from .position import PositionTables, coordinates, rotate
 
-# Up to this many elements (64 MiB in fp32) the whole form holds its bias, once for all blocks; above, a part of it, or
-# on CUDA none.
+try:
+    from torch.nn.attention.flex_attention import flex_attention
+except ImportError:  # torch < 2.5
+    flex_attention = None
+
+# Up to this many elements (64 MiB in fp32) the full form holds its bias, once for all blocks; above, it holds a part of
+# it, or on CUDA none.
 MAX_BIAS_ELEMENTS = 2**24
-HAS_TRITON = find_spec('triton') is not None  # which FlexAttention's kernels on CUDA are written in
+# FlexAttention's kernels on CUDA are written in triton.
+HAS_FLEX_KERNEL = flex_attention is not None and find_spec('triton') is not None
 
 
-def attend_lines(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Attend along every line of a batch of maps, with the decay in the distance along the line.
 
     Args:
         q, k, v (Tensor): (B, lines, L, heads, head_dim); tokens attend within their line of L.
-        rates (tuple[float]): log(gamma) of every head.
+        bias (Tensor): log D along a line, (heads, L, L).
 
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
     # The fused kernels take four dimensions, and a bias of four: three would silently be the slow path.
-    bias = line_bias(rates, q.shape[2], q.device, q.dtype).unsqueeze(0)
-    out = F.scaled_dot_product_attention(*(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias)
+    out = F.scaled_dot_product_attention(
+        *(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias.unsqueeze(0))
     return out.transpose(1, 2).unflatten(0, q.shape[:2])
 
 
-def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend along rows, then along columns of the result. Tensors are (B, H, W, heads, head_dim)."""
-    v = attend_lines(q, k, v, rates)
-    return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), rates).transpose(1, 2)
+    row_bias, column_bias = tables.lines(q.dtype)
+    v = attend_lines(q, k, v, row_bias)
+    return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), column_bias).transpose(1, 2)
 
 
-def attend_whole(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
+def attend_full(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
     _, height, width, heads, head_dim = q.shape
     if heads * (height * width)**2 > MAX_BIAS_ELEMENTS:
-        flex = q.is_cuda and HAS_TRITON and head_dim >= 16  # its smallest
-        return (attend_whole_flex if flex else attend_whole_by_rows)(q, k, v, rates)
-    bias = manhattan_bias(rates, height, width, q.device, q.dtype).unsqueeze(0)
+        flex = q.is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # its smallest
+        return (attend_full_flex if flex else attend_full_by_row)(q, k, v, tables)
+    bias = tables.whole(q.dtype).unsqueeze(0)
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return out.transpose(1, 2).unflatten(1, (height, width))
 
 
-def attend_whole_by_rows(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
-    """Do what :func:`attend_whole` does without ever holding the bias of all queries: they are taken row by row."""
+def attend_full_by_row(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Compute :func:`attend_full` row by row of queries, without holding the bias of all of them at once."""
     batch, height, width, heads, head_dim = q.shape
-    bias = sliding_bias(rates, height, width, q.device, q.dtype)
+    bias = tables.by_row(q.dtype)
     q = q.transpose(2, 3)  # every row of queries is an item of a batch: (H, heads, W, head_dim)
-    k, v = (t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))  # which all meet (heads, H * W, head_dim)
+    # keys and values of the whole map, last row first: (B, heads, H * W, head_dim)
+    k, v = (t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))
     rows = height
     if torch.is_grad_enabled():  # the backward pass holds gradients of keys and values for every row of queries
         rows = max(1, MAX_BIAS_ELEMENTS // (heads * height * width * head_dim))
@@ -83,17 +91,17 @@ def compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)  # uncompiled, it would hold the matrix of weights
 
 
-def attend_whole_flex(q: Tensor, k: Tensor, v: Tensor, rates: Rates) -> Tensor:
-    """Do what :func:`attend_whole` does without any bias: FlexAttention's kernel computes log D from token indices."""
+def attend_full_flex(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Compute :func:`attend_full` without any bias: FlexAttention's kernel computes log D from token indices."""
     height, width = q.shape[1:3]
-    y, x = places(height, width, q.device)
-    rate = torch.tensor(rates, device=q.device)
+    y, x = coordinates(height, width, q.device)
+    decay = torch.tensor(tables.log_decay, dtype=torch.float32, device=q.device)
 
     def add_decay(score: Tensor, image: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return score + rate[head] * ((y[i] - y[j]).abs() + (x[i] - x[j]).abs())
+        return score + decay[head] * ((y[i] - y[j]).abs() + (x[i] - x[j]).abs())
 
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
-    flex = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    flex = flex_attention if is_compiling() else compiled_flex_attention()
     return flex(q, k, v, score_mod=add_decay).transpose(1, 2).unflatten(1, (height, width))
 
 
@@ -111,21 +119,46 @@ class MaSA(nn.Module):
     def __init__(self, dim: int, num_heads: int, init_value: float, heads_range: float, decomposed: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.rates = log_decay_rates(num_heads, init_value, heads_range)
-        self.attend = attend_decomposed if decomposed else attend_whole
-        self.qkv = Linear(dim, 3 * dim)
+        self.head_dim = dim // num_heads
+        self.log_decay = log_decay(num_heads, init_value, heads_range)
+        self.decomposed = decomposed
+        self.qkv = nn.Linear(dim, 3 * dim)
         self.lce = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
-        _, height, width, dim = x.shape
-        qk, v = self.qkv(x).split((2 * dim, dim), dim=-1)
+    def position_tables(self, x: Tensor) -> PositionTables:
+        """Return the tables for a map (B, H, W, C). All blocks of a stage may share them."""
+        return PositionTables(self.log_decay, *x.shape[1:3], self.head_dim, x.device)
+
+    def forward(self, x: Tensor, tables: Optional[PositionTables] = None) -> Tensor:
+        """Attend over a map.
+
+        Args:
+            x (Tensor): (B, H, W, C).
+            tables (PositionTables, optional): those of :meth:`position_tables`, which is called by default.
+
+        Returns:
+            Tensor: (B, H, W, C).
+        """
+        dim, heads = x.shape[-1], (self.num_heads, self.head_dim)
+        tables = tables or self.position_tables(x)
+        qk, v = channels_last_linear(self.qkv, x).split((2 * dim, dim), dim=-1)
         v = v.contiguous()  # of its own: the backward pass keeps the values, and not all that the projection gave
-        heads = (self.num_heads, dim // self.num_heads)
-        qk = qk.unflatten(-1, (2 * heads[0], heads[1]))
-        qk = rotate(qk, rotary_phases(height, width, heads[1], x.device))
+        qk = rotate(
+            qk.unflatten(-1, (2 * heads[0], heads[1])),
+            tables.phases(),
+            overwrite=not qk.requires_grad and may_overwrite(self.qkv, nn.Linear))
         q, k = qk.chunk(2, dim=3)
-        out = self.attend(q, k, v.unflatten(-1, heads), self.rates).flatten(-2)
-        out = self.lce(v.permute(0, 3, 1, 2)).add_(out.permute(0, 3, 1, 2))
-        return self.proj(out.permute(0, 2, 3, 1))
+        attend = attend_decomposed if self.decomposed else attend_full
+        out = attend(q, k, v.unflatten(-1, heads), tables).flatten(-2).permute(0, 3, 1, 2)
+        lce = self.lce(v.permute(0, 3, 1, 2))
+        out = lce.add_(out) if may_overwrite(self.lce, nn.Conv2d) else lce + out
+        return channels_last_linear(self.proj, out.permute(0, 2, 3, 1))
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Return the multiply-adds of the products of queries with keys and of weights with values, for one map.
+
+        Which kernel computes them does not matter. The projections and LCE are not counted.
+        """
+        keys = height + width if self.decomposed else height * width  # that a query meets
+        return 2 * height * width * self.num_heads * self.head_dim * keys

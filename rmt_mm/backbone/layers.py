@@ -5,27 +5,47 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from .eager import is_plain, is_recorded, is_traced, may_overwrite
 
-class Linear(nn.Linear):
-    """``nn.Linear`` over the channels of a map, with its arguments and parameters.
+
+def channels_last_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a Linear layer to the channels of a map: on the CPU as a 1x1 convolution.
 
     On the CPU torch multiplies matrices with MKL, which leaves half of some processors unused (an AMD EPYC with AVX-512
     ran at 200 of 420 GFLOP/s), and convolves with oneDNN, which does not. A (B, H, W, C) map is a channels-last image,
-    so neither way copies it.
-    """
+    so neither way copies it. The layers themselves stay ``nn.Linear``, which quantisation and adapters look for.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, in_features) to (B, H, W, out_features)."""
-        if x.device.type == 'cpu' and x.dtype == torch.float32 and torch.backends.mkldnn.enabled:
-            return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
-        return super().forward(x)
+    Args:
+        layer (nn.Linear): called as it is where it is of another class (quantised, parametrised, adapted), has hooks,
+            or where the convolution is not the faster product.
+        x (Tensor): (B, H, W, in_features).
+
+    Returns:
+        Tensor: (B, H, W, out_features).
+    """
+    if x.device.type == 'cpu' and x.dtype == torch.float32 and torch.backends.mkldnn.enabled \
+            and is_plain(layer, nn.Linear) and not is_traced():
+        return F.conv2d(x.permute(0, 3, 1, 2), layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+    return layer(x)
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> Tuple[nn.Module, nn.Module]:
     """Return a 3x3 convolution with bias and the norm that follows it."""
-    return (nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), build_norm_layer(norm_cfg, out_channels)[1])
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), build_norm_layer(norm_cfg, out_channels)[1]
+
+
+def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[nn.Module, nn.Module]:
+    """Fuse BatchNorm into the convolution before it; return the convolution and what is left of the norm.
+
+    Other norms have no fixed statistics and stay as they are.
+    """
+    if not isinstance(norm, _BatchNorm):
+        return conv, norm
+    return fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
 
 
 class ConvStem(nn.Sequential):
@@ -40,7 +60,13 @@ class ConvStem(nn.Sequential):
             *conv_norm(in_channels, dim // 2, 2, norm_cfg), nn.GELU(),
             *conv_norm(dim // 2, dim // 2, 1, norm_cfg), nn.GELU(),
             *conv_norm(dim // 2, dim, 2, norm_cfg), nn.GELU(),
-            *conv_norm(dim, dim, 1, norm_cfg))  # yapf: disable
+            *conv_norm(dim, dim, 1, norm_cfg))
+
+    def fold(self) -> None:
+        """Fuse every BatchNorm into the convolution before it."""
+        for i, module in enumerate(self):
+            if isinstance(module, nn.Conv2d):
+                self[i], self[i + 1] = fold_norm(module, self[i + 1])
 
 
 class Downsample(nn.Module):
@@ -53,6 +79,10 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
 
+    def fold(self) -> None:
+        """Fuse BatchNorm into the convolution before it."""
+        self.conv, self.norm = fold_norm(self.conv, self.norm)
+
 
 class ResidualDWConv(nn.Conv2d):
     """x + 3x3 depthwise convolution(x), of a (B, H, W, C) map."""
@@ -62,16 +92,17 @@ class ResidualDWConv(nn.Conv2d):
         self.residual = True
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
         x = x.permute(0, 3, 1, 2)
         out = super().forward(x)
         if self.residual:
             # In place on the convolution's own result, not on a view of it: a view's backward would copy the map.
-            out = out.add_(x)
+            out = out + x if is_recorded() else out.add_(x)
         return out.permute(0, 2, 3, 1)
 
     @torch.no_grad()
-    def fold_identity(self) -> None:
-        """Make x part of the convolution: one more at the kernel's centre. For good."""
+    def fold(self) -> None:
+        """Fuse the addition of x into the convolution, as one more at the kernel's centre."""
         if self.residual:
             self.weight[:, :, 1, 1] += 1
             self.residual = False
@@ -88,20 +119,22 @@ class FFN(nn.Module):
     def __init__(self, dim: int, mlp_ratio: float) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
-        self.fc1 = Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden)
         self.dwconv = ResidualDWConv(hidden)
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = self.fc1(x)
-        if x.requires_grad and not torch.compiler.is_compiling():
-            # The hidden maps are most of what a training step holds. Only fc1's is kept; GELU and the depthwise
-            # convolution are computed again in the backward pass, without fc2, since its result is not needed there.
+        x = channels_last_linear(self.fc1, x)
+        # The hidden maps are most of what a training step holds. Only fc1's is kept; GELU and the depthwise
+        # convolution are computed again in the backward pass, without fc2, since its result is not needed there.
+        # Hooks would see the second computation too: where there are any, nothing is computed again.
+        if x.requires_grad and not is_recorded() and is_plain(self.dwconv, ResidualDWConv) \
+                and is_plain(self.fc2, nn.Linear):
             return checkpoint(self._activate_and_project, x, use_reentrant=False, preserve_rng_state=False)
         return self._activate_and_project(x)
 
     def _activate_and_project(self, x: Tensor) -> Tensor:
-        in_place = not (x.requires_grad or torch.compiler.is_compiling())  # fc1's result is nobody else's
+        in_place = not x.requires_grad and may_overwrite(self.fc1, nn.Linear)
         x = F.gelu(x, out=x if in_place else None)
-        return self.fc2(self.dwconv(x))
+        return channels_last_linear(self.fc2, self.dwconv(x))

@@ -1,21 +1,24 @@
-"""What MaSA knows of token positions: the decay of the Manhattan prior, and the rotation of queries and keys.
+"""Position tables of MaSA: the log-decay of the Manhattan prior, and the rotation of queries and keys.
 
-All tables are computed in fp32, whatever the model's dtype: token indices reach 67,200 on COCO, above fp16's maximum
-and far above the integers that bf16 can tell apart.
+All tables are computed in fp32, whatever the model's or the process's default dtype: token indices reach 67,200 on
+COCO, above fp16's maximum and far above the integers that bf16 can represent.
 """
 import functools
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from ..arch import Rates, rotary_angles
+from ..arch import LogDecay, rotary_angles
+from .eager import is_recorded, may_cache
 
 
 def _cached(maxsize: int):
-    """Cache a table function for ``maxsize`` sizes, in a way that training, inference and tracing can share.
+    """Cache a table function for ``maxsize`` sizes, for training, inference and all models of a process.
 
-    The tables belong to no module: they are in no state dict, and all models of a process share them.
+    The tables belong to no module: they are in no state dict. A call that is recorded (compiled, traced, transformed)
+    or runs under a mode (FakeTensorMode) computes its own: the recorder must see the computation, and must not leave
+    its tensors in the cache.
     """
 
     def decorate(build):
@@ -28,8 +31,7 @@ def _cached(maxsize: int):
 
         @functools.wraps(build)
         def get(*args):
-            # A compiler must see the computation, and must not leave its fake tensors in the cache.
-            return build(*args) if torch.compiler.is_compiling() else build_once(*args)
+            return build_once(*args) if may_cache() else build(*args)
 
         get.cache_info = build_once.cache_info
         get.cache_clear = build_once.cache_clear
@@ -38,25 +40,30 @@ def _cached(maxsize: int):
     return decorate
 
 
+def _column(log_decay: LogDecay, device: torch.device) -> Tensor:
+    return torch.tensor(log_decay, dtype=torch.float32, device=device)[:, None]
+
+
 @_cached(maxsize=64)
-def line_bias(rates: Rates, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def line_bias(log_decay: LogDecay, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return log D along a line, log(gamma_i) * abs(y - y'): shape (heads, length, length)."""
-    index = torch.arange(length, device=device, dtype=torch.float32)
+    index = torch.arange(length, dtype=torch.float32, device=device)
     distance = (index[:, None] - index[None, :]).abs()
-    return (torch.tensor(rates, device=device)[:, None, None] * distance).to(dtype)
+    return (_column(log_decay, device)[:, :, None] * distance).to(dtype)
 
 
 @_cached(maxsize=4)
-def manhattan_bias(rates: Rates, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def manhattan_bias(log_decay: LogDecay, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return log D over a map, log(gamma_i) * (abs(y - y') + abs(x - x')): shape (heads, H * W, H * W)."""
-    rows, columns = (line_bias(rates, length, device, torch.float32) for length in (height, width))
+    rows, columns = (line_bias(log_decay, length, device, torch.float32) for length in (height, width))
     bias = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     return bias.flatten(3).flatten(1, 2).to(dtype)
 
 
 @_cached(maxsize=4)
-def sliding_bias(rates: Rates, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return log D of the whole map as a view of a table that is H / 2 times smaller.
+def manhattan_bias_by_row(log_decay: LogDecay, height: int, width: int, device: torch.device,
+                          dtype: torch.dtype) -> Tensor:
+    """Return log D over a map, row by row of queries, as a view of a table that is H / 2 times smaller.
 
     log D of queries in row y and keys in row y' depends on y - y' alone, so a table over the 2H - 1 differences holds
     it, and the bias of every row of queries is a window of the table. Windows move forward with y if the rows of keys
@@ -66,52 +73,99 @@ def sliding_bias(rates: Rates, height: int, width: int, device: torch.device, dt
         Tensor: (height, heads, width, height * width), for queries (y, ., x) and keys (H - 1 - y') * W + x'. Read only:
         its elements overlap in memory.
     """
-    index = torch.arange(2 * height - 1, device=device, dtype=torch.float32)
-    rows = torch.tensor(rates, device=device)[:, None] * (index - (height - 1)).abs()
-    columns = line_bias(rates, width, device, torch.float32)
+    index = torch.arange(2 * height - 1, dtype=torch.float32, device=device)
+    rows = _column(log_decay, device) * (index - (height - 1)).abs()
+    columns = line_bias(log_decay, width, device, torch.float32)
     table = (rows[:, None, :, None] + columns[:, :, None, :]).to(dtype)  # (heads, x, y - y' + H - 1, x')
     heads_stride, x_stride, y_stride, _ = table.stride()
-    return table.as_strided((height, len(rates), width, height * width), (y_stride, heads_stride, x_stride, 1))
+    return table.as_strided((height, len(log_decay), width, height * width), (y_stride, heads_stride, x_stride, 1))
 
 
 @_cached(maxsize=32)
-def places(height: int, width: int, device: torch.device) -> Tuple[Tensor, Tensor]:
+def coordinates(height: int, width: int, device: torch.device) -> Tuple[Tensor, Tensor]:
     """Return y and x of every token of the flattened map: two tensors (height * width, ), fp32."""
-    y, x = torch.meshgrid(*(torch.arange(length, device=device) for length in (height, width)), indexing='ij')
-    return y.flatten().float(), x.flatten().float()
+    axes = (torch.arange(length, dtype=torch.float32, device=device) for length in (height, width))
+    y, x = torch.meshgrid(*axes, indexing='ij')
+    return y.flatten(), x.flatten()
 
 
 @_cached(maxsize=32)
 def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
     """Return cosine and sine of every token's phases: shape (height, width, 1, head_dim / 2, 2), fp32.
 
-    angle_j = 10000^(-j / (d/2 - 1)), the endpoint included, unlike usual rotary embeddings; the phase of token (y, x)
-    is (y * width + x) * angle: the index in the *flattened* map, also where attention is decomposed (released code;
-    the paper has no rotation). It depends on the map's width, and checkpoints need it so.
+    The phase of token (y, x) is (y * width + x) * angle_j, with :func:`rmt_mm.arch.rotary_angles`: the index in the
+    *flattened* map, also where attention is decomposed (released code; the paper has no rotation). It depends on the
+    map's width, and checkpoints need it so.
     """
-    angle = rotary_angles(head_dim)
-    index = torch.arange(height * width, device=device, dtype=torch.float32)
-    phase = (index[:, None] * angle.to(device)).view(height, width, 1, head_dim // 2)
+    index = torch.arange(height * width, dtype=torch.float32, device=device)
+    phase = (index[:, None] * rotary_angles(head_dim).to(device)).view(height, width, 1, head_dim // 2)
     return torch.stack((phase.cos(), phase.sin()), dim=-1)
 
 
-def rotate(x: Tensor, phases: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above.
+class PositionTables:
+    """The position tables of one map size. A stage makes one and hands it to its blocks.
 
-    In place where no gradient is asked for: ``x`` is to be a tensor that nobody else needs.
+    Each table is made when a block first asks for it, so that a compiled graph holds it once a stage. The cache behind
+    serves later calls of the same size.
+
+    Args:
+        log_decay (tuple[float]): log(gamma) of every head.
+        height (int): of the map, in tokens.
+        width (int): likewise.
+        head_dim (int): channels of a head.
+        device (torch.device): where the tables are needed.
+    """
+
+    def __init__(self, log_decay: LogDecay, height: int, width: int, head_dim: int, device: torch.device) -> None:
+        self.log_decay, self.height, self.width, self.head_dim = log_decay, height, width, head_dim
+        self.device = device
+        self._phases: Optional[Tensor] = None
+        self._lines: Optional[Tuple[Tensor, Tensor]] = None
+        self._whole: Optional[Tensor] = None
+        self._by_row: Optional[Tensor] = None
+
+    def phases(self) -> Tensor:
+        """Return :func:`rotary_phases`."""
+        if self._phases is None:
+            self._phases = rotary_phases(self.height, self.width, self.head_dim, self.device)
+        return self._phases
+
+    def lines(self, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+        """Return :func:`line_bias` of a row, (heads, W, W), and of a column, (heads, H, H)."""
+        if self._lines is None or self._lines[0].dtype != dtype:
+            self._lines = (line_bias(self.log_decay, self.width, self.device, dtype),
+                           line_bias(self.log_decay, self.height, self.device, dtype))
+        return self._lines
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """Return :func:`manhattan_bias`, (heads, H * W, H * W)."""
+        if self._whole is None or self._whole.dtype != dtype:
+            self._whole = manhattan_bias(self.log_decay, self.height, self.width, self.device, dtype)
+        return self._whole
+
+    def by_row(self, dtype: torch.dtype) -> Tensor:
+        """Return :func:`manhattan_bias_by_row`, (H, heads, W, H * W)."""
+        if self._by_row is None or self._by_row.dtype != dtype:
+            self._by_row = manhattan_bias_by_row(self.log_decay, self.height, self.width, self.device, dtype)
+        return self._by_row
+
+
+def rotate(x: Tensor, phases: Tensor, overwrite: bool = False) -> Tensor:
+    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above.
 
     Args:
         x (Tensor): (B, H, W, heads, head_dim).
         phases (Tensor): from :func:`rotary_phases`.
+        overwrite (bool): ``x`` may be changed in place. Default False.
 
     Returns:
         Tensor: the shape and dtype of ``x``.
     """
     pairs = x.to(torch.promote_types(x.dtype, phases.dtype)).unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # compilers fuse the real form, and do not know complex numbers
+    if is_recorded():  # compilers fuse the real form; exporters and transforms do not know complex numbers
         (u0, u1), (cos, sin) = pairs.unbind(-1), phases.unbind(-1)
         rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)
     else:  # one kernel, no copies
         pairs, phases = torch.view_as_complex(pairs), torch.view_as_complex(phases.to(pairs.dtype))
-        rotated = torch.view_as_real(pairs * phases if x.requires_grad else pairs.mul_(phases))
+        rotated = torch.view_as_real(pairs.mul_(phases) if overwrite else pairs * phases)
     return rotated.flatten(-2).to(x.dtype)

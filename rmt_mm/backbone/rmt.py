@@ -1,7 +1,8 @@
 """RMT, the backbone: a convolutional stem and four stages of blocks with Manhattan self-attention."""
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.distributed as dist
 import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -9,54 +10,103 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arch import NUM_STAGES, resolve_arch
+from ..arch import NUM_STAGES, Stage, resolve_arch
 from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
 from .attention import MaSA
-from .deploy import fold
+from .eager import is_traced
 from .layers import FFN, ConvStem, Downsample, ResidualDWConv
+from .position import PositionTables
 
 # Between modules a feature map is (B, H, W, C) and contiguous, which is what Linear and LayerNorm want. A convolution
 # sees the same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
+
+
+def scale(gamma: Optional[Tensor], x: Tensor) -> Tensor:
+    """Apply LayerScale, if there is one."""
+    return x if gamma is None else gamma * x
 
 
 class RMTBlock(nn.Module):
     """CPE, then MaSA and FFN, each behind a LayerNorm and on a residual branch.
 
     Args:
-        dim (int): channels.
-        attn (MaSA): the block's attention.
-        mlp_ratio (float): hidden channels of the FFN over ``dim``.
-        drop_path (float): chance to drop a residual branch for a sample, in training.
-        layer_scale_init (float, optional): initial value of LayerScale; None for a block without it.
+        stage (Stage): the sizes of the block.
+        drop_path (float): chance to drop a residual branch for a sample, in training. Default 0.
+        layer_scale_init (float): initial value of LayerScale, if the stage has it. Default 1e-6.
     """
 
-    def __init__(self,
-                 dim: int,
-                 attn: MaSA,
-                 mlp_ratio: float,
-                 drop_path: float = 0.,
-                 layer_scale_init: Optional[float] = None) -> None:
+    def __init__(self, stage: Stage, drop_path: float = 0., layer_scale_init: float = 1e-6) -> None:
         super().__init__()
+        dim = stage.dim
         self.cpe = ResidualDWConv(dim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = attn
+        self.attn = MaSA(dim, stage.num_heads, stage.init_value, stage.heads_range, stage.decomposed)
+        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.ffn = FFN(dim, mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.ffn = FFN(dim, stage.mlp_ratio)
+        self.drop_path2 = DropPath(drop_path)
         self.gamma1 = self.gamma2 = None
-        if layer_scale_init is not None:
+        if stage.layer_scale:
             # Four dimensions, as in the released code: the ImageNet recipe exempts 1-D parameters from weight decay,
             # and LayerScale is not among them.
-            self.gamma1 = nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init)))
-            self.gamma2 = nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init)))
+            self.gamma1, self.gamma2 = (
+                nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init))) for _ in range(2))
+
+    def forward(self, x: Tensor, tables: Optional[PositionTables] = None) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C), with the stage's position tables, or tables of its own."""
+        x = self.cpe(x)
+        x = x + self.drop_path1(scale(self.gamma1, self.attn(self.norm1(x), tables)))
+        return x + self.drop_path2(scale(self.gamma2, self.ffn(self.norm2(x))))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fuse the additions of x into the depthwise convolutions, and LayerScale into the projections before it."""
+        self.cpe.fold()
+        self.ffn.dwconv.fold()
+        for name, projection in (('gamma1', self.attn.proj), ('gamma2', self.ffn.fc2)):
+            gamma = getattr(self, name)
+            if gamma is not None:
+                projection.weight.mul_(gamma.flatten()[:, None])
+                projection.bias.mul_(gamma.flatten())
+                setattr(self, name, None)
+
+
+class RMTStage(nn.ModuleList):
+    """Blocks of one size: (B, H, W, C) to (B, H, W, C).
+
+    Args:
+        blocks (Iterable[RMTBlock]): the blocks.
+        with_cp (bool): recompute the blocks' activations in the backward pass. Default False.
+    """
+
+    def __init__(self, blocks: Iterable[RMTBlock], with_cp: bool = False) -> None:
+        super().__init__(blocks)
+        self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
-        x = self.cpe(x)
-        for norm, layer, gamma in ((self.norm1, self.attn, self.gamma1), (self.norm2, self.ffn, self.gamma2)):
-            out = layer(norm(x))
-            x = x + self.drop_path(out if gamma is None else gamma * out)
+        tables = self[0].attn.position_tables(x)
+        for block in self:
+            if self.with_cp and x.requires_grad:
+                x = cp.checkpoint(block, x, tables, use_reentrant=False)
+            else:
+                x = block(x, tables)
         return x
+
+
+class ShareGradients(torch.autograd.Function):
+    """Return tensors as they are; in the backward pass, an unused one gets a gradient of zeros.
+
+    DistributedDataParallel waits for a gradient of every parameter: the LayerNorm of an output that no head uses would
+    otherwise stop training in the second iteration.
+    """
+
+    @staticmethod
+    def forward(ctx, *tensors: Tensor) -> Tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tuple[Tensor, ...]:
+        return grads
 
 
 @MODELS.register_module()
@@ -86,15 +136,26 @@ class RMT(BaseModule):
             stages or in those marked. Default False.
         out_norm (bool): a LayerNorm (eps 1e-5) on each output, as dense prediction has it; classification has none.
             Default True.
-        deploy (bool): build the form that :meth:`switch_to_deploy` leaves, for the checkpoints of
-            tools/model_converters/reparameterize_model.py. Default False.
+        mask_token (bool): a learned token in place of masked ones, for masked image modelling (mmpretrain's SimMIM),
+            which gives the forward pass a ``mask``. Default False.
+        deploy (bool): build the form that :meth:`switch_to_deploy` leaves, for checkpoints of that form. Default False.
+        pretrained (str, optional): a checkpoint of RMT, as ``init_cfg=dict(type='Pretrained', checkpoint=...)`` has it;
+            mmseg's segmentors hand their own argument ``pretrained`` on to the backbone. Default None.
         init_cfg (dict | list[dict], optional): mmengine initialisation; by default the published one (truncated
             normal of std 0.02 for Linear).
 
+    Attributes:
+        embed_dims (tuple[int]): channels of the four stages.
+        strides (tuple[int]): strides of the four stages: 4, 8, 16, 32.
+        out_channels (tuple[int]): channels of the outputs, so of the stages in ``out_indices``.
+
     Raises:
-        ValueError: from :func:`rmt_mm.arch.resolve_arch`, or ``out_indices``, ``frozen_stages``, ``with_cp`` or
-            ``drop_path_rate`` out of range; in the forward pass, an input that is not (B, in_channels, H, W).
+        ValueError: from :func:`rmt_mm.arch.resolve_arch`; ``out_indices``, ``frozen_stages``, ``with_cp`` or
+            ``drop_path_rate`` out of range; ``pretrained`` beside ``init_cfg``, or naming another backbone's weights;
+            in the forward pass, an input that is not (B, in_channels, H, W), or a mask that does not fit.
     """
+
+    strides = (4, 8, 16, 32)
 
     def __init__(self,
                  arch: Union[str, dict] = 'tiny',
@@ -107,8 +168,12 @@ class RMT(BaseModule):
                  norm_eval: bool = False,
                  with_cp: Union[bool, Sequence[bool]] = False,
                  out_norm: bool = True,
+                 mask_token: bool = False,
                  deploy: bool = False,
+                 pretrained: Optional[str] = None,
                  init_cfg: Union[dict, List[dict], None] = None) -> None:
+        if pretrained is not None:
+            init_cfg = self._init_cfg_of(pretrained, init_cfg)
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.)
         super().__init__(init_cfg)
@@ -125,44 +190,53 @@ class RMT(BaseModule):
         if len(self.with_cp) != NUM_STAGES:
             raise ValueError(f'with_cp must be a bool or have {NUM_STAGES} of them, one a stage, got {with_cp!r}.')
 
-        dims, depths = self.arch.embed_dims, self.arch.depths
-        drop_paths = [drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
+        self.embed_dims = dims = self.arch.embed_dims
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        num_blocks = sum(self.arch.depths)
+        drop_paths = iter([drop_path_rate * i / max(1, num_blocks - 1) for i in range(num_blocks)])
         self.stem = ConvStem(in_channels, dims[0], norm_cfg)
         self.downsamples = nn.ModuleList(Downsample(dims[i], dims[i + 1], norm_cfg) for i in range(NUM_STAGES - 1))
-        self.stages = nn.ModuleList()
-        for stage, (dim, depth, heads, a, r, mlp_ratio, decomposed, layer_scale) in enumerate(zip(*self.arch)):
-            first = sum(depths[:stage])
-            self.stages.append(
-                nn.ModuleList(
-                    RMTBlock(
-                        dim,
-                        MaSA(dim, heads, a, r, decomposed),
-                        mlp_ratio,
-                        drop_path=drop_path,
-                        layer_scale_init=layer_scale_init if layer_scale else None)
-                    for drop_path in drop_paths[first:first + depth]))
-            if out_norm and stage in self.out_indices:
-                self.add_module(f'norm{stage}', nn.LayerNorm(dim))
+        self.stages = nn.ModuleList(
+            RMTStage((RMTBlock(stage, next(drop_paths), layer_scale_init) for _ in range(stage.depth)), recompute)
+            for stage, recompute in zip(self.arch.stages(), self.with_cp))
         self.out_norm = out_norm
+        if out_norm:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
+        self.mask_token = nn.Parameter(torch.zeros(1, dims[0], 1, 1)) if mask_token else None
         if deploy:
-            fold(self)
+            self._fold()
         self._freeze_stages()
 
     @staticmethod
     def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
         if isinstance(out_indices, int):
             out_indices = (out_indices, )
+        if not out_indices:
+            raise ValueError('out_indices is empty: name at least one stage, from 0 to 3.')
         for index in out_indices:
             if not -NUM_STAGES <= index < NUM_STAGES:
                 raise ValueError(f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
                                  f'got {index} in {tuple(out_indices)}.')
         return tuple(sorted({index % NUM_STAGES for index in out_indices}))
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    @staticmethod
+    def _init_cfg_of(pretrained: str, init_cfg: Union[dict, List[dict], None]) -> dict:
+        if init_cfg is not None:
+            raise ValueError('pretrained and init_cfg say the same in two ways: set one of them.')
+        if pretrained.startswith(('open-mmlab://', 'openmmlab://', 'torchvision://', 'mmcls://')):
+            raise ValueError(f'pretrained={pretrained!r} names weights of another backbone, which RMT cannot load: set '
+                             'model.pretrained=None, and model.backbone.init_cfg to weights of RMT if you have any.')
+        return dict(type='Pretrained', checkpoint=pretrained)
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
         """Compute the feature pyramid.
 
         Args:
             x (Tensor): images, (B, in_channels, H, W).
+            mask (Tensor, optional): (B, H_0, W_0), 1 where the learned token replaces the stem's output, 0 elsewhere;
+                needs ``mask_token=True``. The stem's convolutions overlap: tokens beside a masked one have seen a few
+                of its pixels. Default None.
 
         Returns:
             tuple[Tensor]: for every i of ``out_indices``, (B, embed_dims[i], H_i, W_i), contiguous, where
@@ -171,25 +245,30 @@ class RMT(BaseModule):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'RMT was built with in_channels={self.in_channels} and takes '
                              f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.')
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        # torch.func.vmap knows no memory formats.
+        x = self.stem(x if is_traced() else x.contiguous(memory_format=torch.channels_last))
+        if mask is not None:
+            x = self._replace_masked(x, mask)
         outs = []
-        for stage, blocks in enumerate(self.stages):
-            if stage > 0:
-                x = self.downsamples[stage - 1](x)
-            x = x.permute(0, 2, 3, 1).contiguous()
-            for block in blocks:
-                if self.with_cp[stage] and x.requires_grad:
-                    x = cp.checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-            if stage in self.out_indices:
-                out = getattr(self, f'norm{stage}')(x) if self.out_norm else x
-                # In the plain format: mmcv's RoIAlign reads memory as (B, C, H, W) whatever the strides say.
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
-            if stage == self.out_indices[-1]:
-                break
+        for i in range(self.out_indices[-1] + 1):
+            if i > 0:
+                x = self.downsamples[i - 1](x)
+            x = self.stages[i](x.permute(0, 2, 3, 1).contiguous())
+            if i in self.out_indices:
+                outs.append(getattr(self, f'norm{i}')(x) if self.out_norm else x)
             x = x.permute(0, 3, 1, 2)
-        return tuple(outs)
+        if self.training and dist.is_available() and dist.is_initialized():
+            outs = ShareGradients.apply(*outs)
+        # In the plain format: mmcv's RoIAlign reads memory as (B, C, H, W) whatever the strides say.
+        return tuple(out.permute(0, 3, 1, 2).contiguous() for out in outs)
+
+    def _replace_masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError('RMT takes a mask only if it was built with mask_token=True.')
+        if mask.shape != (len(x), *x.shape[2:]):
+            raise ValueError(f'the mask must be (B, H / 4, W / 4) = {(len(x), *x.shape[2:])}, got {tuple(mask.shape)}.')
+        mask = mask[:, None].to(x.dtype)
+        return x * (1 - mask) + self.mask_token.to(x.dtype) * mask
 
     def train(self, mode: bool = True) -> 'RMT':
         """Set the mode, with frozen stages (and with ``norm_eval`` every BatchNorm) kept in eval mode."""
@@ -212,7 +291,11 @@ class RMT(BaseModule):
         """
         if self.training:
             raise RuntimeError('switch_to_deploy() is for inference and cannot be undone: call eval() first.')
-        fold(self)
+        self._fold()
+
+    def _fold(self) -> None:
+        for module in (self.stem, *self.downsamples, *(block for stage in self.stages for block in stage)):
+            module.fold()
 
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; of type Pretrained, it takes official files too: :func:`load_pretrained`."""
@@ -223,6 +306,8 @@ class RMT(BaseModule):
         self.init_cfg = [cfg for cfg in cfgs if not is_pretrained(cfg)]
         super().init_weights()
         self.init_cfg = init_cfg
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
         for cfg in cfgs:
             if is_pretrained(cfg):
                 load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
@@ -246,8 +331,9 @@ class RMT(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         """Return a parameter's layer, and the number of layers, for layer-wise learning rate decay.
 
-        The stem is layer 0, every block is a layer, a downsampling belongs to the block after it, an output norm to
-        the last block of its stage, and whatever is outside the backbone to the last layer (mmpretrain's convention).
+        The stem (with the mask token) is layer 0, every block is a layer, a downsampling belongs to the block after it,
+        an output norm to the last block of its stage, and whatever is outside the backbone to the last layer
+        (mmpretrain's convention).
 
         Args:
             param_name (str): a parameter's full name.
@@ -261,7 +347,7 @@ class RMT(BaseModule):
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
         part, *rest = param_name[len(prefix):].split('.')
-        if part == 'stem':
+        if part in ('stem', 'mask_token'):
             layer = 0
         elif part == 'stages':
             layer = sum(depths[:int(rest[0])]) + int(rest[1]) + 1

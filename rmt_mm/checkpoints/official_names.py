@@ -5,7 +5,7 @@ from typing import Dict, Iterable, List, Optional, Pattern, Tuple
 import torch
 from torch import Tensor
 
-from ..arch import Arch, log_decay_rates, rotary_angles
+from ..arch import Arch, log_decay, rotary_angles
 
 Shapes = Dict[str, Tuple[int, ...]]
 
@@ -149,12 +149,13 @@ def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) ->
     for i in range(4):
         shapes.update(layer(f'patch_embed.proj.{3 * i}', widths[i + 1], widths[i], 3, 3))
         shapes.update(batch_norm(f'patch_embed.proj.{3 * i + 1}', widths[i + 1]))
-    for stage, (dim, depth, heads, _, _, mlp_ratio, _, layer_scale) in enumerate(zip(*arch)):
-        stage_name, hidden = f'layers.{stage}', int(dim * mlp_ratio)
-        shapes.update({f'{stage_name}.Relpos.angle': (dim // heads, ), f'{stage_name}.Relpos.decay': (heads, )})
-        for i in range(depth):
-            block = f'{stage_name}.blocks.{i}'
-            if layer_scale:
+    for i, stage in enumerate(arch.stages()):
+        dim, stage_name, hidden = stage.dim, f'layers.{i}', int(stage.dim * stage.mlp_ratio)
+        shapes[f'{stage_name}.Relpos.angle'] = (dim // stage.num_heads, )
+        shapes[f'{stage_name}.Relpos.decay'] = (stage.num_heads, )
+        for j in range(stage.depth):
+            block = f'{stage_name}.blocks.{j}'
+            if stage.layer_scale:
                 shapes.update({f'{block}.gamma_{k}': (1, 1, 1, dim) for k in (1, 2)})
             shapes.update(layer_norm(f'{block}.retention_layer_norm', dim))
             for which in 'qkv':
@@ -166,9 +167,9 @@ def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) ->
             shapes.update(layer(f'{block}.ffn.fc2', dim, hidden))
             shapes.update(layer(f'{block}.ffn.dwconv.conv', hidden, 1, 3, 3))
             shapes.update(layer(f'{block}.pos.conv', dim, 1, 3, 3))
-        if stage + 1 < len(dims):
-            shapes.update(layer(f'{stage_name}.downsample.reduction', dims[stage + 1], dim, 3, 3))
-            shapes.update(batch_norm(f'{stage_name}.downsample.norm', dims[stage + 1]))
+        if i + 1 < len(dims):
+            shapes.update(layer(f'{stage_name}.downsample.reduction', dims[i + 1], dim, 3, 3))
+            shapes.update(batch_norm(f'{stage_name}.downsample.norm', dims[i + 1]))
     if out_norms:
         for stage, dim in enumerate(dims):
             shapes.update(layer_norm(f'extra_norms.{stage}', dim))
@@ -211,7 +212,8 @@ def position_buffers(arch: Arch) -> Dict[str, Tensor]:
         heads' decay, (heads, ), fp32.
     """
     buffers = {}
-    for stage, (dim, _, heads, init_value, heads_range, *_) in enumerate(zip(*arch)):
-        buffers[f'layers.{stage}.Relpos.angle'] = rotary_angles(dim // heads).repeat_interleave(2)
-        buffers[f'layers.{stage}.Relpos.decay'] = torch.tensor(log_decay_rates(heads, init_value, heads_range))
+    for i, stage in enumerate(arch.stages()):
+        buffers[f'layers.{i}.Relpos.angle'] = rotary_angles(stage.dim // stage.num_heads).repeat_interleave(2)
+        decay = log_decay(stage.num_heads, stage.init_value, stage.heads_range)
+        buffers[f'layers.{i}.Relpos.decay'] = torch.tensor(decay, dtype=torch.float32)
     return buffers

@@ -1,14 +1,13 @@
 """An image classifier that is trained with token labels and MixToken."""
-from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import List, Optional
 
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TokenLabelError
-from .mix_token import Box, draw_box, paste_flipped
+from .mix_token import box_mask, draw_box, paste_flipped
 
 
 @MODELS.register_module()
@@ -39,19 +38,12 @@ class TokenLabelClassifier(ImageClassifier):
             raise TokenLabelError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would '
                                   'leave their token labels behind: remove train_cfg.augments.')
         self.mix_alpha = mix_alpha
+        # The hook stays, and what it does is in self._mixed: a compiled model does not see that hooks come and go.
+        self._mixed: Optional[Tensor] = None
+        self.backbone.stem.register_forward_hook(self._mix)
 
-    @contextmanager
-    def _mixing(self, box: Optional[Box]) -> Iterator[None]:
-        if box is None:
-            yield
-            return
-        times = self.STRIDE // self.STEM_STRIDE
-        box = tuple(edge * times for edge in box)
-        handle = self.backbone.stem.register_forward_hook(lambda module, args, out: paste_flipped(out, box))
-        try:
-            yield
-        finally:
-            handle.remove()
+    def _mix(self, stem: nn.Module, args: tuple, out: Tensor) -> Optional[Tensor]:
+        return None if self._mixed is None else paste_flipped(out, self._mixed)
 
     def loss(self, inputs: Tensor, data_samples: List[DataSample]) -> dict:
         """Compute the losses of a batch.
@@ -67,7 +59,14 @@ class TokenLabelClassifier(ImageClassifier):
         if height % self.STRIDE or width % self.STRIDE:
             raise TokenLabelError(f'Training with token labels needs inputs whose height and width are multiples of '
                                   f'{self.STRIDE}, got {height} x {width}.')
-        box = draw_box(height // self.STRIDE, width // self.STRIDE, self.mix_alpha) if self.mix_alpha > 0 else None
-        with self._mixing(box):
+        tokens = height // self.STRIDE, width // self.STRIDE
+        box = draw_box(*tokens, self.mix_alpha) if self.mix_alpha > 0 else None
+        if box is not None:
+            times = self.STRIDE // self.STEM_STRIDE
+            stem_box, stem_size = ([edge * times for edge in edges] for edges in (box, tokens))
+            self._mixed = box_mask(stem_box, *stem_size, inputs.device)
+        try:
             feats = self.extract_feat(inputs)
+        finally:
+            self._mixed = None
         return self.head.loss(feats, data_samples, mixed=box)

@@ -1,13 +1,15 @@
 """MixToken: a box of each sample's feature map is replaced by that of its counterpart in the flipped batch."""
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 import numpy as np
+import torch
 from mmpretrain.models.utils.batch_augments import CutMix
 from torch import Tensor
 
 Box = Tuple[int, int, int, int]  # y1, y2, x1, x2, the ends excluded
 
 
+@torch._dynamo.disable  # its random numbers are NumPy's, which a compiled graph cannot draw
 def draw_box(height: int, width: int, alpha: float = 1.0) -> Optional[Box]:
     """Draw a box on a map of height x width whose share of the area is about 1 - lam, with lam ~ Beta(alpha, alpha).
 
@@ -19,20 +21,26 @@ def draw_box(height: int, width: int, alpha: float = 1.0) -> Optional[Box]:
     return (y1, y2, x1, x2) if y2 > y1 and x2 > x1 else None
 
 
-def paste_flipped(x: Tensor, box: Box) -> Tensor:
+def box_mask(box: Box, height: int, width: int, device: torch.device) -> Tensor:
+    """Return a mask (H, W), True inside the box. A compiled model takes it as data: one graph for all boxes."""
+    y1, y2, x1, x2 = box
+    mask = torch.zeros(height, width, dtype=torch.bool, device=device)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def paste_flipped(x: Tensor, box: Union[Box, Tensor]) -> Tensor:
     """Replace a box of every sample by the same box of the flipped batch. Applied twice, it changes nothing.
 
     Args:
         x (Tensor): (B, C, H, W).
-        box (tuple[int]): (y1, y2, x1, x2), the ends excluded.
+        box (tuple[int] | Tensor): (y1, y2, x1, x2), the ends excluded, or a mask from :func:`box_mask`.
 
     Returns:
         Tensor: (B, C, H, W), a copy.
     """
-    y1, y2, x1, x2 = box
-    mixed = x.clone()
-    mixed[:, :, y1:y2, x1:x2] = x.flip(0)[:, :, y1:y2, x1:x2]
-    return mixed
+    inside = box if isinstance(box, Tensor) else box_mask(box, *x.shape[2:], x.device)
+    return torch.where(inside, x.flip(0), x)
 
 
 def kept_fraction(box: Box, size: Sequence[int]) -> float:

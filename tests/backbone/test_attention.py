@@ -4,24 +4,28 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from rmt_mm.arch import log_decay_rates
+from rmt_mm.arch import log_decay
 from rmt_mm.backbone import attention
 from rmt_mm.backbone.attention import (
     MaSA,
     attend_decomposed,
+    attend_full,
+    attend_full_by_row,
+    attend_full_flex,
     attend_lines,
-    attend_whole,
-    attend_whole_by_rows,
-    attend_whole_flex,
 )
 from rmt_mm.backbone.layers import FFN
-from rmt_mm.backbone.position import manhattan_bias, sliding_bias
+from rmt_mm.backbone.position import PositionTables, line_bias, manhattan_bias, manhattan_bias_by_row
 
 from support.reference import log_line, log_manhattan
 
 HEADS, DIM = 3, 8
-RATES = log_decay_rates(HEADS, 2, 5)
+LOG_DECAY = log_decay(HEADS, 2, 5)
 SIZES = [(6, 10), (7, 3), (1, 9), (9, 1), (1, 1)]
+
+
+def tables(size, device='cpu'):
+    return PositionTables(LOG_DECAY, *size, DIM, torch.device(device))
 
 
 def explicit(q, k, v, bias):
@@ -29,15 +33,15 @@ def explicit(q, k, v, bias):
     return (q @ k.transpose(-1, -2) / DIM**0.5 + bias).softmax(-1) @ v
 
 
-def explicit_whole(q, k, v):
+def explicit_full(q, k, v):
     size = q.shape[1:3]
     flat = [t.flatten(1, 2).transpose(1, 2) for t in (q, k, v)]
-    out = explicit(*flat, log_manhattan(torch.tensor(RATES).exp(), *size))
+    out = explicit(*flat, log_manhattan(torch.tensor(LOG_DECAY).exp(), *size))
     return out.transpose(1, 2).unflatten(1, size)
 
 
 def explicit_decomposed(q, k, v):
-    gamma = torch.tensor(RATES).exp()
+    gamma = torch.tensor(LOG_DECAY).exp()
     rows = [t.transpose(2, 3) for t in (q, k, v)]
     v = explicit(*rows, log_line(gamma, q.shape[2])).transpose(2, 3)
     columns = [t.permute(0, 2, 3, 1, 4) for t in (q, k, v)]
@@ -45,13 +49,13 @@ def explicit_decomposed(q, k, v):
 
 
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('attend, expected', [(attend_decomposed, explicit_decomposed), (attend_whole, explicit_whole),
-                                              (attend_whole_by_rows, explicit_whole)])
+@pytest.mark.parametrize('attend, expected', [(attend_decomposed, explicit_decomposed), (attend_full, explicit_full),
+                                              (attend_full_by_row, explicit_full)])
 def test_values_and_gradients(attend, expected, size):
     results = []
     inputs = [torch.randn(2, *size, HEADS, DIM) for _ in range(3)]
     direction = torch.randn(2, *size, HEADS, DIM)
-    for function in (lambda *qkv: attend(*qkv, RATES), expected):
+    for function in (lambda *qkv: attend(*qkv, tables(size)), expected):
         qkv = [t.clone().requires_grad_() for t in inputs]
         out = function(*qkv)
         out.backward(direction)
@@ -60,13 +64,13 @@ def test_values_and_gradients(attend, expected, size):
         assert float((ours - reference).norm()) <= tolerance * max(float(reference.norm()), 1e-2)
 
 
-def test_large_maps_are_taken_by_rows(monkeypatch):
+def test_large_maps_are_taken_by_row(monkeypatch):
     qkv = [torch.randn(2, 6, 10, HEADS, DIM, requires_grad=True) for _ in range(3)]
-    whole = attend_whole(*qkv, RATES)
+    full = attend_full(*qkv, tables((6, 10)))
     # Below the bias of the map, and below the gradients of a row's keys: every row of queries on its own.
     monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', HEADS * 60 * DIM)
     manhattan_bias.cache_clear()
-    torch.testing.assert_close(attend_whole(*qkv, RATES), whole)
+    torch.testing.assert_close(attend_full(*qkv, tables((6, 10))), full)
     assert manhattan_bias.cache_info().misses == 0, 'the whole bias was built'
 
 
@@ -76,13 +80,15 @@ def test_flex_attention_is_given_the_same_decay(size, monkeypatch):
     """On the CPU torch has no gradients for it, and it is slow to compile: values, uncompiled."""
     monkeypatch.setattr(attention, 'compiled_flex_attention', lambda: flex_attention)
     qkv = [torch.randn(2, *size, HEADS, 16) for _ in range(3)]
-    torch.testing.assert_close(attend_whole_flex(*qkv, RATES), attend_whole(*qkv, RATES), rtol=1e-5, atol=1e-5)
+    both = (attend(*qkv, tables(qkv[0].shape[1:3])) for attend in (attend_full_flex, attend_full))
+    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_flex_attention_compiled():
     qkv = [torch.randn(2, 6, 10, HEADS, 16) for _ in range(3)]
-    torch.testing.assert_close(attend_whole_flex(*qkv, RATES), attend_whole(*qkv, RATES), rtol=1e-5, atol=1e-5)
+    both = (attend(*qkv, tables(qkv[0].shape[1:3])) for attend in (attend_full_flex, attend_full))
+    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='FlexAttention has gradients on CUDA only, and there is none')
@@ -91,51 +97,52 @@ def test_flex_attention_on_cuda(size, monkeypatch):
     """Chosen for large maps, with the values and gradients of the form that holds its bias."""
     inputs = [torch.randn(2, *size, HEADS, 16, device='cuda') for _ in range(3)]
     results = []
-    monkeypatch.setattr(attention, 'attend_whole_by_rows', None)
+    monkeypatch.setattr(attention, 'attend_full_by_row', None)
     for limit in (2**40, 0):
         monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', limit)
         qkv = [t.clone().requires_grad_() for t in inputs]
-        out = attend_whole(*qkv, RATES)
+        out = attend_full(*qkv, tables(size, 'cuda'))
         results.append([out, *torch.autograd.grad(out.square().sum(), qkv)])
     for ours, expected in zip(*results):
         assert float((ours - expected).norm() / expected.norm()) < 1e-2  # TF32
 
 
-def test_the_sliding_bias_is_the_manhattan_bias_in_less_memory():
+def test_the_manhattan_bias_by_row_is_the_manhattan_bias_in_less_memory():
     size = (6, 10)
-    arguments = (RATES, *size, torch.device('cpu'), torch.float32)
-    sliding = sliding_bias(*arguments)
+    arguments = (LOG_DECAY, *size, torch.device('cpu'), torch.float32)
+    sliding = manhattan_bias_by_row(*arguments)
     whole = manhattan_bias(*arguments).unflatten(1, size).unflatten(3, size)  # heads, y, x, y', x'
     expected = whole.flip(3).permute(1, 0, 2, 3, 4).flatten(3)
     torch.testing.assert_close(sliding, expected)
     assert sliding.untyped_storage().nbytes() < 2 * 2 / size[0] * manhattan_bias(*arguments).untyped_storage().nbytes()
 
 
-@pytest.mark.parametrize('attend', [attend_decomposed, attend_whole, attend_whole_by_rows])
+@pytest.mark.parametrize('attend', [attend_decomposed, attend_full, attend_full_by_row])
 @pytest.mark.parametrize('train', [False, True])
 def test_the_fused_kernel_is_taken(attend, train):
     """With only the fused kernel allowed, torch raises where it would have taken the slow path."""
     qkv = [torch.randn(2, 5, 7, HEADS, DIM, requires_grad=train) for _ in range(3)]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        attend(*qkv, RATES).sum()
+        attend(*qkv, tables((5, 7))).sum()
 
 
 def test_a_line_attends_within_itself():
     q, k, v = (torch.randn(1, 4, 5, HEADS, DIM) for _ in range(3))
-    out = attend_lines(q, k, v, RATES)
+    bias = line_bias(LOG_DECAY, 5, q.device, q.dtype)
+    out = attend_lines(q, k, v, bias)
     v[:, 2] += 1
-    changed = (attend_lines(q, k, v, RATES) - out).abs().amax((0, 2, 3, 4))
+    changed = (attend_lines(q, k, v, bias) - out).abs().amax((0, 2, 3, 4))
     assert changed[2] > 0.5 and changed[[0, 1, 3]].max() == 0
 
 
 def test_distinct_sizes_do_not_grow_memory():
-    for table in (manhattan_bias, sliding_bias):
+    for table in (manhattan_bias, manhattan_bias_by_row):
         table.cache_clear()
     for width in range(2, 40):
         qkv = [torch.randn(1, 3, width, HEADS, DIM) for _ in range(3)]
-        attend_whole(*qkv, RATES)
-        attend_whole_by_rows(*qkv, RATES)
-    for table in (manhattan_bias, sliding_bias):
+        attend_full(*qkv, tables((3, width)))
+        attend_full_by_row(*qkv, tables((3, width)))
+    for table in (manhattan_bias, manhattan_bias_by_row):
         assert table.cache_info().currsize == table.cache_info().maxsize <= 4
 
 

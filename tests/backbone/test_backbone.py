@@ -5,25 +5,18 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rmt_mm import RMT
 from rmt_mm.backbone.position import line_bias, rotary_phases
 
-OWN = dict(
-    embed_dims=(16, 24, 32, 48),
-    depths=(1, 2, 2, 1),
-    num_heads=(2, 2, 4, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(3, 3, 3, 3),
-    decomposed=(True, True, False, False),
-    layer_scales=(False, False, False, True))
+from support.archs import SMALL_ARCH
 
 
 def build(**kwargs):
-    model = RMT(**{'arch': OWN, **kwargs})
+    model = RMT(**{'arch': SMALL_ARCH, **kwargs})
     model.init_weights()
     return model
 
@@ -35,7 +28,7 @@ def test_any_size_gives_four_strides(size):
         outs = model(torch.rand(2, 3, *size))
     for i, out in enumerate(outs):
         expected = tuple(-(-length // 2**(i + 2)) for length in size)
-        assert out.shape == (2, OWN['embed_dims'][i], *expected)
+        assert out.shape == (2, SMALL_ARCH['embed_dims'][i], *expected)
         assert out.isfinite().all()
         assert out.is_contiguous(), "mmcv's RoIAlign reads memory as (B, C, H, W)"
 
@@ -43,12 +36,13 @@ def test_any_size_gives_four_strides(size):
 @pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg', 'mmpretrain'])
 def test_found_by_type_in_every_scope(scope):
     registry = importlib.import_module(f'{scope}.registry').MODELS
-    assert isinstance(registry.build(dict(type='RMT', arch=OWN)), RMT)
+    assert isinstance(registry.build(dict(type='RMT', arch=SMALL_ARCH)), RMT)
 
 
 def test_out_indices_choose_outputs_and_their_norms():
     model = build(out_indices=(1, -1)).eval()
-    assert model.out_indices == (1, 3)
+    assert model.out_indices == (1, 3) and model.out_channels == (24, 48)
+    assert model.embed_dims == SMALL_ARCH['embed_dims'] and model.strides == (4, 8, 16, 32)
     assert [name for name, _ in model.named_children() if name.startswith('norm')] == ['norm1', 'norm3']
     assert [out.shape[1] for out in model(torch.rand(1, 3, 32, 32))] == [24, 48]
 
@@ -94,8 +88,8 @@ def test_layer_scale_only_where_the_arch_says_so():
 
 def test_drop_path_grows_linearly_and_acts_in_training_only():
     model = build(drop_path_rate=0.5)
-    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage]
-    assert rates == pytest.approx([0.1 * i for i in range(6)])
+    rates = [d.drop_prob for stage in model.stages for block in stage for d in (block.drop_path1, block.drop_path2)]
+    assert rates == pytest.approx([0.1 * (i // 2) for i in range(12)])
     x = torch.rand(4, 3, 32, 32)
     model.eval()
     torch.testing.assert_close(model(x), model(x))
@@ -233,6 +227,9 @@ def test_phases_are_fp32_and_exact_where_half_precision_ends():
     (dict(frozen_stages=5), ['frozen_stages', '5', '4']),
     (dict(with_cp=(True, False)), ['with_cp', '4']),
     (dict(drop_path_rate=1.5), ['drop_path_rate', '1.5']),
+    (dict(out_indices=()), ['out_indices', 'empty']),
+    (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth')), ['pretrained', 'init_cfg']),
+    (dict(pretrained='open-mmlab://resnet50_v1c'), ['resnet50_v1c', 'model.pretrained=None']),
 ])
 def test_wrong_arguments_are_named(kwargs, words):
     with pytest.raises(ValueError) as caught:
@@ -255,3 +252,77 @@ def test_layer_depth_follows_the_forward_pass():
     assert depths['downsamples.0.conv.weight'][0] == depths['stages.1.0.cpe.weight'][0] == 2
     assert depths['stages.3.0.gamma1'][0] == depths['norm3.bias'][0] == 6
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)
+
+
+def test_pretrained_is_init_cfg(tmp_path):
+    """mmseg hands model.pretrained on to its backbones as an argument."""
+    trained = build()
+    with torch.no_grad():
+        trained.norm3.weight.fill_(7)
+    torch.save(trained.state_dict(), tmp_path / 'rmt.pth')
+    model = build(pretrained=str(tmp_path / 'rmt.pth'))
+    assert (model.norm3.weight == 7).all() and build(pretrained=None).norm3.weight.max() == 1
+
+
+def test_mask_replaces_tokens_of_the_stem():
+    model, x = build(mask_token=True).eval(), torch.rand(2, 3, 64, 96)
+    nothing, mask = torch.zeros(2, 16, 24), torch.zeros(2, 16, 24, dtype=torch.long)
+    for out, expected in zip(model(x, nothing), model(x, mask=None)):
+        torch.testing.assert_close(out, expected)
+    mask[:, 8:] = 1  # the lower half: what its pixels are must not matter, but for those that the stem's kernels reach
+    other = x.clone()
+    other[:, :, 48:] = 0
+    for out, expected in zip(model(x, mask), model(other, mask)):
+        torch.testing.assert_close(out, expected)
+    assert not torch.allclose(model(x)[0], model(other)[0])
+    model(x, mask)[3].sum().backward()
+    assert model.mask_token.grad.abs().sum() > 0
+    assert model.get_layer_depth('mask_token')[0] == 0
+    with pytest.raises(ValueError, match='mask_token=True'):
+        build()(x, mask)
+    with pytest.raises(ValueError, match=r'\(2, 16, 24\), got \(2, 2, 3\)'):
+        model(x, mask[:, ::8, ::8])
+
+
+def test_mask_token_is_not_there_unless_asked_for():
+    assert 'mask_token' not in build().state_dict()
+    weight = build(mask_token=True).mask_token
+    assert 0 < weight.abs().max() < 0.1
+
+
+def test_simmim():
+    """mmpretrain's masked image modelling, with the masks that its own pipeline makes."""
+    pytest.importorskip('mmpretrain')
+    from mmengine.registry import DefaultScope
+    from mmpretrain.registry import MODELS
+    from mmpretrain.structures import DataSample
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(
+            type='SimMIM',
+            backbone=dict(type='RMT', arch=SMALL_ARCH, out_indices=(3, ), mask_token=True),
+            neck=dict(type='SimMIMLinearDecoder', in_channels=48, encoder_stride=32),
+            head=dict(type='SimMIMHead', patch_size=4,
+                      loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3))))
+    model.init_weights()
+    samples = [DataSample() for _ in range(2)]
+    for sample in samples:
+        sample.mask = torch.rand(2, 2).round().repeat_interleave(8, 0).repeat_interleave(8, 1)
+    loss = model.loss(torch.rand(2, 3, 64, 64), samples)['loss']
+    loss.backward()
+    assert loss.isfinite() and model.backbone.mask_token.grad is not None
+    assert model.extract_feat(torch.rand(1, 3, 64, 64))[0].shape == (1, 48, 2, 2)
+
+
+def test_an_unused_output_leaves_no_parameter_without_gradient(tmp_path):
+    """Where processes wait for the gradient of every parameter, as DistributedDataParallel does."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(build())
+        for _ in range(3):  # it stops in the second iteration if one is missing
+            outs = model(torch.rand(2, 3, 64, 64))
+            F.relu_(outs[3]).sum().backward()  # heads may work in place on what they are given
+        grads = {name: p.grad for name, p in model.module.named_parameters()}
+        assert not [name for name, grad in grads.items() if grad is None]
+        assert not grads['norm0.weight'].any() and grads['norm3.weight'].any()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -5,15 +5,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
 
-OWN = dict(
-    embed_dims=(16, 24, 32, 48),
-    depths=(1, 1, 1, 1),
-    num_heads=(2, 2, 4, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(3, 3, 3, 3),
-    decomposed=(True, True, True, False),
-    layer_scales=(False, False, False, True))
+from support.archs import SMALL_ARCH
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +15,7 @@ def _fresh_compiler():
 
 @pytest.mark.parametrize('train', [False, True])
 def test_one_graph_without_breaks_and_few_for_many_sizes(train):
-    model = RMT(OWN).train(train)
+    model = RMT(SMALL_ARCH).train(train)
     counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for height, width in ((64, 96), (96, 64), (128, 96), (80, 112), (160, 144), (100, 76), (224, 192), (61, 45)):
@@ -34,7 +26,7 @@ def test_one_graph_without_breaks_and_few_for_many_sizes(train):
 
 
 def test_values_and_gradients_of_the_eager_form():
-    model = RMT(OWN).double()  # so that cancelling gradients are compared and not their rounding
+    model = RMT(SMALL_ARCH).double()  # so that cancelling gradients are compared and not their rounding
     x = torch.randn(2, 3, 64, 96).double()
     shapes = ((2, 16, 16, 24), (2, 24, 8, 12), (2, 32, 4, 6), (2, 48, 2, 3))
     directions = [torch.randn(shape).double() for shape in shapes]
@@ -49,9 +41,25 @@ def test_values_and_gradients_of_the_eager_form():
         assert float((out - expected).norm() / expected.norm().clamp(min=1e-6)) < 1e-6
 
 
+def test_tables_once_a_stage():
+    """A compiled graph computes sine and cosine, and the log-decay of each axis, once a stage and not once a block."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    arch = {**SMALL_ARCH, 'depths': (2, 3, 4, 2)}
+    torch.compile(RMT(arch).eval(), backend=backend, fullgraph=True)(torch.randn(1, 3, 64, 96))
+    names = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    for operation in ('sin', 'cos'):
+        assert names.count(operation) == 4, operation
+    assert names.count('abs') == 8  # a row's and a column's distances in every stage
+
+
 @pytest.mark.slow
 def test_inductor_agrees():
-    model = RMT(OWN).eval()
+    model = RMT(SMALL_ARCH).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         for out, expected in zip(torch.compile(model)(x), model(x)):

@@ -1,10 +1,10 @@
-"""Linear layers as 1x1 convolutions: nn.Linear's values, gradients and checkpoints, and really a convolution."""
+"""Linear layers as 1x1 convolutions: nn.Linear's values and gradients, and really a convolution."""
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmt_mm.backbone.layers import Linear
+from rmt_mm.backbone.layers import channels_last_linear
 
 
 class Recorder(TorchDispatchMode):
@@ -22,31 +22,54 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize('shape', [(2, 5, 7, 16), (1, 1, 1, 16), (3, 1, 9, 16), (1, 6, 1, 16)])
 @pytest.mark.parametrize('bias', [True, False])
 def test_values_and_gradients_of_nn_linear(shape, bias):
-    layer, plain = Linear(16, 24, bias), nn.Linear(16, 24, bias)
-    plain.load_state_dict(layer.state_dict())
+    layer = nn.Linear(16, 24, bias)
     x, direction = torch.randn(shape), torch.randn(*shape[:3], 24)
     results = []
-    for net in (layer, plain):
+    for product in (channels_last_linear, nn.Linear.__call__):
         inputs = x.clone().requires_grad_()
-        out = net(inputs)
-        out.backward(direction)
-        results.append([out, inputs.grad, *(p.grad for p in net.parameters())])
+        out = product(layer, inputs)
+        results.append([out, *torch.autograd.grad(out, [inputs, *layer.parameters()], direction)])
     for ours, expected in zip(*results):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_convolution_without_copies_on_the_cpu():
-    layer, x = Linear(16, 24), torch.randn(2, 5, 7, 16)
+    layer, x = nn.Linear(16, 24), torch.randn(2, 5, 7, 16)
     with torch.no_grad(), Recorder() as recorder:
-        out = layer(x)
+        out = channels_last_linear(layer, x)
     assert 'convolution' in recorder.names and not {'addmm', 'clone', 'copy_', '_to_copy'} & set(recorder.names)
     assert out.is_contiguous()
 
 
 def test_other_precisions_and_missing_library_take_the_product():
-    layer = Linear(16, 24)
+    layer = nn.Linear(16, 24)
     with torch.no_grad(), Recorder() as recorder:
-        layer.double()(torch.randn(2, 5, 7, 16).double())
+        channels_last_linear(layer.double(), torch.randn(2, 5, 7, 16).double())
         with torch.backends.mkldnn.flags(enabled=False):
-            layer.float()(torch.randn(2, 5, 7, 16))
+            channels_last_linear(layer.float(), torch.randn(2, 5, 7, 16))
     assert 'convolution' not in recorder.names and recorder.names.count('addmm') == 2
+
+
+def double_weight(layer):
+    """Give a Linear layer a pre-forward hook that changes its input, as adapters and quantisers do."""
+    layer.register_forward_pre_hook(lambda module, args: (2 * args[0], ))
+    return layer
+
+
+class Adapted(nn.Linear):
+    """A Linear layer of another class, as adapters put in its place."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize('adapt', [
+    double_weight,
+    lambda layer: torch.nn.utils.parametrizations.weight_norm(layer),
+    lambda layer: Adapted(16, 24),
+    lambda layer: torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {nn.Linear})[0],
+], ids=['hook', 'parametrised', 'subclass', 'quantised'])  # yapf: disable
+def test_a_layer_that_is_not_plain_is_called(adapt):
+    layer, x = adapt(nn.Linear(16, 24)), torch.randn(2, 5, 7, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(channels_last_linear(layer, x), layer(x), rtol=0, atol=0)

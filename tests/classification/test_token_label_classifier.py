@@ -1,4 +1,6 @@
 """MixToken and training with token labels."""
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from mmengine.registry import DefaultScope  # noqa: E402
 from mmpretrain.registry import MODELS  # noqa: E402
 from mmpretrain.structures import DataSample  # noqa: E402
 from torch import nn  # noqa: E402
+from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 from rmt_mm.classification import classifier as classifier_module  # noqa: E402
 from rmt_mm.classification.mix_token import draw_box, kept_fraction, paste_flipped  # noqa: E402
+from rmt_mm.errors import TokenLabelError  # noqa: E402
 
 ARCH = dict(
     embed_dims=(16, 16, 32, 32),
@@ -127,7 +131,6 @@ def test_nothing_is_mixed_outside_of_training_losses(local_model):
     images = torch.arange(4.).view(4, 1, 1, 1).expand(4, 3, 64, 64)
     np.random.seed(0)
     local_model.loss(images, samples(4, 5, 2, 2))
-    assert not local_model.backbone.stem._forward_hooks
     local_model.eval()(images, mode='predict')
     assert torch.equal(local_model.backbone.seen, nn.functional.avg_pool2d(images, 4))
 
@@ -154,11 +157,51 @@ def test_gradients_reach_the_stem_through_both_heads(name, monkeypatch):
     assert used.weight.grad.abs().sum() > 0
 
 
-def test_a_failing_batch_leaves_no_hook():
-    model = build()
+def test_after_a_failing_batch_nothing_is_mixed(monkeypatch):
+    monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (0, 1, 0, 1))
+    model = build().eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images)
+    with pytest.raises(TokenLabelError):
+        model.loss(images, samples(2, 7, 2, 2))  # two classes too many
     with pytest.raises(ValueError, match='in_channels=3'):
         model.loss(torch.randn(2, 4, 64, 64), samples(2, 5, 2, 2))
-    assert not model.backbone.stem._forward_hooks
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('how', ['backbone', 'in place', 'model'])
+def test_compiled_models_mix_what_the_eager_form_mixes(how, monkeypatch):
+    """Also after a batch whose box was empty; and one graph serves all boxes."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')
+    eager = build().double().eval()  # in eval mode both keep the same BatchNorm statistics
+    model = copy.deepcopy(eager)
+    if how == 'backbone':
+        model.backbone = torch.compile(model.backbone, backend=counter)
+    elif how == 'in place':
+        model.backbone.compile(backend=counter)
+    else:  # as mmengine's Runner does with compile=True
+        model.forward = torch.compile(model.forward, backend=counter)
+    images, batch = torch.randn(4, 3, 96, 128).double(), samples(4, 5, 3, 4)
+    counts = []
+    for box in (None, (1, 3, 0, 2), None, (0, 1, 0, 1), (0, 3, 2, 4), (2, 3, 1, 4), None, (1, 2, 1, 2)):
+        monkeypatch.setattr(classifier_module, 'draw_box', torch._dynamo.disable(lambda *args, box=box: box))
+        losses, expected = (m(images, batch, mode='loss') for m in (model, eager))
+        for name in expected:
+            torch.testing.assert_close(losses[name], expected[name], msg=f'{name} with {box}')
+        counts.append(counter.frame_count)
+    if how != 'model':
+        assert counts[-1] == 2, 'with a box and without'
+
+
+def test_copies_of_a_model_mix_by_themselves(monkeypatch):
+    """An EMA hook copies the model: what the copy mixes must not depend on the original."""
+    monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (0, 1, 0, 1))
+    model = build().eval()
+    images, batch = torch.randn(4, 3, 64, 64), samples(4, 5, 2, 2)
+    expected, losses = model.loss(images, batch), copy.deepcopy(model).loss(images, batch)
+    for name in expected:
+        torch.testing.assert_close(losses[name], expected[name])
 
 
 def test_mistakes_are_named():
