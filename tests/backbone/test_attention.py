@@ -16,8 +16,7 @@ from rmt_mm.backbone.attention import (
 )
 from rmt_mm.backbone.layers import FFN
 from rmt_mm.backbone.position import PositionTables, line_bias, manhattan_bias, manhattan_bias_by_row
-
-from support.reference import log_line, log_manhattan
+from rmt_mm.reference import log_line, log_manhattan
 
 HEADS, DIM = 3, 8
 LOG_DECAY = log_decay(HEADS, 2, 5)

@@ -5,9 +5,9 @@ import torch
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
+from rmt_mm.reference import PlainRMT
 
 from support.official_files import GOLDEN, OFFICIAL_KEYS, weights
-from support.reference import PlainRMT
 
 
 def official_state_dict(kind):

@@ -1,5 +1,4 @@
 """tools/model_converters/rmt_to_mm.py, run as a user runs it."""
-import importlib.util
 import os
 import pickle
 import stat
@@ -20,8 +19,9 @@ from rmt_mm import RMT
 from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints.files import CheckpointError, file_hash, force_safe_loading, read_checkpoint, write_checkpoint
 from rmt_mm.checkpoints.official_heads import HEADS
+from rmt_mm.reference import PlainRMT
 
-from support import ROOT
+from support import ROOT, load_tool
 from support.official_files import (
     GOLDEN,
     NANO,
@@ -34,12 +34,9 @@ from support.official_files import (
     tensors,
     weights,
 )
-from support.reference import PlainRMT
 
 TOOL = ROOT / 'tools/model_converters/rmt_to_mm.py'
-_spec = importlib.util.spec_from_file_location('rmt_to_mm', TOOL)
-rmt_to_mm = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rmt_to_mm)
+rmt_to_mm = load_tool('model_converters/rmt_to_mm.py')
 
 KINDS = ('dense', 'classification', 'token_label', *HEADS)
 

@@ -1,5 +1,4 @@
 """Classifiers equal the original: its outputs for deterministic weights, loaded through the converter."""
-import importlib.util
 import json
 
 import numpy as np
@@ -7,6 +6,7 @@ import pytest
 import torch
 
 from support import ROOT
+from support import golden_weights as weights
 
 pytest.importorskip('mmpretrain')
 
@@ -17,9 +17,6 @@ from mmpretrain.registry import MODELS  # noqa: E402
 from rmt_mm import convert_official_state_dict  # noqa: E402
 
 GOLDEN = ROOT / 'tests/data/golden'
-_spec = importlib.util.spec_from_file_location('golden_weights', GOLDEN / 'weights.py')
-weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(weights)
 OFFICIAL_KEYS = json.loads((GOLDEN / 'official_checkpoint_keys.json').read_text())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from support import ROOT
+from support import ROOT, load_tool
 
 TOOL = ROOT / 'tools/dataset_converters/make_digits.py'
 
@@ -85,10 +85,7 @@ def test_no_scan_is_in_both_splits(digits):
 
 def test_scenes_use_only_the_scans_of_their_split():
     """Seen from the inside: a scene's digits are drawn from the indices it is given."""
-    import importlib.util
-    spec = importlib.util.spec_from_file_location('make_digits', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('dataset_converters/make_digits.py')
     labels = np.repeat(np.arange(10), 20)
     splits = tool.split_scans(labels, np.random.default_rng(0))
     assert not set(splits['train']) & set(splits['val'])

@@ -1,4 +1,14 @@
-"""What several tests share: the plain reference model, official files, and the published table."""
+"""What several tests share: small archs, official files, golden weights, and the published table."""
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_tool(path: str) -> ModuleType:
+    """Return a tool as a module, by its path below tools/."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / 'tools' / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

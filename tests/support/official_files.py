@@ -1,6 +1,5 @@
 """Files as the authors publish them, made of deterministic weights."""
 import argparse
-import importlib.util
 import json
 import math
 
@@ -9,15 +8,13 @@ import torch
 from rmt_mm.arch import Arch
 from rmt_mm.checkpoints.official_heads import HEADS
 from rmt_mm.checkpoints.official_names import backbone_shapes, classifier_head_shapes
+from rmt_mm.reference import PlainRMT
 
 from support import ROOT
-from support.reference import PlainRMT
+from support import golden_weights as weights
 
 GOLDEN = ROOT / 'tests/data/golden'
 OFFICIAL_KEYS = json.loads((GOLDEN / 'official_checkpoint_keys.json').read_text())
-_spec = importlib.util.spec_from_file_location('golden_weights', GOLDEN / 'weights.py')
-weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(weights)
 
 # A size that costs nothing. Tests put it into ARCHS, so that it is recognised as the published ones are.
 NANO = Arch(

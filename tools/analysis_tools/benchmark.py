@@ -4,7 +4,7 @@
     python tools/analysis_tools/benchmark.py --arch small --batch 8 --impl rmt_mm mmdet.SwinTransformer
     python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png
 
-Implementations: `reference` (tests/reference.py, the formulas written plainly), `rmt_mm`, `deploy` (after
+Implementations: `reference` (rmt_mm/reference.py, the formulas written plainly), `rmt_mm`, `deploy` (after
 switch_to_deploy), `compile` (torch.compile), `deploy-compile`, or any backbone of a registry with its default
 arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. The first one named is what the ratios compare with.
 
@@ -15,7 +15,6 @@ multiply-adds cost at the machine's own matrix-product rate, torch.matmul's, mea
 counts three times the forward pass). The rate of the same product as a 1x1 convolution is given beside it.
 """
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -32,6 +31,7 @@ from torch import nn
 from rmt_mm import RMT
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.flops import MacCounter
+from rmt_mm.reference import PlainRMT
 
 OURS = ('rmt_mm', 'deploy', 'compile', 'deploy-compile')
 SCALING_SIZES = (128, 192, 256, 384, 512, 768, 1024)
@@ -64,11 +64,7 @@ def build(impl: str, args: argparse.Namespace) -> nn.Module:
     """Build an implementation on its device, with the same random weights in every call."""
     torch.manual_seed(0)
     if impl == 'reference':
-        path = Path(__file__).parents[2] / 'tests/reference.py'
-        spec = importlib.util.spec_from_file_location('reference', path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        model = module.PlainRMT(resolve_arch(args.arch))
+        model = PlainRMT(resolve_arch(args.arch))
     elif impl in OURS:
         model = RMT(args.arch)
     else:
