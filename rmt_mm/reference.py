@@ -1,8 +1,8 @@
 """RMT written plainly from its formulas, for comparison: nothing is fused, cached or shared.
 
 Every distance, mask and rotation is built where it is used; attention is a matrix product, a sum, a softmax and a
-matrix product. Modules and parameters are laid out and named as in the official checkpoints, so that tests load those
-names directly. Feature maps are (B, H, W, C).
+matrix product. Modules and parameters are laid out and named as in the official checkpoints, so that those load
+directly. Feature maps are (B, H, W, C). Tests compare :class:`rmt_mm.RMT` with it; the benchmark measures against it.
 """
 import math
 
@@ -158,10 +158,9 @@ class PlainRMT(nn.Module):
         dims = arch.embed_dims
         self.patch_embed = Stem(dims[0])
         self.layers = nn.ModuleList(
-            Stage(depth, dim, out_dim, num_heads=n, a=a, r=r, ratio=ratio, decomposed=dec, layer_scale=scale)
-            for dim, out_dim, depth, n, a, r, ratio, dec, scale in zip(
-                dims, dims[1:] + (None, ), arch.depths, arch.num_heads, arch.init_values, arch.heads_ranges,
-                arch.mlp_ratios, arch.decomposed, arch.layer_scales))
+            Stage(s.depth, s.dim, out_dim, num_heads=s.num_heads, a=s.init_value, r=s.heads_range, ratio=s.mlp_ratio,
+                  decomposed=s.decomposed, layer_scale=s.layer_scale)
+            for s, out_dim in zip(arch.stages(), dims[1:] + (None, )))
         self.extra_norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
 
     def forward(self, x):

@@ -1,4 +1,5 @@
 """tools/model_converters/rmt_to_mm.py, run as a user runs it."""
+import importlib
 import os
 import pickle
 import stat

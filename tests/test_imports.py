@@ -1,0 +1,61 @@
+"""The direction of imports: CONTRIBUTING.md states it, and every import in the package is held to it."""
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from support import ROOT
+
+GROUND = {'errors', 'version', 'compat', 'arch', 'config_path'}
+# Package or module -> what of the package it may import. cli may import everything, and nothing imports cli.
+ALLOWED = {
+    **{name: {'errors', 'version', 'arch'} for name in GROUND},
+    'checkpoints': GROUND,
+    'training': GROUND,
+    'classification': GROUND,
+    'backbone': GROUND | {'checkpoints'},
+    'flops': GROUND | {'backbone'},
+    'reference': GROUND,
+    '__init__': GROUND | {'backbone', 'checkpoints', 'training'},
+}
+MODULES = sorted(ROOT.glob('rmt_mm/**/*.py'))
+
+
+def imports(path):
+    """Yield what a module imports of the package, as dotted names below rmt_mm."""
+    package = path.relative_to(ROOT / 'rmt_mm').parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = (*package[:len(package) - node.level + 1], *(node.module or '').split('.'))
+            base = [part for part in base if part]
+            yield from ['.'.join(base)] if node.module else ['.'.join((*base, alias.name)) for alias in node.names]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            yield from (name[len('rmt_mm.'):] for name in names if name.startswith('rmt_mm.'))
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT / 'rmt_mm')))
+def test_direction(path):
+    room = path.relative_to(ROOT / 'rmt_mm').parts[0].replace('.py', '')
+    for name in imports(path):
+        target = name.split('.')[0]
+        if target == room or room == 'cli':
+            continue
+        assert target in ALLOWED[room], f'{room} may not import rmt_mm.{name}'
+        if (room, target) == ('backbone', 'checkpoints'):
+            assert name == 'checkpoints', 'the backbone imports the face of checkpoints only'
+
+
+def test_every_room_is_listed():
+    rooms = {path.relative_to(ROOT / 'rmt_mm').parts[0].replace('.py', '') for path in MODULES}
+    assert rooms == {*ALLOWED, 'cli'}
+
+
+def test_import_pulls_in_no_command_line_and_no_library():
+    code = ('import sys, mmengine, mmcv; before = set(sys.modules); import rmt_mm; rmt_mm.RMT; '
+            "print(*sorted(name for name in set(sys.modules) - before if name.startswith('rmt_mm.cli') "
+            "or name.split('.')[0] in ('argparse', 'mmdet', 'mmseg', 'mmpretrain')))")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ''
