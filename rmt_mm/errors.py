@@ -25,7 +25,7 @@ class RMTError(Exception):
         text (str): what was wrong, and what to do. Unprintable characters are escaped, line breaks are not.
         remedy (str): what the tools may add is a key of ``rmt_mm.cli.options.REMEDIES``, such as ``'convert'``: the
             library knows neither their paths nor their flags. Default ``''``: the text says it all.
-        **facts: what the remedy's text names, such as ``type_name='yacs.config.CfgNode'``.
+        **facts: what the remedy's text names, such as ``channels=4``.
     """
 
     def __init__(self, text: str, remedy: str = '', **facts: object) -> None:
@@ -50,6 +50,10 @@ class DataError(RMTError, ValueError):
 
 class CheckpointError(RMTError, ValueError):
     """A checkpoint that cannot be used."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """A checkpoint file that is not there."""
 
 
 class TokenLabelError(RMTError, ValueError):

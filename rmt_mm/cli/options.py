@@ -15,7 +15,7 @@ CONVERTER = 'tools/model_converters/rmt_to_mm.py'
 # What the tools add to an error, by its remedy and with its facts: the library names no tool and no flag.
 REMEDIES = {
     'convert': f'convert it with `python {CONVERTER} SRC DST`',
-    'allow_type': f'`python {CONVERTER} --allow-type {{type_name}} SRC DST` reads the rest and leaves them out',
+    'allow_type': f'`python {CONVERTER} SRC DST --allow-type {{allow_type}}` reads the rest and leaves them out',
     'in_channels': f'convert it with `python {CONVERTER} --in-channels {{channels}} SRC DST`',
     'task': f'`python {CONVERTER} --task {{task}} SRC DST` does that',
     'weights': f'`python {CONVERTER} --weights {{weights}} SRC DST` does that',
@@ -31,8 +31,11 @@ def describe(error: BaseException) -> str:
         return f'{text} (RMT_MM_DEBUG=1 prints the traceback)'
     if error.remedy not in REMEDIES:
         return text
-    # Facts may come from a file, and end up in a shell.
-    facts = {key: shlex.quote(str(value)) for key, value in error.facts.items()}
+    # Facts may come from a file, and end up in a shell. Several values repeat their option.
+    facts = {}
+    for key, value in error.facts.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        facts[key] = f' --{key.replace("_", "-")} '.join(shlex.quote(str(v)) for v in values)
     return f'{text.rstrip(".")}; {REMEDIES[error.remedy].format(**facts)}.'
 
 

@@ -434,8 +434,9 @@ class Settings(dict):
 def test_opting_in_for_one_type(run, tmp_path):
     src, dst = tmp_path / 'official.pth', tmp_path / 'ours.pth'
     save_classifier(src, nano_state_dict('dense'), config=Settings(lr=1, nested=Settings(a=[1, 2])))
-    refused(run, tmp_path, src, dst, words=('test_converter.Settings', '--allow-type test_converter.Settings'))
-    assert run(src, dst, '--allow-type', 'test_converter.Settings')[0] == 0
+    name = f'{Settings.__module__}.Settings'
+    refused(run, tmp_path, src, dst, words=(f'type {name},', f'--allow-type {name}'))
+    assert run(src, dst, '--allow-type', name)[0] == 0
     # For this once: what is allowed here is not allowed to others.
     with pytest.raises(pickle.UnpicklingError):
         torch.load(src, weights_only=True)
