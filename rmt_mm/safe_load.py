@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, BinaryIO, Callable, Iterator, List, Sequence, Set
 
 import torch
@@ -205,7 +205,8 @@ def _refusal(path: str, names: List[str], allowed: Sequence[str]) -> CheckpointE
     if len(names) <= 10 and all(map(_is_full_name, names)):
         with contextlib.suppress(CheckpointError):
             safe_load(path, 'meta', [*allowed, *names])
-            return CheckpointError(f'{text}.', 'allow_type', allow_type=[*allowed, *names])
+            return CheckpointError(f'{text}; read_checkpoint leaves out what allow_types names.', 'allow_type',
+                                   allow_type=[*allowed, *names])
     return CheckpointError(f'{text}; save the tensors alone, as a state_dict.')
 
 
@@ -228,6 +229,8 @@ def _check_content(path: str, content: Any, records: Set[int]) -> None:
             total += item.numel() * item.element_size()
         elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
             seen.add(id(item))
+            if type(item) in (OrderedDict, Counter):
+                vars(item).clear()  # a file may set any attribute, and hide methods such as items
             stack.extend(dict.values(item) if isinstance(item, dict) else item)
     if total > TENSOR_TIMES * osp.getsize(path) + TENSOR_BYTES:
         raise CheckpointError(f'{path} holds tensors of {total} bytes, more than {TENSOR_TIMES} times its size and '

@@ -15,7 +15,7 @@ CONVERTER = 'tools/model_converters/rmt_to_mm.py'
 # What the tools add to an error, by its remedy and with its facts: the library names no tool and no flag.
 REMEDIES = {
     'convert': f'convert it with `python {CONVERTER} SRC DST`',
-    'allow_type': f'`python {CONVERTER} SRC DST --allow-type {{allow_type}}` reads the rest and leaves them out',
+    'allow_type': f'`python {CONVERTER} SRC DST --allow-type {{allow_type}}` does so',
     'in_channels': f'convert it with `python {CONVERTER} --in-channels {{channels}} SRC DST`',
     'task': f'`python {CONVERTER} --task {{task}} SRC DST` does that',
     'weights': f'`python {CONVERTER} --weights {{weights}} SRC DST` does that',

@@ -68,7 +68,10 @@ def convert(args: argparse.Namespace) -> None:
     else:
         converted = model.to_ours(source=osp.basename(args.src), source_sha256=file_hash(args.src))
     path = write_checkpoint(converted, args.dst, args.force, args.publish)
-    report = [f'source: {args.src}', *model.report(), f'written: {path} (sha256 {file_hash(path)})']
+    report = [f'source: {args.src}', *model.report()]
+    if args.weights == 'auto' and model.weights == 'model' and 'model_ema' in checkpoint:
+        report.append('--weights model_ema takes the moving average')
+    report.append(f'written: {path} (sha256 {file_hash(path)})')
     print('\n'.join(map(printable, report)))
 
 
