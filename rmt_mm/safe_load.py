@@ -7,6 +7,7 @@ import pickletools
 import re
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -21,7 +22,8 @@ from .safe_types import STAND_INS
 
 # What the readers of torch, NumPy, zip and JSON raise for nonsense.
 DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
-          MemoryError, SystemError, struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError)
+          MemoryError, SystemError, SyntaxError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+          pickle.UnpicklingError)
 ZIP_MAGIC = b'PK\x03\x04'
 # torch's format before 1.6 starts with this pickled number, and has four more pickles before the data.
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -104,7 +106,7 @@ def _check_archive(path: str) -> Set[int]:
     """Raise CheckpointError if a zip file is damaged or not of torch.save; return the sizes of its records."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, *DAMAGE) as error:  # the directory is at its end
+    except DAMAGE as error:  # the directory is at its end
         raise CheckpointError(f'{path} is cut off: its end is missing, download or copy it again.') from error
     with archive:
         entries = archive.infolist()
@@ -127,7 +129,7 @@ def _check_archive(path: str) -> Set[int]:
                 with archive.open(entry) as file:
                     while entry.CRC and file.read(2**20):
                         pass
-            except (zipfile.BadZipFile, *DAMAGE) as error:
+            except DAMAGE as error:
                 raise CheckpointError(f'{path} is damaged ({printable(error, 200)}): '
                                       'download or copy it again.') from error
         return {entry.file_size for entry in entries}
@@ -210,6 +212,13 @@ def _refusal(path: str, names: List[str], allowed: Sequence[str]) -> CheckpointE
     return CheckpointError(f'{text}; save the tensors alone, as a state_dict.')
 
 
+def _has_data(tensor: Tensor, records: Set[int]) -> bool:
+    """Tell whether a tensor on the meta device would lie within a record of its file."""
+    storage, steps = tensor.untyped_storage().nbytes(), list(zip(tensor.shape, tensor.stride()))
+    end = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps) + 1 if tensor.numel() else 0
+    return storage in records and min(tensor.stride(), default=0) >= 0 and end * tensor.element_size() <= storage
+
+
 def _check_content(path: str, content: Any, records: Set[int]) -> None:
     """Raise CheckpointError if there are other than dense tensors, or more elements than a file of this size explains.
 
@@ -224,7 +233,7 @@ def _check_content(path: str, content: Any, records: Set[int]) -> None:
         if isinstance(item, Tensor):
             if type(item) not in (Tensor, nn.Parameter) or item.layout != torch.strided or item.is_quantized:
                 raise CheckpointError(f'{path} holds tensors that are not dense, which no checkpoint of a model needs.')
-            if item.is_meta and records is not None and item.untyped_storage().nbytes() not in records:
+            if item.is_meta and records is not None and not _has_data(item, records):
                 raise CheckpointError(f'{path} is damaged: a tensor of shape {tuple(item.shape)} has no data.')
             total += item.numel() * item.element_size()
         elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:

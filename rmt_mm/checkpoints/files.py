@@ -8,7 +8,6 @@ import os.path as osp
 import re
 import shutil
 import tempfile
-import urllib.parse
 import urllib.request
 from typing import Sequence
 
@@ -212,7 +211,7 @@ def local_copy(path: str) -> str:
     """
     if not path.startswith(('http://', 'https://')):
         return path
-    stem, suffix = osp.splitext(osp.basename(urllib.parse.urlsplit(path).path))
+    stem, suffix = osp.splitext(osp.basename(re.split('[?#]', path)[0]))
     name = f'{re.sub("[^A-Za-z0-9_.-]", "_", stem)[-60:]}-{hashlib.sha256(path.encode()).hexdigest()[:16]}'
     folder = osp.join(torch.hub.get_dir(), 'checkpoints')
     cached = osp.join(folder, name + (suffix if suffix in SUFFIXES else ''))

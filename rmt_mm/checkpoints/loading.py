@@ -161,7 +161,7 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
 def check_checkpoint_file(path: str) -> None:
     """Raise if mmengine's runner could not load a file as it is, in one sentence.
 
-    For ``load_from`` and ``resume``, before anything is built. The tensors' data is not read.
+    For ``load_from`` and ``resume``, before anything is built.
 
     Args:
         path (str): a file or URL.
@@ -170,7 +170,7 @@ def check_checkpoint_file(path: str) -> None:
         FileNotFoundError: there is no such file.
         CheckpointError: a file that cannot be read safely, or that must be converted first.
     """
-    content = read_checkpoint(local_copy(path), map_location='meta')
+    content = read_checkpoint(local_copy(path))  # with its data: on the meta device, torch checks no sizes
     try:
         _, state_dict, _ = pick_state_dict(content)
     except CheckpointError as error:
