@@ -436,6 +436,7 @@ def test_two_records_of_one_name(tmp_path):
 def mutated(data, generator):
     data = bytearray(data)
     for _ in range(generator.choice((1, 1, 2, 8))):
+        data = data or bytearray(b'x')
         place = generator.randrange(len(data))
         how = generator.randrange(4)
         if how == 0:
