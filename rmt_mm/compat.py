@@ -1,5 +1,4 @@
 """What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
-import pickle
 from importlib import metadata
 from typing import Dict, Optional, Tuple
 
@@ -73,30 +72,16 @@ def check_stack() -> None:
         raise ImportError(problem)
 
 
-def _history_statistic(owner: type, name: str):
-    """Stand in for ``getattr``, by which a pickled HistoryBuffer names its own methods; anything else is refused."""
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise pickle.UnpicklingError(f'the file asks for attribute {name!r} of {owner!r}, which is not allowed')
-    return getattr(owner, name)
-
-
 def allow_own_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read the files that mmengine itself writes.
 
-    mmengine keeps its message hub in a checkpoint: a HistoryBuffer, with NumPy arrays and scalars in it. mmengine
-    0.10.7 loads with torch's default, which since torch 2.6 refuses those types, and so its own files on ``--resume``.
-    They are allow-listed here one by one; nothing else of the safety is switched off.
+    mmengine keeps its message hub in a checkpoint: HistoryBuffers, NumPy arrays and scalars. mmengine 0.10.7 loads with
+    torch's default, which since torch 2.6 refuses those types, and so refuses to resume its own files. They are allowed
+    here, as the stand-ins of :mod:`rmt_mm.safe_types`; nothing else of the safety is switched off.
     """
-    import numpy as np
     import torch
-    from mmengine.logging.history_buffer import HistoryBuffer
 
-    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and does not refuse
-        return
-    reconstruct = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, (_history_statistic, 'builtins.getattr'), *dtypes])
+    from .safe_types import STAND_INS
+
+    if hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and refuses them
+        torch.serialization.add_safe_globals(STAND_INS)

@@ -30,8 +30,8 @@ def main() -> None:
         cfg = cli.load_config(args)
         cli.check_datasets(cfg, 'test_dataloader')
         cli.check_annotations(cfg, 'test_evaluator')
-        cli.check_checkpoint_file(args.checkpoint)
-        cfg.load_from = args.checkpoint
+        cfg.load_from = cli.local_copy(args.checkpoint)  # mmengine loads the very file that is checked
+        cli.check_checkpoint_file(cfg.load_from)
         if args.tta:
             cli.use_tta(cfg)
         if args.show_dir:

@@ -45,7 +45,8 @@ def main() -> None:
             if cfg.load_from is None:
                 print(f'Nothing to resume in {cfg.work_dir}: training from the start.')
         if cfg.get('load_from'):
-            cli.check_checkpoint_file(cfg.load_from)
+            cfg.load_from = cli.local_copy(cfg.load_from)  # mmengine loads the very file that is checked
+            cli.check_checkpoint_file(cfg.load_from, bool(cfg.get('resume')))
 
     with cli.one_sentence(*cli.BUILD_ERRORS):
         runner = cli.build_runner(cfg)

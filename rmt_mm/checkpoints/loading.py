@@ -158,23 +158,28 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     check_shapes(backbone, state_dict, prefix)
 
 
-def check_checkpoint_file(path: str) -> None:
+def check_checkpoint_file(path: str, resume: bool = False) -> None:
     """Raise if mmengine's runner could not load a file as it is, in one sentence.
 
-    For ``load_from`` and ``resume``, before anything is built. The tensors' data is not read.
+    For ``load_from`` and ``resume``, before anything is built.
 
     Args:
         path (str): a file or URL.
+        resume (bool): whether training is to be resumed from it. Default False.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: a file that cannot be read safely, or that must be converted first.
     """
-    content = read_checkpoint(local_copy(path), map_location='meta')
+    content = read_checkpoint(local_copy(path))  # with its data: on the meta device, torch checks no sizes
     try:
         _, state_dict, _ = pick_state_dict(content)
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from error
+    # mmengine writes meta['cfg']. It runs meta['config'], as a Python config, to look for gpu_ids in it.
+    if resume and isinstance(content.get('meta'), dict) and 'config' in content['meta']:
+        raise CheckpointError(f"{path} was not written by mmengine: to resume from it would run its meta['config'] as "
+                              'a program; start from its weights, with load_from and without resume.')
     if is_official(state_dict):
         raise CheckpointError(f'{path} is an official RMT checkpoint: convert it with {CONVERTER} {path} DST.pth.')
     if path.endswith(SAFETENSORS):

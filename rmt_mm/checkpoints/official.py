@@ -1,4 +1,5 @@
 """From the authors' checkpoints to ours and back: what a file is, whether it is complete, and a report."""
+import os.path as osp
 import re
 from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Tuple
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arch import ARCHS, Arch
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from ..version import __version__
 from .official_heads import HEADS
 from .official_names import (
@@ -80,7 +81,7 @@ class OfficialModel:
             CheckpointError: a backbone has no classes.
         """
         if self.kind == 'dense':
-            raise CheckpointError('a backbone alone has no classes, so that --num-classes has no meaning for it.')
+            raise CheckpointError('a backbone alone has no classes, so that no number of classes can be set.')
         have = self.num_classes
         if classes == have:
             return
@@ -147,7 +148,7 @@ class OfficialModel:
         used = len(self.backbone) + len(self.head)
         used -= sum(POSITION_BUFFER.fullmatch(name) is not None for name in self.backbone)
         lines = [f'kind: {self.kind}' + (f' ({self.model})' if self.model else ''), f'arch: {self.size}',
-                 f'weights: {self.weights}', f'tensors used: {used}', f'dropped: {dropped}']
+                 f'weights: {printable(self.weights, 100)}', f'tensors used: {used}', f'dropped: {dropped}']
         lines += [f'  {list_some(names)}: {reason}' for reason, names in self.dropped.items()]
         lines.append(f'missing: {sum(map(len, self.missing.values()))}')
         lines += [f'  {list_some(names)}: {reason}' for reason, names in self.missing.items()]
@@ -178,13 +179,17 @@ def parse_checkpoint(checkpoint: dict,
     backbone, head = _split(state_dict)
     meta = _dict(checkpoint.get('meta'))
     buffers = _dict(checkpoint.get('official_only'))
-    weights = _dict(meta.get('rmt_mm')).get('weights', weights)  # a file of ours remembers
+    remembered = _dict(meta.get('rmt_mm')).get('weights')  # by a file of ours
+    weights = remembered if isinstance(remembered, str) else weights
     kind, model = _recognise_kind(head, task)
     size, arch = _recognise_size(backbone, sizes)
     backbone = {**buffers, **backbone}
-    names = meta.get('dataset_meta') or {key: meta.get(key.upper()) for key in ('classes', 'palette')}
+    names = _dict(meta.get('dataset_meta')) or {key: meta.get(key.upper()) for key in ('classes', 'palette')}
     names = {key: value for key, value in names.items() if value is not None}
-    parsed = OfficialModel(kind, size, arch, model, weights, backbone, head, notes=notes, dataset_meta=names)
+    plain = {key: value for key, value in names.items() if _is_plain(key) and _is_plain(value)}
+    if len(plain) < len(names):
+        notes.append(f'left out of dataset_meta: {list_some([str(name) for name in names if name not in plain])}')
+    parsed = OfficialModel(kind, size, arch, model, weights, backbone, head, notes=notes, dataset_meta=plain)
     _reduce(parsed, task)
     _check(parsed)
     _check_positions(parsed)
@@ -205,13 +210,13 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     if weights != 'auto':
         if weights not in groups:
             there = ', '.join(key for key in ('model', 'model_ema', 'state_dict') if key in groups)
-            raise CheckpointError(f'the file has no {weights!r} (it has {there or "a bare state dict"}): '
-                                  'choose --weights auto.')
+            raise CheckpointError(f'the file has no {weights!r}; it has {there or "a bare state dict"}.', 'weights',
+                                  weights='auto')
         key = weights
     else:
         key = next((key for key in ('state_dict', 'model', 'model_ema') if key in groups), None)
         if key == 'model' and 'model_ema' in groups:
-            notes.append('note: these are the raw weights; --weights model_ema takes their moving average')
+            notes.append('note: these are the raw weights; the file has their moving average too, as model_ema')
     others = [name for name in checkpoint if name not in ('meta', 'official_only', 'model', 'model_ema', key)]
     if key and others:
         notes.append(f'left out: {list_some([str(name) for name in others], 6)}')
@@ -222,8 +227,8 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     if odd or not state_dict:
         what = f'has entries that are not tensors ({list_some([str(name) for name in odd])})' if odd else 'is empty'
         raise CheckpointError(f'the file holds no state dict: {repr(key) if key else "it"} {what}.')
-    while all(name.startswith('module.') for name in state_dict):
-        state_dict = {name[len('module.'):]: tensor for name, tensor in state_dict.items()}
+    wrappers = len(re.match(r'(?:module\.)*', osp.commonprefix(list(state_dict))).group())
+    state_dict = {name[wrappers:]: tensor for name, tensor in state_dict.items()}
     return key or 'bare state dict', state_dict, notes
 
 
@@ -258,12 +263,13 @@ def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
             return description.task, model
     if task == 'dense':
         return 'detector', None
-    raise CheckpointError(f'the heads of this model are none of {", ".join(HEADS)} (it has {list_some(list(head))}): '
-                          '--task dense takes its backbone alone.')
+    raise CheckpointError(f'the heads of this model are none of {", ".join(HEADS)} (it has {list_some(list(head))}); '
+                          "its backbone alone can be taken: task 'dense'.", 'task', task='dense')
 
 
 def _recognise_size(backbone: StateDict, sizes: Mapping[str, Arch]) -> Tuple[str, Arch]:
-    blocks = [re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', name) for name in backbone]
+    # Of few digits: a file may have names of thousands, which int() refuses.
+    blocks = [re.match(r'layers\.([0-9]{1,4})\.blocks\.([0-9]{1,4})\.', name) for name in backbone]
     depths: Dict[int, int] = {}
     for stage, block in (map(int, match.groups()) for match in blocks if match):
         depths[stage] = max(depths.get(stage, 0), block + 1)
@@ -280,8 +286,8 @@ def _reduce(parsed: OfficialModel, task: str) -> None:
     if task in ('auto', parsed.kind):
         return
     if task not in REDUCTIONS[parsed.kind]:
-        raise CheckpointError(f'the file is of kind {parsed.kind}, not {task}: --task takes auto, '
-                              f'{", ".join((parsed.kind, *REDUCTIONS[parsed.kind]))} for it.')
+        raise CheckpointError(f'the file is of kind {parsed.kind}, not {task}: for it, the task is one of auto, '
+                              f'{", ".join((parsed.kind, *REDUCTIONS[parsed.kind]))}.')
     unwanted = [name for name in parsed.head if task == 'dense' or name.startswith('aux_head.')]
     for name in unwanted:
         del parsed.head[name]
@@ -297,8 +303,8 @@ def _check(parsed: OfficialModel) -> None:
     if aux is not None and aux.shape[1:] == (1024, ) != arch.embed_dims[-1:]:
         raise CheckpointError(
             f'the auxiliary head takes 1024 channels, where the released code has {arch.embed_dims[-1]}: a known '
-            'mismatch between a released token-label model and its code. --task classification leaves that head out; '
-            'the logits are then those of the main head alone.')
+            "mismatch between a released token-label model and its code. Task 'classification' leaves that head out; "
+            'the logits are then those of the main head alone.', 'task', task='classification')
     if parsed.kind == 'dense' and not any(name.startswith('extra_norms.') for name in parsed.backbone):
         parsed.missing[NO_NORMS] = [f'norm{stage}' for stage in range(4)]
     stem = parsed.backbone.get('patch_embed.proj.0.weight')
@@ -354,7 +360,15 @@ def _dict(value) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def _is_plain(value: object, depth: int = 4) -> bool:
+    """Tell whether a value is of the kind that JSON can hold, and not nested deeply."""
+    if isinstance(value, (list, tuple, dict)):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
+    return value is None or isinstance(value, (str, bool, int, float))
+
+
 def list_some(names: List[str], count: int = 3) -> str:
-    """Join the first names, and say how many more there are; a stranger's control characters come out escaped."""
-    first = [name if name.isprintable() else ascii(name) for name in names[:count]]
+    """Join the first names, shortened and escaped, since strangers give them; say how many more there are."""
+    first = [printable(name, 100) for name in names[:count]]
     return ', '.join(first) + (f' and {len(names) - count} more' if len(names) > count else '')

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arch import Arch, log_decay, rotary_angles
+from ..errors import printable
 
 Shapes = Dict[str, Tuple[int, ...]]
 
@@ -93,11 +94,12 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
         converted[new] = tensor
     if unknown:
         raise ValueError(f'{len(unknown)} names are not those of an official RMT checkpoint, '
-                         f'such as {", ".join(unknown[:3])}.')
+                         f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.')
     for name, parts in qkv.items():
         missing = [which for which in 'qkv' if which not in parts]
         if missing:
-            raise ValueError(f'{name}: the checkpoint has no {", ".join(f"{which}_proj" for which in missing)}.')
+            lacks = ', '.join(f'{which}_proj' for which in missing)
+            raise ValueError(f'{printable(name, 100)}: the checkpoint has no {lacks}.')
         converted[name] = torch.cat([parts[which] for which in 'qkv'])
     if any(name.startswith('head.') for name in converted):
         converted = {name if name.startswith('head.') else f'backbone.{name}': t for name, t in converted.items()}
@@ -132,7 +134,7 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
         reverted[new] = tensor
     if unknown:
         raise ValueError(f'{len(unknown)} names are not those of an RMT of this package, '
-                         f'such as {", ".join(unknown[:3])}.')
+                         f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.')
     return reverted
 
 

@@ -4,9 +4,9 @@ A file holds one array (2, k, h, w), usually fp16: scores in [0], class indices 
 cell of an h x w grid over the *whole* image. k = 5 and h = w = 18 in the maps of the published runs. Scores are logits:
 classes left out count as 0, and a softmax over all classes follows.
 """
+import math
 import os
 import os.path as osp
-import pickle
 import tempfile
 import zipfile
 
@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TokenLabelError
+from ..errors import CheckpointError, TokenLabelError, printable
+from ..safe_load import DAMAGE, safe_load
 
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'
+# No label map has more numbers: all scores of 20,000 classes for a 20 x 20 grid, twice. In fp32, they take 64 MiB.
+MAX_NUMBERS = 2**24
 
 
 def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
@@ -32,27 +35,27 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
         Tensor: fp32, (2, k, h, w).
 
     Raises:
-        TokenLabelError: there is no such file, it is truncated or no label map, or has class indices beyond
-            ``num_classes``.
+        TokenLabelError: there is no such file, it is truncated or no label map, is larger than any
+            (:data:`MAX_NUMBERS`), or has class indices beyond ``num_classes``.
     """
     of_image = f' of image {img_path}' if img_path else ''
     try:
-        if path.endswith('.npz'):
-            with np.load(path) as arrays:
-                label_map = torch.from_numpy(arrays[NPZ_KEY if NPZ_KEY in arrays.files else arrays.files[0]])
-        else:
-            label_map = torch.load(path, map_location='cpu', weights_only=True)
+        label_map = _read_npz(path) if path.endswith('.npz') else safe_load(path)
     except FileNotFoundError as error:
         raise TokenLabelError(f'Label map {path}{of_image} does not exist.') from error
-    # What torch.load, NumPy and their zip readers raise for a file that is cut off or something else.
-    except (RuntimeError, EOFError, ValueError, IndexError, KeyError, pickle.UnpicklingError,
-            zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise TokenLabelError(f'Label map {path}{of_image} cannot be read ({error.strerror or error}).') from error
+    except DAMAGE as error:  # CheckpointError is one of them
+        reason = printable(' '.join(str(error).split()).rstrip('.') or type(error).__name__, 400)
         raise TokenLabelError(f'Label map {path}{of_image} cannot be read, it is truncated or no label map '
-                              f'({str(error).splitlines()[0] if str(error) else type(error).__name__}).') from error
+                              f'({reason}).') from error
     if not isinstance(label_map, Tensor) or label_map.dim() != 4 or label_map.shape[0] != 2 or not label_map.numel():
         found = tuple(label_map.shape) if isinstance(label_map, Tensor) else type(label_map).__name__
         raise TokenLabelError(f'Label map {path}{of_image} must be an array (2, k, h, w) of scores and class indices, '
                               f'and is {found}.')
+    if label_map.numel() > MAX_NUMBERS or label_map.is_complex():
+        raise TokenLabelError(f'Label map {path}{of_image} is {label_map.dtype} of shape {tuple(label_map.shape)}; a '
+                              f'label map has real numbers, at most {MAX_NUMBERS} of them.')
     label_map = label_map.float()
     if not label_map.isfinite().all():
         raise TokenLabelError(f'Label map {path}{of_image} has scores or class indices that are not finite.')
@@ -62,6 +65,23 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
                               f'{indices.max():g}; they must be integers from 0 to num_classes - 1 = '
                               f'{num_classes - 1}.')
     return label_map
+
+
+def _read_npz(path: str) -> Tensor:
+    """Read the array of a label map; its header is checked before any of its data is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        name = f'{NPZ_KEY}.npy' if f'{NPZ_KEY}.npy' in names else names[0]
+        with archive.open(name) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[version](file)
+            if dtype.kind not in 'biuf' or math.prod(shape) > MAX_NUMBERS or len(shape) != 4 or min(shape) < 0:
+                raise CheckpointError(f'its array is {dtype} of shape {shape}; a label map is (2, k, h, w) real '
+                                      f'numbers, at most {MAX_NUMBERS} of them.')
+        with archive.open(name) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    return torch.from_numpy(array.astype(np.float32))
 
 
 def save_label_map(label_map: Tensor, path: str) -> None:

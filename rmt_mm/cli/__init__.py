@@ -1,4 +1,5 @@
 """What the command-line tools share. The library does not import this package."""
+from ..checkpoints.files import force_safe_loading, local_copy
 from ..checkpoints.loading import check_checkpoint_file
 from ..errors import UsageError
 from .config import load_config
@@ -8,6 +9,6 @@ from .runner import BUILD_ERRORS, build_runner, latest_checkpoint
 
 __all__ = [
     'BUILD_ERRORS', 'UsageError', 'add_common_arguments', 'build_runner', 'check_annotations', 'check_checkpoint_file',
-    'check_datasets', 'draw_predictions', 'latest_checkpoint', 'load_config', 'one_sentence', 'require_auto_scale_lr',
-    'use_amp', 'use_tta'
+    'check_datasets', 'draw_predictions', 'force_safe_loading', 'latest_checkpoint', 'load_config', 'local_copy',
+    'one_sentence', 'require_auto_scale_lr', 'use_amp', 'use_tta'
 ]

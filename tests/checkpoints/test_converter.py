@@ -16,7 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 
-from rmt_mm import RMT
+from rmt_mm import RMT, cli
 from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints.files import CheckpointError, file_hash, force_safe_loading, read_checkpoint, write_checkpoint
 from rmt_mm.checkpoints.official_heads import HEADS
@@ -432,8 +432,9 @@ class Settings(dict):
 def test_opting_in_for_one_type(run, tmp_path):
     src, dst = tmp_path / 'official.pth', tmp_path / 'ours.pth'
     save_classifier(src, nano_state_dict('dense'), config=Settings(lr=1, nested=Settings(a=[1, 2])))
-    refused(run, tmp_path, src, dst, words=('test_converter.Settings', '--allow-type test_converter.Settings'))
-    assert run(src, dst, '--allow-type', 'test_converter.Settings')[0] == 0
+    name = f'{Settings.__module__}.Settings'
+    refused(run, tmp_path, src, dst, words=(f'type {name},', f'--allow-type {name}'))
+    assert run(src, dst, '--allow-type', name)[0] == 0
     # For this once: what is allowed here is not allowed to others.
     with pytest.raises(pickle.UnpicklingError):
         torch.load(src, weights_only=True)
@@ -476,32 +477,102 @@ model = dict(type='RMT')
 """
 
 
-def run_tool(tmp_path, checkpoint, *args):
-    """Run tools/train.py or tools/test.py; it must fail with one sentence, which is returned."""
-    (tmp_path / 'config.py').write_text(TRAP_CONFIG)
-    (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
-    args = [arg.format(config=tmp_path / 'config.py', checkpoint=checkpoint) for arg in args]
-    command = [sys.executable, ROOT / args[0], *args[1:], '--work-dir', tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
-    assert str(checkpoint) in done.stderr
-    return done.stderr
+@pytest.fixture
+def run_tool(tmp_path, monkeypatch):
+    """Run tools/train.py or tools/test.py in this process, up to where the Runner is built.
+
+    Return the error, or the config that a Runner would be built from.
+    """
+    for name in ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'LOCAL_RANK'):
+        monkeypatch.setenv(name, '0')  # so that what the tools set is taken back
+
+    def run_tool(checkpoint, tool, *args, at_runner=None):
+        (tmp_path / 'config.py').write_text(TRAP_CONFIG)
+        (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
+        args = [arg.format(config=tmp_path / 'config.py', checkpoint=checkpoint) for arg in args]
+        spec = importlib.util.spec_from_file_location('tool', ROOT / tool)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+        class Built(BaseException):
+            pass
+
+        def build_runner(cfg):
+            if at_runner:
+                at_runner()
+            raise Built(cfg)
+
+        monkeypatch.setattr(module.cli, 'build_runner', build_runner)
+        monkeypatch.setattr(sys, 'argv', [tool, *args, '--work-dir', str(tmp_path)])
+        try:
+            module.main()
+        except SystemExit as exit:
+            assert str(exit.code).startswith('error: ') and len(str(exit.code).splitlines()) == 1
+            return str(exit.code)
+        except Built as built:
+            return built.args[0]
+        raise AssertionError('no Runner was built')
+
+    return run_tool
 
 
-@pytest.mark.parametrize('args', [
+LOADING = [
     ('tools/test.py', '{config}', '{checkpoint}'),
     ('tools/train.py', '{config}', '--resume', '{checkpoint}'),
     ('tools/train.py', '{config}', '--resume'),
     ('tools/train.py', '{config}', '--cfg-options', 'load_from={checkpoint}'),
-])
-def test_a_trap_does_not_spring_in_the_tools(args, tmp_path):
+]
+
+
+@pytest.mark.parametrize('args', LOADING)
+def test_a_trap_does_not_spring_in_the_tools(args, run_tool, tmp_path):
     marker, trap = tmp_path / 'marker', tmp_path / 'trap.pth'
     content = dict(state_dict=nano_state_dict('dense'), meta=dict(epoch=1, iter=1), message_hub=Trap(marker))
     torch.save(content, trap)
-    assert 'io.open' in run_tool(tmp_path, trap, *args)
+    error = run_tool(trap, *args)
+    assert 'io.open' in error and str(trap) in error
     assert not marker.exists()
 
 
-def test_the_tools_name_the_converter(tmp_path):
+@pytest.mark.parametrize('args', LOADING)
+def test_the_tools_hold_all_loading_to_safety(args, run_tool, tmp_path):
+    """What is loaded behind their backs: by torch.hub, by onedl-mmengine when the safe way has failed."""
+    marker, trap, good = tmp_path / 'marker', tmp_path / 'trap.pth', tmp_path / 'good.pth'
+    torch.save(Trap(marker), trap)
+    torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}), good)
+    loads = []
+
+    def load():
+        for options in (dict(weights_only=False), {}):
+            with pytest.raises(pickle.UnpicklingError):
+                torch.load(trap, **options)
+            loads.append(options)
+
+    assert run_tool(good, *args, at_runner=load).load_from == str(good)
+    assert len(loads) == 2 and not marker.exists()
+
+
+def test_mmengine_runs_no_config_of_a_checkpoint(run_tool, tmp_path):
+    """Resuming, it would: Config.fromstring(meta['config'])."""
+    path = tmp_path / 'old.pth'
+    torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}, meta=dict(config='import os')), path)
+    for args in LOADING:
+        found = run_tool(path, *args)
+        if '--resume' in args:
+            assert "meta['config']" in found and str(path) in found
+        else:
+            assert found.load_from == str(path)
+
+
+def test_the_tools_check_the_very_file_that_mmengine_loads(run_tool, tmp_path, monkeypatch):
+    path = tmp_path / 'download.pth'
+    torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}), path)
+    monkeypatch.setattr(cli, 'local_copy', {'https://example.com/a.pth': str(path)}.get)
+    for args in LOADING:
+        if args[-1] != '--resume':
+            assert run_tool('https://example.com/a.pth', *args).load_from == str(path)
+
+
+def test_the_tools_name_the_converter(run_tool, tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
-    assert 'rmt_to_mm.py' in run_tool(tmp_path, path, 'tools/test.py', '{config}', '{checkpoint}')
+    assert 'rmt_to_mm.py' in run_tool(path, 'tools/test.py', '{config}', '{checkpoint}')

@@ -18,9 +18,12 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint of a model with RMT as backbone')
     parser.add_argument('out', help='checkpoint to write')
+    parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     args = parser.parse_args()
     with cli.one_sentence(*cli.BUILD_ERRORS):
-        check_destination(args.out)
+        cli.force_safe_loading()
+        check_destination(args.out, args.force)
+        args.checkpoint = cli.local_copy(args.checkpoint)
         cli.check_checkpoint_file(args.checkpoint)
         cfg = Config.fromfile(args.config)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -35,7 +38,7 @@ def main() -> None:
         model.eval()
         for backbone in backbones:
             backbone.switch_to_deploy()
-        write_checkpoint(dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict()), args.out)
+        write_checkpoint(dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict()), args.out, args.force)
     print(f'{args.out} is for model.backbone.deploy=True.')
 
 

@@ -4,11 +4,12 @@
 """
 import argparse
 import os.path as osp
-import sys
 
-from rmt_mm.checkpoints.files import CheckpointError, check_destination, file_hash, read_checkpoint, write_checkpoint
+from rmt_mm import cli
+from rmt_mm.checkpoints.files import check_destination, file_hash, read_checkpoint, write_checkpoint
 from rmt_mm.checkpoints.official import TASKS, WEIGHTS, OfficialModel, parse_checkpoint, pick_state_dict
 from rmt_mm.checkpoints.official_names import is_official
+from rmt_mm.errors import CheckpointError, printable
 
 
 def positive(text: str) -> int:
@@ -59,7 +60,7 @@ def convert(args: argparse.Namespace) -> None:
         model = parse_checkpoint(checkpoint, args.weights, args.task)
         adapt(model, args)
     except CheckpointError as error:
-        raise CheckpointError(f'{args.src}: {error}') from error
+        raise error.at(args.src) from error
     if args.to_official:
         if is_official(pick_state_dict(checkpoint)[1]):
             raise CheckpointError(f'{args.src} is an official checkpoint already.')
@@ -67,7 +68,11 @@ def convert(args: argparse.Namespace) -> None:
     else:
         converted = model.to_ours(source=osp.basename(args.src), source_sha256=file_hash(args.src))
     path = write_checkpoint(converted, args.dst, args.force, args.publish)
-    print('\n'.join([f'source: {args.src}', *model.report(), f'written: {path} (sha256 {file_hash(path)})']))
+    report = [f'source: {args.src}', *model.report()]
+    if args.weights == 'auto' and model.weights == 'model' and 'model_ema' in checkpoint:
+        report.append('--weights model_ema takes the moving average')
+    report.append(f'written: {path} (sha256 {file_hash(path)})')
+    print('\n'.join(map(printable, report)))
 
 
 def adapt(model: OfficialModel, args: argparse.Namespace) -> None:
@@ -78,10 +83,8 @@ def adapt(model: OfficialModel, args: argparse.Namespace) -> None:
 
 
 def main(argv=None) -> None:
-    try:
+    with cli.one_sentence(OSError):
         convert(parse_args(argv))
-    except (CheckpointError, OSError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,246 @@
+"""Read files of ``torch.save`` without executing what they hold, and with no more memory than they can need."""
+import contextlib
+import io
+import os.path as osp
+import pickle
+import pickletools
+import re
+import struct
+import tarfile
+import tokenize
+import zipfile
+import zlib
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter, OrderedDict
+from typing import Any, BinaryIO, Callable, Iterator, List, Sequence, Set
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, printable
+from .safe_types import STAND_INS
+
+# What the readers of torch, NumPy, zip and JSON raise for nonsense.
+DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+          MemoryError, SystemError, SyntaxError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+          pickle.UnpicklingError)
+ZIP_MAGIC = b'PK\x03\x04'
+# torch's format before 1.6 starts with this pickled number, and has four more pickles before the data.
+LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
+LEGACY_PICKLES = 5
+
+# What torch's own list has and checkpoints hold: dense tensors and plain values. The rest of that list makes other
+# kinds of tensors, whose indices it does not check, and tensors and storages of memory that nobody has written.
+_PLAIN = re.compile(r'torch(\.cuda)?\.[A-Z]\w*Storage|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|'
+                    r'torch\.(Size|device)|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|complex)')
+_OTHER_TENSORS = re.compile(r'torch\.(_\w+|storage|serialization|sparse|cuda|nn\.parameter)\..*|torch\.\w*Tensor')
+# Nothing of these is left out either: torch refuses most of them whatever is allowed.
+_PROGRAMS = re.compile(r'(os|posix|nt|sys|subprocess|pty|runpy)\..*|builtins\.(eval|exec|compile|__import__)')
+# Official files keep the command line in one.
+_LEFT_OUT = ('argparse.Namespace', )
+
+# Unpacked, a zip file may be this many times as large as it is, and this much larger. torch.save does not compress.
+UNPACKED_TIMES, UNPACKED_BYTES = 4, 64 * 2**20
+# The same for all tensors together, which may have more elements than data: those of Tensor.expand do.
+TENSOR_TIMES, TENSOR_BYTES = 4, 4 * 2**30
+
+
+def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = ()) -> Any:
+    """Read a file of ``torch.save`` by ``torch.load(weights_only=True)``, after a look at what it would make.
+
+    Only dense tensors, plain Python values, and what mmengine writes (:mod:`rmt_mm.safe_types`) are made. The sizes of
+    a zip file and its check sums are verified before it is read.
+
+    Args:
+        path (str): a file in one of torch's two formats.
+        map_location (str): where the tensors go; ``'meta'`` leaves their data unread. Default ``'cpu'``.
+        allow_types (Sequence[str]): full names of further types that the file may hold, such as
+            ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Types that the
+            program has allowed by ``torch.serialization.add_safe_globals`` are allowed too.
+
+    Raises:
+        CheckpointError: the file is damaged, or is none of ``torch.save``; it holds types that are not allowed, which
+            are named; it would take more memory than its size explains.
+    """
+    for name in allow_types:
+        if not _is_full_name(name):
+            raise CheckpointError(f'{printable(name, 100)!r} is not the full name of a type, such as '
+                                  'yacs.config.CfgNode.')
+    with open(path, 'rb') as file:
+        zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    try:
+        records = _check_archive(path) if zipped else None
+        names = _pickled_names(path, zipped)
+        listed = _listed(allow_types)
+        refused = sorted(name for name in names if name not in listed and not _is_plain(name))
+        if refused:
+            raise _refusal(path, refused, allow_types)
+        if not hasattr(torch.serialization, 'add_safe_globals') and not names.isdisjoint(listed):
+            raise CheckpointError(f'{path} holds more than tensors, which torch {torch.__version__} cannot read '
+                                  'safely: install torch 2.5 or later.')
+        with _only(list(listed.values())):
+            content = torch.load(path, map_location=map_location, weights_only=True)
+        _check_content(path, content, records)
+    except CheckpointError:
+        raise
+    except DAMAGE as error:
+        # torch wraps the reason in advice to trust the file.
+        error = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
+        reason = printable(' '.join(str(error).split()) or type(error).__name__, 200)
+        raise CheckpointError(f'{path} is damaged, or is not a PyTorch checkpoint, or holds what no checkpoint needs '
+                              f'({reason}).') from error
+    return content
+
+
+def _is_full_name(name: str) -> bool:
+    parts = name.split('.')
+    return len(parts) > 1 and all(part.isidentifier() and part.isascii() for part in parts)
+
+
+def _is_plain(name: str) -> bool:
+    dtype = name.startswith('torch.') and isinstance(getattr(torch, name[len('torch.'):], None), torch.dtype)
+    return dtype or _PLAIN.fullmatch(name) is not None
+
+
+def _check_archive(path: str) -> Set[int]:
+    """Raise CheckpointError if a zip file is damaged or not of torch.save; return the sizes of its records."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except DAMAGE as error:  # the directory is at its end
+        raise CheckpointError(f'{path} is cut off: its end is missing, download or copy it again.') from error
+    with archive:
+        entries = archive.infolist()
+        names = [entry.filename.partition('/')[2] for entry in entries]
+        if 'data.pkl' not in names:
+            raise CheckpointError(f'{path} is a zip file, but not a PyTorch checkpoint.')
+        if 'constants.pkl' in names:
+            raise CheckpointError(f'{path} is a TorchScript program, not a checkpoint.')
+        # torch's reader may take another one of two, and does not tell upper from lower case.
+        if len({entry.filename.lower() for entry in entries}) < len(entries) or names.count('data.pkl') > 1:
+            raise CheckpointError(f'{path} is damaged: it has two records of one name.')
+        limit = UNPACKED_TIMES * osp.getsize(path) + UNPACKED_BYTES
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > limit:
+            raise CheckpointError(f'{path} would unpack to {unpacked} bytes, more than {UNPACKED_TIMES} times its size '
+                                  f'and {UNPACKED_BYTES // 2**20} MiB, and was not read.')
+        for entry in entries:
+            try:
+                # 0 stands for a sum that was not computed: torch.serialization.set_crc32_options.
+                with archive.open(entry) as file:
+                    while entry.CRC and file.read(2**20):
+                        pass
+            except DAMAGE as error:
+                raise CheckpointError(f'{path} is damaged ({printable(error, 200)}): '
+                                      'download or copy it again.') from error
+        return {entry.file_size for entry in entries}
+
+
+def _pickled_names(path: str, zipped: bool) -> Set[str]:
+    """Return the full names of the types and functions that the pickles of a file ask for."""
+    if not zipped:
+        if tarfile.is_tarfile(path):  # torch would read it as its very first format
+            raise CheckpointError(f'{path} is a tar file, not a PyTorch checkpoint.')
+        with open(path, 'rb') as file:
+            return set().union(*(_globals(file) for _ in range(LEGACY_PICKLES)))
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.partition('/')[2] == 'data.pkl')
+        return _globals(io.BytesIO(archive.read(name)))
+
+
+def _globals(file: BinaryIO) -> Set[str]:
+    names = set()
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == 'GLOBAL':
+            module, _, name = argument.partition(' ')
+            # The names of Python 2, which torch writes to this day.
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            names.add(f'{module}.{name}')
+    return names
+
+
+def _listed(allow_types: Sequence[str]) -> 'OrderedDict[str, Callable]':
+    """Return what is on torch's list while a file is read, by the name that a pickle has for it."""
+    theirs = torch.serialization.get_safe_globals() if hasattr(torch.serialization, 'get_safe_globals') else []
+    entries = [*theirs, *map(_placeholder, (*allow_types, *_LEFT_OUT)), *STAND_INS]  # a later one takes precedence
+    listed = OrderedDict()
+    for entry in entries:
+        listed[entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'] = entry
+    for name in [name for name in listed if _PROGRAMS.fullmatch(name)]:
+        del listed[name]
+    return listed
+
+
+@contextlib.contextmanager
+def _only(allowed: List[Callable]) -> Iterator[None]:
+    """Put just these on torch's list for a while."""
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        yield
+        return
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _placeholder(name: str) -> type:
+    """Return a class that stands for ``name``, and whose objects come out as an OrderedDict whatever they hold."""
+    # Not as objects of the class itself: the safe unpickler fills dicts of known types alone, and configs are dicts.
+    module, _, attribute = name.rpartition('.')
+    return type(attribute, (), {'__module__': module, '__new__': lambda cls, *args, **kwargs: OrderedDict()})
+
+
+def _refusal(path: str, names: List[str], allowed: Sequence[str]) -> CheckpointError:
+    """Return the error for types that are not allowed; with the remedy only if it works for this file."""
+    shown = ', '.join(printable(name, 100) for name in names[:10])
+    shown += f' and {len(names) - 10} more' if len(names) > 10 else ''
+    if any(_PROGRAMS.fullmatch(name) for name in names):
+        return CheckpointError(f'{path} was refused: it holds {shown}, which no checkpoint needs and which can run any '
+                               'program. Do not open this file.')
+    if any(_OTHER_TENSORS.fullmatch(name) for name in names):
+        return CheckpointError(f'{path} was refused: it holds {shown}, so tensors or storages of a kind that no '
+                               'checkpoint of a model needs; save its state_dict() of dense tensors.')
+    text = f'{path} was refused: it holds objects of type {shown}, and unpickling them can run any code'
+    if len(names) <= 10 and all(map(_is_full_name, names)):
+        with contextlib.suppress(CheckpointError):
+            safe_load(path, 'meta', [*allowed, *names])
+            return CheckpointError(f'{text}; read_checkpoint leaves out what allow_types names.', 'allow_type',
+                                   allow_type=[*allowed, *names])
+    return CheckpointError(f'{text}; save the tensors alone, as a state_dict.')
+
+
+def _has_data(tensor: Tensor, records: Set[int]) -> bool:
+    """Tell whether a tensor on the meta device would lie within a record of its file."""
+    storage, steps = tensor.untyped_storage().nbytes(), list(zip(tensor.shape, tensor.stride()))
+    end = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps) + 1 if tensor.numel() else 0
+    return storage in records and min(tensor.stride(), default=0) >= 0 and end * tensor.element_size() <= storage
+
+
+def _check_content(path: str, content: Any, records: Set[int]) -> None:
+    """Raise CheckpointError if there are other than dense tensors, or more elements than a file of this size explains.
+
+    Args:
+        path (str): the file.
+        content (object): what was read of it.
+        records (set[int] | None): sizes of a zip file's records. torch does not check tensors on the meta device.
+    """
+    seen, stack, total = set(), [content], 0
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            if type(item) not in (Tensor, nn.Parameter) or item.layout != torch.strided or item.is_quantized:
+                raise CheckpointError(f'{path} holds tensors that are not dense, which no checkpoint of a model needs.')
+            if item.is_meta and records is not None and not _has_data(item, records):
+                raise CheckpointError(f'{path} is damaged: a tensor of shape {tuple(item.shape)} has no data.')
+            total += item.numel() * item.element_size()
+        elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
+            seen.add(id(item))
+            if type(item) in (OrderedDict, Counter):
+                vars(item).clear()  # a file may set any attribute, and hide methods such as items
+            stack.extend(dict.values(item) if isinstance(item, dict) else item)
+    if total > TENSOR_TIMES * osp.getsize(path) + TENSOR_BYTES:
+        raise CheckpointError(f'{path} holds tensors of {total} bytes, more than {TENSOR_TIMES} times its size and '
+                              f'{TENSOR_BYTES // 2**30} GiB, and was not read.')
