@@ -1,13 +1,15 @@
 """Image folders with a label map for every image."""
-import os
 import os.path as osp
 from typing import List
 
+from mmengine.fileio import get_file_backend
 from mmpretrain.datasets import CustomDataset, ImageNet
 from mmpretrain.registry import DATASETS
 
 from ..errors import TokenLabelError
 from .label_map import EXTENSIONS
+
+_HOW = 'how label maps are made is said under "Token labels" in the documentation'
 
 
 class _WithLabelMaps:
@@ -19,21 +21,24 @@ class _WithLabelMaps:
         if not root:
             raise TokenLabelError(f"{type(self).__name__} needs the folder of label maps: "
                                   "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
-        if not osp.isdir(root):
-            raise TokenLabelError(f'The folder of label maps {root} does not exist; '
-                                  'tools/dataset_converters/make_token_labels.py makes one.')
-        found = {osp.join(folder, name) for folder, _, names in os.walk(root) for name in names}
+        backend = get_file_backend(root, enable_singleton=True)
+        if not backend.isdir(root):
+            raise TokenLabelError(f'The folder of label maps {root} does not exist; {_HOW}.')
+        # mmengine's own listing, as mmpretrain lists the images: linked folders are entered in both trees
+        found = set(backend.list_dir_or_file(root, list_dir=False, recursive=True))
         missing = []
         for info in data_list:
             image = osp.relpath(info['img_path'], self.img_prefix)
-            paths = [osp.join(root, osp.splitext(image)[0] + extension) for extension in EXTENSIONS]
-            info['label_map_path'] = next((path for path in paths if path in found), None)
-            if info['label_map_path'] is None:
+            names = [osp.splitext(image)[0] + extension for extension in EXTENSIONS]
+            name = next((name for name in names if name in found), None)
+            if name is None:
                 missing.append(image)
+            else:
+                info['label_map_path'] = backend.join_path(root, name)
         if missing:
             raise TokenLabelError(
                 f'{root} has no label map ({" or ".join(EXTENSIONS)}) for {len(missing)} of {len(data_list)} images, '
-                f'such as {", ".join(missing[:3])}; tools/dataset_converters/make_token_labels.py makes them.')
+                f'such as {", ".join(missing[:3])}; {_HOW}.')
         return data_list
 
 
