@@ -1,8 +1,8 @@
 """Image folders with a label map for every image."""
+import os
 import os.path as osp
-from typing import List
+from typing import List, Set
 
-from mmengine.fileio import get_file_backend
 from mmpretrain.datasets import CustomDataset, ImageNet
 from mmpretrain.registry import DATASETS
 
@@ -10,6 +10,18 @@ from ..errors import TokenLabelError
 from .label_map import EXTENSIONS
 
 _HOW = 'how label maps are made is said under "Token labels" in the documentation'
+
+
+def _list_files(root: str) -> Set[str]:
+    """Return the files below ``root``, linked folders included, as mmpretrain's CustomDataset lists images."""
+    found = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        found.update(osp.join(folder, name) for name in names)
+        # a link to a folder above has no end
+        here = osp.join(osp.realpath(folder), '')
+        subfolders[:] = [name for name in subfolders
+                         if not here.startswith(osp.join(osp.realpath(osp.join(folder, name)), ''))]
+    return found
 
 
 class _WithLabelMaps:
@@ -21,20 +33,15 @@ class _WithLabelMaps:
         if not root:
             raise TokenLabelError(f"{type(self).__name__} needs the folder of label maps: "
                                   "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
-        backend = get_file_backend(root, enable_singleton=True)
-        if not backend.isdir(root):
+        if not osp.isdir(root):
             raise TokenLabelError(f'The folder of label maps {root} does not exist; {_HOW}.')
-        # mmengine's own listing, as mmpretrain lists the images: linked folders are entered in both trees
-        found = set(backend.list_dir_or_file(root, list_dir=False, recursive=True))
-        missing = []
+        found, missing = _list_files(root), []
         for info in data_list:
             image = osp.relpath(info['img_path'], self.img_prefix)
-            names = [osp.splitext(image)[0] + extension for extension in EXTENSIONS]
-            name = next((name for name in names if name in found), None)
-            if name is None:
+            paths = [osp.join(root, osp.splitext(image)[0] + extension) for extension in EXTENSIONS]
+            info['label_map_path'] = next((path for path in paths if path in found), None)
+            if info['label_map_path'] is None:
                 missing.append(image)
-            else:
-                info['label_map_path'] = backend.join_path(root, name)
         if missing:
             raise TokenLabelError(
                 f'{root} has no label map ({" or ".join(EXTENSIONS)}) for {len(missing)} of {len(data_list)} images, '

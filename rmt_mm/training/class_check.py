@@ -11,7 +11,7 @@ from ..errors import DataError
 # something else: region proposals, stuff (semantic_head), identities (track_head), points.
 HEADS = ('bbox_head', 'mask_head', 'panoptic_head', 'decode_head', 'auxiliary_head', 'head')
 # Parts of a model with heads of their own, whose classes may be those of another data set.
-FOREIGN = ('backbone', 'neck', 'teacher', 'teacher_model', 'detector')
+FOREIGN = ('backbone', 'neck', 'teacher', 'teacher_model', 'detector', 'reid')
 # Heads under such a name whose targets are something else: proposals, boundaries, depth, words.
 OTHER_TARGETS = ('RPNHead', 'AnchorFreeRPNHead', 'GARPNHead', 'STDCHead', 'VPDDepthHead', 'SideAdapterCLIPHead')
 
@@ -43,7 +43,7 @@ def check_heads(model: nn.Module, dataset, loader: str) -> None:
         DataError: a head has another number of classes than the data set.
     """
     classes = class_names(dataset, loader)
-    if classes is None or _takes_text(model):
+    if classes is None or takes_text(model):
         return
     counts = {len(classes)}
     for key in ('thing_classes', 'stuff_classes'):  # panoptic: box and mask heads predict the things alone
@@ -66,7 +66,7 @@ def check_heads(model: nn.Module, dataset, loader: str) -> None:
             raise DataError(text)
 
 
-def _takes_text(model: nn.Module) -> bool:
+def takes_text(model: nn.Module) -> bool:
     """Whether the classes are words that the model reads, such as in GLIP and Grounding DINO."""
     model = getattr(model, 'module', model)
     return hasattr(model, 'language_model') or hasattr(model, 'text_encoder')

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import DataError, RMTError
-from .class_check import HEADS, check_heads, check_same_classes, class_names
+from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
 from .coco_check import check_coco_dataset, check_evaluated_images, is_plain_coco, read_json
 from .datasets import BUILD_ERRORS, build_lazily, files_of, find_datasets
 from .label_check import check_image_labels, check_label_maps
@@ -149,7 +149,7 @@ class DataCheckHook(Hook):
                 check_image_labels(leaf, loader, _num_classes(runner.model))
         if split == 'train':
             self._train_classes = classes
-        else:
+        elif not takes_text(runner.model):
             check_same_classes(self._train_classes, classes, loader)
 
 

@@ -32,7 +32,8 @@ def build_lazily(node, scope: Optional[str]) -> Iterator[Tuple[BaseDataset, dict
 
     Yields:
         tuple: data set with ``lazy_init=True`` and no pipeline, and its config. What is no
-        :class:`mmengine.dataset.BaseDataset`, or cannot be built like this, is left out.
+        :class:`mmengine.dataset.BaseDataset`, or cannot be built like this, is left out. One that misses its files at
+        once is a plain BaseDataset with the same paths.
     """
     if isinstance(node, (list, tuple)):
         for child in node:
@@ -45,11 +46,17 @@ def build_lazily(node, scope: Optional[str]) -> Iterator[Tuple[BaseDataset, dict
                     yield from build_lazily(node[key], scope)
             return
         args = {key: value for key, value in node.items() if key not in ('type', '_scope_', 'pipeline', 'lazy_init')}
-        try:
-            dataset = cls(**args, pipeline=[], lazy_init=True)
-        except BUILD_ERRORS:
-            return  # unknown arguments or files: the real construction tells
-        yield dataset, node
+        paths = {key: args[key] for key in ('ann_file', 'data_root', 'data_prefix') if key in args}
+        # Some, such as mmseg's PascalVOCDataset, look for their files before they read any: BaseDataset joins alone.
+        for kind, known in ((cls, args), (BaseDataset, paths)):
+            try:
+                dataset = kind(**known, pipeline=[], lazy_init=True)
+            except (AssertionError, OSError):
+                continue
+            except BUILD_ERRORS:
+                return  # unknown arguments: the real construction tells
+            yield dataset, node
+            return
 
 
 def _find_class(kind, scope: Optional[str]) -> Optional[type]:

@@ -110,6 +110,13 @@ class TestSegmentation:
                                       data_prefix=dict(prefix, seg_map_path='none')), 'mmseg')
         check(dict(type='ADE20KDataset', data_root=str(root), ann_file='images', data_prefix=prefix), 'mmseg')
 
+    def test_a_data_set_that_looks_for_its_files_at_once(self, root):
+        """PascalVOCDataset fails an assertion without a text."""
+        prefix = dict(img_path='images', seg_map_path='labels')
+        for ann_file, words in (('train.txt', None), ('none.txt', 'none.txt does not exist')):
+            dataset = dict(type='PascalVOCDataset', data_root=str(root), data_prefix=prefix, ann_file=ann_file)
+            assert words in refusal(dataset, 'mmseg') if words else check(dataset, 'mmseg') is None
+
 
 class TestClassification:
 
