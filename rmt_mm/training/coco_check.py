@@ -21,6 +21,7 @@ from .image_size import read_image_size
 class CocoFile(NamedTuple):
     """What other checks compare of an annotation file."""
     images: Dict[int, str]  # id -> file name
+    annotations: List[dict]
     labels: Tuple[str, ...]  # the classes in the order of their labels, which is that of the file's categories
 
 
@@ -94,7 +95,7 @@ class CocoCheck:
         if self.masks:
             names = {category['id']: category['name'] for category in self.categories}
             self._check_masks([a for a in kept if names[a['category_id']] in labels])
-        return CocoFile({image['id']: image['file_name'] for image in self.images}, labels)
+        return CocoFile({image['id']: image['file_name'] for image in self.images}, self.annotations, labels)
 
     def check_images(self, folder: str, annotated: bool) -> None:
         """Compare width and height in the file with those of up to 50 images in ``folder``; their headers are read."""
@@ -275,6 +276,10 @@ class CocoCheck:
             (self._fail if len(no_polygon) * 2 > len(annotations) else self._note)(text)
 
 
+def _boxes(annotations: List[dict]) -> set:
+    return {(a['image_id'], a['category_id'], *a.get('bbox', ())) for a in annotations}
+
+
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -347,8 +352,12 @@ def check_evaluated_images(metric, found: CocoFile, where: str) -> None:
         what = (f'has no image {unknown[0]} called {found.images[unknown[0]]!r}' if unknown else
                 f'has {more} images more, which count as images without predictions')
         raise DataError(f'{where}: ann_file of CocoMetric is another file than that of the data set: it {what}.')
+    evaluated = coco.dataset.get('annotations', [])
+    if found.annotations and evaluated and _boxes(found.annotations) != _boxes(evaluated):
+        print_log(f'{where}: ann_file of CocoMetric has other boxes than the annotation file of the data set; the '
+                  "metric's are those that count.", 'current', logging.WARNING)
     if 'segm' in metric.metrics and not metric.format_only:
-        for annotation in coco.dataset.get('annotations', ()):
+        for annotation in evaluated:
             if not annotation.get('segmentation'):
                 raise DataError(f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
                                 f'{annotation["id"]} of its ann_file has no segmentation.')

@@ -61,8 +61,8 @@ def _naming_the_file(runner: Runner, split: str) -> Iterator[None]:
         if 'need at least one array' in str(error):
             raise DataError(_empty(loader)) from error
         files = ' and '.join(filter(None, map(files_of, datasets)))
-        raise DataError(f'{loader} cannot be built{f" from {files}" if files else ""}: {type(error).__name__}: '
-                        f'{" ".join(str(error).split())}') from error
+        raise DataError(f'{loader} cannot be built: {type(error).__name__}: {" ".join(str(error).split())}'
+                        f'{f" (it reads {files})" if files else ""}.') from error
 
 
 def _annotation_files(evaluator) -> Iterator[str]:

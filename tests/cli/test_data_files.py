@@ -1,9 +1,15 @@
 """Files and folders that are missing are named before anything is built; what cannot be known is let through."""
+import json
+import subprocess
+import sys
+
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
 from rmt_mm.cli import UsageError, check_annotations, check_datasets
+
+from support import ROOT
 
 
 def check(dataset, scope=None, **kwargs):
@@ -164,3 +170,43 @@ def test_files_of_metrics(root):
         check_annotations(Config(dict(val_evaluator=metric)), 'val_evaluator')
     with pytest.raises(UsageError, match='val_evaluator: annotation file none.json does not exist'):
         check_annotations(Config(dict(val_evaluator=[dict(type='CocoMetric', ann_file='none.json')])), 'val_evaluator')
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_the_tools_check_the_data_of_a_strangers_config(tmp_path, tool):
+    """Without DataCheckHook, and with the 80 classes of COCO left in."""
+    pytest.importorskip('mmdet')
+    import torch
+    from PIL import Image
+    Image.new('RGB', (64, 64)).save(tmp_path / '1.jpg')
+    (tmp_path / 'all.json').write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='1.jpg', width=64, height=64)],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[8, 8, 30, 30], area=900, iscrowd=0)],
+        categories=[dict(id=1, name='cat')])))  # yapf: disable
+    (tmp_path / 'config.py').write_text(f'''
+default_scope = 'mmdet'
+model = dict(
+    type='RetinaNet',
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+    backbone=dict(type='ResNet', depth=18, out_indices=(3, )),
+    neck=dict(type='FPN', in_channels=[512], out_channels=8, num_outs=1),
+    bbox_head=dict(type='RetinaHead', num_classes=80, in_channels=8, stacked_convs=0,
+                   anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], scales=[4], strides=[32])))
+pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]
+dataset = dict(type='CocoDataset', data_root={str(tmp_path)!r}, ann_file='all.json', data_prefix=dict(img=''),
+               metainfo=dict(classes=('cat', )), pipeline=pipeline)
+train_dataloader = dict(batch_size=1, sampler=dict(type='DefaultSampler'), dataset=dataset)
+test_dataloader = train_dataloader
+train_cfg = dict(by_epoch=True, max_epochs=1)
+test_cfg = dict()
+test_evaluator = dict(type='CocoMetric', metric='bbox')
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+''')
+    torch.save(dict(state_dict={'bbox_head.retina_cls.bias': torch.zeros(80)}, meta=dict()), tmp_path / 'any.pth')
+    arguments = [str(tmp_path / 'any.pth')] if tool == 'test' else []
+    result = subprocess.run(
+        [sys.executable, f'tools/{tool}.py', str(tmp_path / 'config.py'), *arguments, '--work-dir',
+         str(tmp_path / 'work')], cwd=ROOT, capture_output=True, text=True)  # yapf: disable
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+    assert last.startswith('error: model.bbox_head.num_classes is 80, but the data set of ') and '1 classes' in last

@@ -326,6 +326,12 @@ class TestEvaluatedImages:
             check_evaluated_images(self.metric(folder, data), found, 'val_evaluator')
         assert words in str(info.value)
 
+    def test_other_boxes_of_the_same_images_are_noted(self, folder, found, notes):
+        check_evaluated_images(self.metric(folder, content()), found, 'val_evaluator')
+        assert not notes
+        check_evaluated_images(self.metric(folder, content([(1, 1, 8, 8)] * 4)), found, 'val_evaluator')
+        assert 'has other boxes' in notes[0]
+
     def test_masks(self, folder, found):
         data = content()
         del data['annotations'][1]['segmentation']

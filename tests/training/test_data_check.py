@@ -1,12 +1,16 @@
 """Data that cannot be trained or evaluated on are named before the first iteration."""
 import json
 import multiprocessing
+from functools import partial
 from types import SimpleNamespace
 
+import mmengine.runner
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
 from torch import nn
 
 from rmt_mm import DataCheckHook
@@ -236,7 +240,7 @@ class TestWhileItIsBuilt:
                                        FileNotFoundError(2, 'No such file', 'x.txt'), RuntimeError('Found 0 files')])
     def test_the_file_is_named(self, error):
         dataset = dict(type=BaseDataset, ann_file='val.json', data_root='data')
-        with pytest.raises(DataError, match='val_dataloader cannot be built from data/val.json: ') as info:
+        with pytest.raises(DataError, match=r'val_dataloader cannot be built: .*reads data/val.json\)') as info:
             build_data(Runner(error, val_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset))), 'val')
         assert type(error).__name__ in str(info.value)
 
@@ -274,3 +278,50 @@ def test_a_runner_without_the_hook_is_given_one(model):
     runner.train_loop.dataloader.dataset = DataSet(1, ('cat', 'dog', 'fish'))
     build_data(runner, 'train')
     assert len(runner.hooks) == 1
+
+
+class Images(BaseDataset):
+    """Two samples of a class count that is told."""
+
+    def load_data_list(self):
+        return [dict(value=0.), dict(value=1.)]
+
+
+class Model(BaseModel):
+
+    def __init__(self):
+        super().__init__()
+        self.head = head(2, partial(nn.Linear, 1, 2))
+        self.steps = 0
+
+    def forward(self, value, sample_idx=None, mode='tensor'):
+        self.steps += 1
+        out = self.head(torch.as_tensor(value, dtype=torch.float32)[:, None])
+        return dict(loss=out.sum()) if mode == 'loss' else [dict(out=x) for x in out]
+
+
+class NoMetric(BaseMetric):
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {}
+
+
+@pytest.mark.parametrize('wrong', ['train', 'val'])
+def test_a_plain_runner_stops_before_the_first_iteration(tmp_path, wrong):
+
+    def loader(split):
+        classes = ('cat', 'dog', 'fish') if split == wrong else ('cat', 'dog')
+        return dict(batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False),
+                    collate_fn=dict(type='default_collate'), dataset=Images(metainfo=dict(classes=classes)))
+
+    runner = mmengine.runner.Runner(
+        Model(), str(tmp_path), train_dataloader=loader('train'), val_dataloader=loader('val'),
+        train_cfg=dict(by_epoch=True, max_epochs=1), val_cfg=dict(), val_evaluator=[NoMetric()],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=[dict(type='DataCheckHook')],
+        experiment_name=f'data_check_{wrong}')
+    with pytest.raises(DataError, match=rf'head\.num_classes is 2.*{wrong}_dataloader has 3 classes'):
+        runner.train()
+    assert runner.model.steps == 0
