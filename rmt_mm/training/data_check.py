@@ -2,12 +2,11 @@
 crash in a loss."""
 import contextlib
 from functools import partial
-from typing import Callable, Iterator, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 
 from ..errors import DataError, RMTError
 from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
@@ -15,8 +14,11 @@ from .coco_check import check_coco_dataset, check_evaluated_images, is_plain_coc
 from .datasets import BUILD_ERRORS, build_lazily, files_of, find_datasets
 from .label_check import check_image_labels, check_label_maps
 
+if TYPE_CHECKING:  # `import rmt_mm` needs no Runner
+    from mmengine.runner import Runner
 
-def build_data(runner: Runner, *splits: str) -> None:
+
+def build_data(runner: 'Runner', *splits: str) -> None:
     """Build the data sets of a runner now, rather than at the start of its loop, and check them.
 
     The checks are those of :class:`DataCheckHook`: the runner's own if it has one, and one that it is given otherwise.
@@ -39,7 +41,7 @@ def build_data(runner: Runner, *splits: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming_the_file(runner: Runner, split: str) -> Iterator[None]:
+def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
     """Turn what a data set or metric raises while it is built into a DataError with the name of its file."""
     try:
         yield
@@ -107,16 +109,16 @@ class DataCheckHook(Hook):
         self._checked = set()
         self._train_classes: Optional[tuple] = None
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: 'Runner') -> None:
         self.check(runner, 'train', 'val')
 
-    def before_val(self, runner: Runner) -> None:
+    def before_val(self, runner: 'Runner') -> None:
         self.check(runner, 'val')
 
-    def before_test(self, runner: Runner) -> None:
+    def before_test(self, runner: 'Runner') -> None:
         self.check(runner, 'test')
 
-    def check(self, runner: Runner, *splits: str) -> None:
+    def check(self, runner: 'Runner', *splits: str) -> None:
         """Check the data of ``splits``, each once in the life of this hook; a split without a loop is passed over."""
         for split in splits:
             dataset = getattr(getattr(getattr(runner, f'{split}_loop', None), 'dataloader', None), 'dataset', None)
@@ -130,7 +132,7 @@ class DataCheckHook(Hook):
                 _on_main_process(partial(self._check_files, runner, split, dataset))
             self._checked.add(split)
 
-    def _check_files(self, runner: Runner, split: str, dataset) -> None:
+    def _check_files(self, runner: 'Runner', split: str, dataset) -> None:
         loader = f'{split}_dataloader'
         classes, leaves = class_names(dataset, loader), list(find_datasets(dataset))
         for leaf in leaves:
