@@ -1,13 +1,27 @@
 """Image folders with a label map for every image."""
 import os
 import os.path as osp
-from typing import List
+from typing import List, Set
 
 from mmpretrain.datasets import CustomDataset, ImageNet
 from mmpretrain.registry import DATASETS
 
 from ..errors import TokenLabelError
 from .label_map import EXTENSIONS
+
+_HOW = 'how label maps are made is said under "Token labels" in the documentation'
+
+
+def _list_files(root: str) -> Set[str]:
+    """Return the files below ``root``, linked folders included, as mmpretrain's CustomDataset lists images."""
+    found = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        found.update(osp.join(folder, name) for name in names)
+        # a link to a folder above has no end
+        here = osp.join(osp.realpath(folder), '')
+        subfolders[:] = [name for name in subfolders
+                         if not here.startswith(osp.join(osp.realpath(osp.join(folder, name)), ''))]
+    return found
 
 
 class _WithLabelMaps:
@@ -20,10 +34,8 @@ class _WithLabelMaps:
             raise TokenLabelError(f"{type(self).__name__} needs the folder of label maps: "
                                   "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
         if not osp.isdir(root):
-            raise TokenLabelError(f'The folder of label maps {root} does not exist; '
-                                  'tools/dataset_converters/make_token_labels.py makes one.')
-        found = {osp.join(folder, name) for folder, _, names in os.walk(root) for name in names}
-        missing = []
+            raise TokenLabelError(f'The folder of label maps {root} does not exist; {_HOW}.')
+        found, missing = _list_files(root), []
         for info in data_list:
             image = osp.relpath(info['img_path'], self.img_prefix)
             paths = [osp.join(root, osp.splitext(image)[0] + extension) for extension in EXTENSIONS]
@@ -33,7 +45,7 @@ class _WithLabelMaps:
         if missing:
             raise TokenLabelError(
                 f'{root} has no label map ({" or ".join(EXTENSIONS)}) for {len(missing)} of {len(data_list)} images, '
-                f'such as {", ".join(missing[:3])}; tools/dataset_converters/make_token_labels.py makes them.')
+                f'such as {", ".join(missing[:3])}; {_HOW}.')
         return data_list
 
 

@@ -1,41 +1,59 @@
 """Check that the files and folders of a config's data sets are there, before anything is built."""
 import os.path as osp
+from typing import Iterator, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 
 from ..errors import UsageError
+from ..training.datasets import build_lazily, has_remote_backend, is_on_disk
 from .search import find_dicts
+
+LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'rmt_mm')
 
 
 def check_datasets(cfg: Config, *dataloaders: str) -> None:
-    """Raise UsageError if files or folders that the named dataloaders read are not there."""
+    """Raise UsageError if files or folders that the named dataloaders read are not there.
+
+    The data sets themselves say where they look, since each joins its paths in its own way. Left to them are those that
+    make or download their files, those of other packages, and what lies in another place than the disk.
+    """
     for name in dataloaders:
-        loaders = cfg.get(name) or []
-        for loader in loaders if isinstance(loaders, list) else [loaders]:
-            for dataset in find_dicts(loader.get('dataset', {}), lambda d: 'data_root' in d or 'ann_file' in d):
-                _check_dataset(dataset, name)
+        for dataset, config in build_lazily(cfg.get(name), cfg.get('default_scope')):
+            reader = type(dataset).load_data_list.__module__.split('.')[0]
+            if reader not in LIBRARIES or getattr(dataset, 'download', False):
+                continue
+            if has_remote_backend(config):
+                print_log(f'{name}: the data are not on this machine, and whether they are there is not checked.')
+                continue
+            for what, path in _paths(dataset):
+                _check(name, what, path, reader)
 
 
 def check_annotations(cfg: Config, *evaluators: str) -> None:
     """Raise UsageError if an annotation file that a metric of the named evaluators reads is not there."""
     for name in evaluators:
         for metric in find_dicts(cfg.get(name) or [], lambda d: d.get('ann_file')):
-            if not osp.isfile(metric['ann_file']):
-                raise UsageError(f'{name}: annotation file {metric["ann_file"]} does not exist; '
-                                 'docs/datasets.md says how the data is laid out.')
+            if isinstance(metric['ann_file'], str) and not has_remote_backend(metric):
+                _check(name, 'annotation file', metric['ann_file'], cfg.get('default_scope') or 'mmengine')
 
 
-def _check_dataset(dataset: dict, loader: str) -> None:
-    def fail(what: str, path: str) -> None:
-        raise UsageError(f'{loader}: {what} {path} does not exist; docs/datasets.md says how the data is laid out.')
+def _paths(dataset: BaseDataset) -> Iterator[Tuple[str, str]]:
+    ann_file, prefixes = dataset.ann_file, dataset.data_prefix or {}
+    for path in ann_file if isinstance(ann_file, (list, tuple)) else [ann_file]:
+        yield 'annotation file', path
+    for path in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
+        yield 'data folder', path
 
-    root = dataset.get('data_root') or ''
-    if root and not osp.isdir(root):
-        fail('data folder', root)
-    ann_file = dataset.get('ann_file')
-    if ann_file and not osp.isfile(osp.join(root, ann_file)):
-        fail('annotation file', osp.join(root, ann_file))
-    prefix = dataset.get('data_prefix') or {}
-    for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
-        if folder and not osp.isdir(osp.join(root, folder)):
-            fail('data folder', osp.join(root, folder))
+
+def _check(name: str, what: str, path: Optional[str], library: str) -> None:
+    if not path or not isinstance(path, str) or osp.exists(path):
+        return
+    if not is_on_disk(path):
+        print_log(f'{name}: {what} {path} is not on this machine, and whether it is there is not checked.')
+        return
+    home = osp.expanduser(path)
+    hint = (f'{library} does not read ~ as the home folder: write {home}' if home != path and osp.exists(home) else
+            'docs/datasets.md says how the data is laid out')
+    raise UsageError(f'{name}: {what} {path} does not exist; {hint}.')

@@ -1,67 +1,174 @@
-"""A look at the data before the first iteration, for mistakes that would train nothing or crash in a loss."""
+"""A look at the data before the first iteration, for mistakes that would train nothing, train on something else, or
+crash in a loss."""
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Iterator, Optional
+
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 
-from ..errors import DataError
+from ..errors import DataError, RMTError
+from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
+from .coco_check import check_coco_dataset, check_evaluated_images, is_plain_coco, read_json
+from .datasets import BUILD_ERRORS, build_lazily, files_of, find_datasets
+from .label_check import check_image_labels, check_label_maps
+
+if TYPE_CHECKING:  # `import rmt_mm` needs no Runner
+    from mmengine.runner import Runner
 
 
-def build_data(runner: Runner, *splits: str) -> None:
-    """Build the data sets of a runner now, rather than at the start of its loop.
+def build_data(runner: 'Runner', *splits: str) -> None:
+    """Build the data sets of a runner now, rather than at the start of its loop, and check them.
+
+    The checks are those of :class:`DataCheckHook`: the runner's own if it has one, and one that it is given otherwise.
 
     Args:
         runner (Runner): the runner.
         splits (str): from 'train', 'val' and 'test'.
 
     Raises:
-        DataError: a data set is empty, of which mmengine's own error says nothing.
+        DataError: a data set cannot be built or used; names the file at fault.
     """
     for split in splits:
-        try:
+        with _naming_the_file(runner, split):
             getattr(runner, f'{split}_loop')
-        except ValueError as error:
-            # what NumPy says when mmengine packs the samples of a data set into one array, and there are none
-            if 'need at least one array' in str(error):
-                raise DataError(_empty(f'{split}_dataloader')) from error
+    hook = next((hook for hook in runner.hooks if isinstance(hook, DataCheckHook)), None)
+    if hook is None:
+        hook = DataCheckHook()
+        runner.register_hook(hook)
+    hook.check(runner, *splits)
+
+
+@contextlib.contextmanager
+def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
+    """Turn what a data set or metric raises while it is built into a DataError with the name of its file."""
+    try:
+        yield
+    except RMTError:
+        raise
+    except BUILD_ERRORS as error:
+        loader, evaluator = f'{split}_dataloader', f'{split}_evaluator'
+        config = runner.cfg.get(loader)
+        if not config:
             raise
+        datasets = [dataset for dataset, _ in build_lazily(config, runner.cfg.get('default_scope'))]
+        for dataset in datasets:
+            if is_plain_coco(dataset):
+                check_coco_dataset(dataset, loader)
+        for path in _annotation_files(runner.cfg.get(evaluator)):
+            if path.endswith('.json') and '://' not in path:
+                read_json(path, evaluator)
+        # what NumPy says when mmengine packs the samples of a data set into one array, and there are none
+        if 'need at least one array' in str(error):
+            raise DataError(_empty(loader)) from error
+        files = ' and '.join(filter(None, map(files_of, datasets)))
+        raise DataError(f'{loader} cannot be built: {type(error).__name__}: {" ".join(str(error).split())}'
+                        f'{f" (it reads {files})" if files else ""}.') from error
+
+
+def _annotation_files(evaluator) -> Iterator[str]:
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        if isinstance(metric, dict) and isinstance(metric.get('ann_file'), str):
+            yield metric['ann_file']
+        elif isinstance(metric, dict) and metric.get('metrics'):
+            yield from _annotation_files(metric['metrics'])
 
 
 def _empty(loader: str) -> str:
     return (f'{loader}: the data set is empty. No image is in its folder or annotation file, or filter_cfg leaves '
-            'none, or its categories have other names than metainfo.classes; see docs/datasets.md.')
+            'none, or its categories have other names than metainfo.classes.')
 
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Stop before training, validation or testing if the data set is empty, or its classes are not those of the heads.
+    """Stop before training, validation or testing if the data are empty, do not fit the heads, or are not what they
+    are read as.
 
-    Works with mmdet, mmseg and mmpretrain: every module with ``num_classes``, region proposals aside, is compared with
-    the ``classes`` in the data set's ``metainfo``.
+    Works with mmdet, mmseg and mmpretrain, whatever the model. Before training, the validation data are checked too.
+
+    - Every data set: not empty, as many ``classes`` in its ``metainfo`` as the heads predict, in the same order in
+      training and validation.
+    - mmdet's CocoDataset, and subclasses that read files as it does: see :mod:`rmt_mm.training.coco_check`.
+    - mmseg's data sets: up to 50 label maps; mmpretrain's: up to 10,000 labels.
+
+    What may be intended is printed as a warning. Files are read by the first process alone; all processes stop.
+
+    Args:
+        check_files (bool): look into annotation files and label maps, which means that a COCO file is parsed once
+            more. Defaults to True.
 
     Raises:
-        rmt_mm.errors.DataError: what disagrees, and the setting to change.
+        rmt_mm.errors.DataError: what is wrong, where, and the setting to change.
     """
 
     priority = 'VERY_HIGH'
 
-    def before_train(self, runner: Runner) -> None:
-        self._check(runner, 'train_dataloader')
+    def __init__(self, check_files: bool = True) -> None:
+        self.check_files = check_files
+        self._checked = set()
+        self._train_classes: Optional[tuple] = None
 
-    def before_val(self, runner: Runner) -> None:
-        self._check(runner, 'val_dataloader')
+    def before_train(self, runner: 'Runner') -> None:
+        self.check(runner, 'train', 'val')
 
-    def before_test(self, runner: Runner) -> None:
-        self._check(runner, 'test_dataloader')
+    def before_val(self, runner: 'Runner') -> None:
+        self.check(runner, 'val')
 
-    def _check(self, runner: Runner, loader: str) -> None:
-        dataset = getattr(runner, loader).dataset
-        if len(dataset) == 0:
-            raise DataError(_empty(loader))
-        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
-        for name, module in runner.model.named_modules():
-            given = getattr(module, 'num_classes', None)
-            if classes and isinstance(given, int) and given != len(classes) and 'rpn' not in name:
-                shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
-                raise DataError(f'model.{name.replace("module.", "", 1)}.num_classes is {given}, but the data set of '
-                                 f'{loader} has {len(classes)} classes ({shown}): set the one in the model, or the '
-                                 f'other by dataset.metainfo.classes in {loader}.')
+    def before_test(self, runner: 'Runner') -> None:
+        self.check(runner, 'test')
+
+    def check(self, runner: 'Runner', *splits: str) -> None:
+        """Check the data of ``splits``, each once in the life of this hook; a split without a loop is passed over."""
+        for split in splits:
+            dataset = getattr(getattr(getattr(runner, f'{split}_loop', None), 'dataloader', None), 'dataset', None)
+            if dataset is None or split in self._checked:
+                continue
+            loader = f'{split}_dataloader'
+            if hasattr(dataset, '__len__') and len(dataset) == 0:
+                raise DataError(_empty(loader))
+            check_heads(runner.model, dataset, loader)
+            if self.check_files:
+                _on_main_process(partial(self._check_files, runner, split, dataset))
+            self._checked.add(split)
+
+    def _check_files(self, runner: 'Runner', split: str, dataset) -> None:
+        loader = f'{split}_dataloader'
+        classes, leaves = class_names(dataset, loader), list(find_datasets(dataset))
+        for leaf in leaves:
+            names = {f'{cls.__module__.split(".")[0]}.{cls.__name__}' for cls in type(leaf).__mro__}
+            if is_plain_coco(leaf):
+                found = check_coco_dataset(leaf, loader)
+                if found is not None and len(leaves) == 1:
+                    classes = found.labels
+                    for metric in getattr(getattr(runner, f'{split}_evaluator', None), 'metrics', ()) \
+                            if split != 'train' else ():
+                        check_evaluated_images(metric, found, f'{split}_evaluator')
+            elif 'mmseg.BaseSegDataset' in names:
+                ignored = [getattr(module, 'ignore_index', None) for module in runner.model.modules()]
+                check_label_maps(leaf, loader, {255, *(value for value in ignored if isinstance(value, int))})
+            elif 'mmpretrain.BaseDataset' in names:
+                check_image_labels(leaf, loader, _num_classes(runner.model))
+        if split == 'train':
+            self._train_classes = classes
+        elif not takes_text(runner.model):
+            check_same_classes(self._train_classes, classes, loader)
+
+
+def _num_classes(model) -> Optional[int]:
+    head = getattr(getattr(model, 'module', model), HEADS[-1], None)
+    given = getattr(head, 'num_classes', None)
+    return given if isinstance(given, int) else None
+
+
+def _on_main_process(check: Callable[[], None]) -> None:
+    """Call ``check`` in the first process, and raise its DataError in all of them."""
+    error = [None]
+    if is_main_process():
+        try:
+            check()
+        except DataError as found:
+            error = [found]
+    broadcast_object_list(error)
+    if error[0] is not None:
+        raise error[0]

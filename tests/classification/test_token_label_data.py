@@ -147,6 +147,24 @@ def test_every_image_gets_its_label_map(folder):
         assert info['label_map'].shape == (2, 5, 4, 3)
 
 
+@pytest.mark.parametrize('tree', ['labels', 'train'])
+def test_linked_class_folders_are_entered(folder, tree):
+    """As mmpretrain's CustomDataset enters those of the images; a link upwards does no harm."""
+    (folder / tree / 'dog').rename(folder / 'elsewhere')
+    (folder / tree / 'dog').symlink_to(folder / 'elsewhere', target_is_directory=True)
+    (folder / 'labels/cat/up').symlink_to(folder / 'labels', target_is_directory=True)
+    dataset = build_dataset(folder)
+    assert len(dataset) == 4 and all(dataset[i]['label_map'].shape == (2, 5, 4, 3) for i in range(4))
+
+
+def test_errors_name_nothing_that_a_wheel_does_not_carry(folder):
+    (folder / 'labels/dog/3.pt').unlink()
+    for prefix in ('labels', 'nowhere'):
+        with pytest.raises(TokenLabelError, match='"Token labels" in the documentation') as info:
+            build_dataset(folder, data_prefix=dict(img_path='train', label_map_path=prefix))
+        assert 'tools/' not in str(info.value)
+
+
 def test_imagenet_by_annotation_file(folder):
     (folder / 'train.txt').write_text('cat/1.png 0\ndog/4.png 1\n')
     dataset = build_dataset(folder, type='TokenLabelImageNet', ann_file='train.txt')

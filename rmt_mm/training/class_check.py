@@ -1,0 +1,96 @@
+"""Compare the classes of a data set with the heads of a model, and with those of another data set."""
+import logging
+from typing import List, Optional, Sequence
+
+from mmengine.logging import print_log
+from torch import nn
+
+from ..errors import DataError
+
+# Names under which mmdet, mmseg and mmpretrain keep the heads that predict the classes of the data set. Others count
+# something else: region proposals, stuff (semantic_head), identities (track_head), points.
+HEADS = ('bbox_head', 'mask_head', 'panoptic_head', 'decode_head', 'auxiliary_head', 'head')
+# Parts of a model with heads of their own, whose classes may be those of another data set.
+FOREIGN = ('backbone', 'neck', 'teacher', 'teacher_model', 'detector', 'reid')
+# Heads under such a name whose targets are something else: proposals, boundaries, depth, words.
+OTHER_TARGETS = ('RPNHead', 'AnchorFreeRPNHead', 'GARPNHead', 'STDCHead', 'VPDDepthHead', 'SideAdapterCLIPHead')
+
+
+def metainfos(dataset) -> List[dict]:
+    """Return the ``metainfo`` of a data set; mmdet's ConcatDataset has a list of them."""
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    return list(metainfo) if isinstance(metainfo, (list, tuple)) else [metainfo]
+
+
+def class_names(dataset, loader: str) -> Optional[Sequence[str]]:
+    """Return the classes of a data set, or None if it names none or its parts name different ones.
+
+    Raises:
+        DataError: ``metainfo.classes`` is a text rather than a sequence of names.
+    """
+    found = [metainfo.get('classes') for metainfo in metainfos(dataset)]
+    for classes in found:
+        if isinstance(classes, str):
+            raise DataError(f'{loader}: metainfo.classes is the text {classes!r}, not a sequence of names, and no file '
+                            f'is called so: a single class is written ({classes!r}, ).')
+    return found[0] if found and found[0] and all(classes == found[0] for classes in found) else None
+
+
+def check_heads(model: nn.Module, dataset, loader: str) -> None:
+    """Compare the number of classes of a data set with ``num_classes`` of the heads that predict them.
+
+    Raises:
+        DataError: a head has another number of classes than the data set.
+    """
+    classes = class_names(dataset, loader)
+    if classes is None or takes_text(model):
+        return
+    counts = {len(classes)}
+    for key in ('thing_classes', 'stuff_classes'):  # panoptic: box and mask heads predict the things alone
+        counts.update(len(metainfo[key]) for metainfo in metainfos(dataset) if metainfo.get(key))
+    wrong = []
+    for name, module in model.named_modules():
+        parts = [part for part in name.split('.') if not part.isdigit() and part != 'module']
+        given = getattr(module, 'num_classes', None)
+        if parts and parts[-1] in HEADS and not set(parts) & set(FOREIGN) and type(given) is int \
+                and given not in counts and not _has_other_targets(module, given, len(classes)):
+            wrong.append((name.replace('module.', '', 1), given))
+    for name, given in wrong:
+        shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
+        text = (f'model.{name}.num_classes is {given}, but the data set of {loader} has {len(classes)} classes '
+                f'({shown}): set the one in the model, or the other by dataset.metainfo.classes in {loader}.')
+        if 'auxiliary_head' in name and given <= 2 and len(wrong) == 1:
+            print_log(f'{text} If this head predicts something else, such as boundaries, all is well.', 'current',
+                      logging.WARNING)
+        else:
+            raise DataError(text)
+
+
+def takes_text(model: nn.Module) -> bool:
+    """Whether the classes are words that the model reads, such as in GLIP and Grounding DINO."""
+    model = getattr(model, 'module', model)
+    return hasattr(model, 'language_model') or hasattr(model, 'text_encoder')
+
+
+def _has_other_targets(head: nn.Module, given: int, wanted: int) -> bool:
+    return (any(cls.__name__ in OTHER_TARGETS for cls in type(head).__mro__)
+            or getattr(head, 'class_agnostic', False) is True
+            or getattr(head, 'out_channels', None) == given == 1 and wanted <= 2)  # mmseg: foreground or not
+
+
+def check_same_classes(train: Optional[Sequence[str]], other: Optional[Sequence[str]], loader: str) -> None:
+    """Compare the classes of the training data with those that a trained model is evaluated on.
+
+    Raises:
+        DataError: the same names stand in another order, so that a label means another class.
+    """
+    if not train or not other or list(train) == list(other):
+        return
+    if sorted(map(str, train)) == sorted(map(str, other)):
+        first = next(i for i, (a, b) in enumerate(zip(train, other)) if a != b)
+        raise DataError(f'{loader} has the classes of train_dataloader in another order: label {first} is '
+                        f'{other[first]!r} there, and {train[first]!r} in training.')
+    if len(train) == len(other):
+        pairs = [f'{b!r} for {a!r}' for a, b in zip(train, other) if a != b]
+        print_log(f'{loader} names {len(pairs)} classes otherwise than train_dataloader: {", ".join(pairs[:3])}.',
+                  'current', logging.WARNING)

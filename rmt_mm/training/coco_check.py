@@ -1,0 +1,363 @@
+"""Find what mmdet's CocoDataset would silently leave out or misread in an annotation file, or fail at without its name.
+
+CocoDataset reads boxes as [x, y, width, height] in pixels. It drops boxes below one pixel, outside their image or
+without an area, annotations of unknown categories, and classes that no category is called.
+"""
+import difflib
+import json
+import logging
+import math
+import os.path as osp
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from mmengine.logging import print_log
+
+from ..errors import DataError
+from .datasets import find_transform, is_on_disk, reads_from_disk, spread
+from .image_size import read_image_size
+
+
+class CocoFile(NamedTuple):
+    """What other checks compare of an annotation file."""
+    images: Dict[int, str]  # id -> file name
+    annotations: List[dict]
+    labels: Tuple[str, ...]  # the classes in the order of their labels, which is that of the file's categories
+
+
+def read_json(path: str, where: str):
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: the file is missing, cut off, or no JSON.
+    """
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        size = osp.getsize(path)
+        what = ('is empty' if size == 0 else 'ends too early: it was cut off' if error.pos >= len(error.doc.rstrip())
+                or 'Unterminated string' in error.msg else f'is not valid JSON: {error.msg}')
+        raise DataError(f'{where}: {path} {what} (line {error.lineno}, column {error.colno}; {size} bytes).') from error
+    except UnicodeDecodeError as error:
+        raise DataError(f'{where}: {path} is not a text file: {error.reason} at byte {error.start}.') from error
+    except OSError as error:
+        raise DataError(f'{where}: {path} cannot be read: {error.strerror}.') from error
+
+
+class CocoCheck:
+    """The checks of one annotation file; each raises DataError, or prints a note about what may be intended.
+
+    Args:
+        content: the parsed file.
+        path (str): its name.
+        where (str): the data loader that reads it, such as ``'train_dataloader'``.
+        classes (Sequence[str]): ``metainfo.classes``.
+        training (bool): the annotations are trained on. In a test, a file may have none.
+        masks (bool): ``segmentation`` is read too.
+        known_names (bool): ``classes`` are a library's own for this very data set, so that a name which the file has
+            not is worth a note only.
+    """
+
+    def __init__(self, content, path: str, where: str, classes: Optional[Sequence[str]], training: bool = True,
+                 masks: bool = False, known_names: bool = False) -> None:
+        self.path, self.where, self.classes = path, where, classes
+        self.training, self.masks, self.known_names = training, masks, known_names
+        if not isinstance(content, dict):
+            self._fail(f'holds a {type(content).__name__}, where COCO has an object of images, annotations and '
+                       'categories')
+        for key in ('images', 'categories', *(('annotations', ) if training else ())):
+            if key not in content:
+                self._fail(f'has no {key!r}, which COCO annotation files have')
+        self.images = self._entries(content, 'images')
+        self.categories = self._entries(content, 'categories')
+        self.annotations = self._entries(content, 'annotations')
+
+    def check(self) -> CocoFile:
+        """Make all checks that need the file alone."""
+        self._require(self.images, 'image', ('id', 'file_name', 'height', 'width'))
+        self._require(self.categories, 'category', ('id', 'name'))
+        self._unique(self.images, 'image')
+        self._unique(self.categories, 'category')
+        for image in self.images:
+            if not all(_is_number(image[key]) and image[key] > 0 for key in ('height', 'width')):
+                self._fail(f'gives image {image["id"]} width {image["width"]!r} and height {image["height"]!r}')
+        labels = self._check_classes()
+        self._require(self.annotations, 'annotation', ('id', 'image_id', 'category_id'))
+        self._unique(self.annotations, 'annotation')
+        if not self.training and any(annotation['id'] == 0 for annotation in self.annotations):
+            self._note('has an annotation with id 0, which pycocotools counts as found by nothing: number from 1')
+        self._check_references(labels)
+        # CocoDataset passes over what is marked ignore, before it looks at the box
+        used = [annotation for annotation in self.annotations if not annotation.get('ignore')]
+        self._require(used, 'annotation', ('bbox', 'area'))
+        kept = self._check_boxes(used)
+        if self.masks:
+            names = {category['id']: category['name'] for category in self.categories}
+            self._check_masks([a for a in kept if names[a['category_id']] in labels])
+        return CocoFile({image['id']: image['file_name'] for image in self.images}, self.annotations, labels)
+
+    def check_images(self, folder: str, annotated: bool) -> None:
+        """Compare width and height in the file with those of up to 50 images in ``folder``; their headers are read."""
+        images = self.images
+        if annotated:  # others are not loaded in training
+            used = {annotation['image_id'] for annotation in self.annotations}
+            images = [image for image in images if image['id'] in used]
+        wrong, turned, sample = [], [], spread(images)
+        for image in sample:
+            path = osp.join(folder, image['file_name'])
+            try:
+                size = read_image_size(path)
+            except OSError as error:
+                self._fail(f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
+                           f'{error.strerror or error}')
+            given = (image['width'], image['height'])
+            if size is not None and given not in (size.loaded, (size.width, size.height)):
+                wrong.append(f'{path} is {size.loaded[0]} x {size.loaded[1]}, not {given[0]} x {given[1]}')
+            elif size is not None and given != size.loaded:
+                turned.append(path)
+        if len(wrong) * 10 > len(sample):
+            self._fail(f'gives {len(wrong)} of {len(sample)} images another width x height than they have: {wrong[0]}')
+        if wrong:
+            self._note(f'gives {len(wrong)} of {len(sample)} images another width x height: {wrong[0]}')
+        if turned:
+            self._note(f'has the size of {len(turned)} of {len(sample)} images as stored, but mmcv turns them by their '
+                       f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}')
+
+    def _fail(self, text: str) -> None:
+        raise DataError(f'{self.where}: {self.path} {text}.')
+
+    def _note(self, text: str) -> None:
+        print_log(f'{self.where}: {self.path} {text}.', 'current', logging.WARNING)
+
+    def _entries(self, content: dict, key: str) -> List[dict]:
+        entries = content.get(key, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            self._fail(f'has {key!r} that are not a list of objects')
+        return entries
+
+    def _require(self, entries: List[dict], what: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            if not all(key in entry for entry in entries):
+                i, entry = next((i, entry) for i, entry in enumerate(entries) if key not in entry)
+                missing = sum(key not in entry for entry in entries)
+                self._fail(f'has no {key!r} for {what} {entry.get("id", f"number {i}")} ({missing} of {len(entries)}), '
+                           'which CocoDataset needs')
+
+    def _unique(self, entries: List[dict], what: str) -> None:
+        seen = set()
+        for entry in entries:
+            if not isinstance(entry['id'], (int, float, str)):
+                self._fail(f'has a {what} whose id is {entry["id"]!r}')
+            if entry['id'] in seen:
+                self._fail(f'has more than one {what} with id {entry["id"]}')
+            seen.add(entry['id'])
+
+    def _check_classes(self) -> Tuple[str, ...]:
+        """Compare ``classes`` with the categories. CocoDataset numbers those that it finds, in the file's order."""
+        names = [category['name'] for category in self.categories]
+        classes = self.classes
+        if not classes:
+            return tuple(map(str, names))
+        labels = tuple(name for name in names if name in classes)
+        twice = sorted({name for name in labels if labels.count(name) > 1})
+        if twice:
+            self._fail(f'has more than one category called {twice[0]!r}, so that labels would not fit the classes')
+        missing = [name for name in classes if name not in names]
+        if missing:
+            others = [name for name in names if name not in classes]
+            close = difflib.get_close_matches(str(missing[0]), list(map(str, others)), 1)
+            text = (f'has no category called {missing[0]!r}, as {len(missing)} of {len(classes)} names in '
+                    'metainfo.classes' + (f': did you mean {close[0]!r}?' if close else '') +
+                    f' (the categories are {_some(names)}; classes that are no category shift the labels of others)')
+            harmless = self.training and not others and labels == tuple(classes[:len(labels)])
+            (self._note if harmless and labels or self.known_names else self._fail)(text)
+        elif labels != tuple(classes):
+            self._note('has its categories in another order than metainfo.classes: labels follow the file, so '
+                       f'metainfo.classes should be {_some(labels, 100)} for the right names in results')
+        return labels
+
+    def _check_references(self, labels: Tuple[str, ...]) -> None:
+        names = {category['id']: category['name'] for category in self.categories}
+        images = {image['id'] for image in self.images}
+        for annotation in self.annotations:
+            if not _is_known(annotation['category_id'], names):
+                self._fail(f'gives annotation {annotation["id"]} category_id {annotation["category_id"]!r}, which no '
+                           f'category has (they have {_some(sorted(names, key=str))})')
+        lost = [annotation for annotation in self.annotations if not _is_known(annotation['image_id'], images)]
+        if lost:
+            text = (f'gives {len(lost)} of {len(self.annotations)} annotations an image_id that no image has, such as '
+                    f'annotation {lost[0]["id"]} the image_id {lost[0]["image_id"]!r}: they are left out')
+            (self._fail if len(lost) == len(self.annotations) else self._note)(text)
+        left_out = [a for a in self.annotations if names[a['category_id']] not in labels]
+        if left_out and len(left_out) == len(self.annotations) and self.training:
+            self._fail(f'has annotations of {_some(sorted({names[a["category_id"]] for a in left_out}))} alone, which '
+                       'metainfo.classes leaves out')
+
+    def _check_boxes(self, annotations: List[dict]) -> List[dict]:
+        """Check boxes and areas, and return the annotations that CocoDataset keeps."""
+        boxes, areas = self._numbers(annotations, 'bbox', (4, )), self._numbers(annotations, 'area', ())
+        sizes = {image['id']: (image['width'], image['height']) for image in self.images}
+        shown = np.array([annotation['image_id'] in sizes for annotation in annotations], bool)
+        if not shown.any():
+            return []
+        boxes, areas = boxes[shown], areas[shown]
+        annotations = [annotation for annotation in annotations if annotation['image_id'] in sizes]
+        size = np.array([sizes[annotation['image_id']] for annotation in annotations], np.float64)
+        number = len(boxes)
+
+        normalised = (np.abs(boxes) <= 1).all(1)
+        if normalised.mean() > 0.9:
+            self._fail(f'has boxes from 0 to 1, such as annotation {annotations[int(normalised.argmax())]["id"]}: '
+                       'CocoDataset reads [x, y, width, height] in pixels')
+        start, extent, end = boxes[:, :2], boxes[:, 2:], boxes[:, :2] + boxes[:, 2:]
+        slack = 1 + 0.01 * size
+        leaving = (end > size + slack).any(1) | (start < -slack).any(1)
+        corners = (extent > start).all(1) & (extent <= size + slack).all(1) & (start >= -slack).all(1)
+        some = annotations[int(leaving.argmax())]
+        text = (f'has {leaving.sum()} of {number} boxes that leave their image, such as annotation {some["id"]} with '
+                f'{some["bbox"]} in {sizes[some["image_id"]][0]} x {sizes[some["image_id"]][1]} pixels')
+        if corners.mean() > 0.99 and leaving.mean() > 0.2:
+            self._fail(f'{text}: they look like [x1, y1, x2, y2], and CocoDataset reads [x, y, width, height]')
+        if leaving.mean() > 0.5:
+            self._fail(f'{text}: CocoDataset reads [x, y, width, height] in pixels')
+
+        reasons = {
+            'narrower or lower than a pixel': (extent < 1).any(1),
+            'outside their image': ((np.minimum(end, size) - np.maximum(start, 0)) <= 0).any(1),
+            'without an area': areas <= 0,
+        }
+        dropped = np.logical_or.reduce(list(reasons.values()))
+        if dropped.any():
+            counts = ', '.join(f'{reason.sum()} {name}' for name, reason in reasons.items() if reason.any())
+            what = (f'has {dropped.sum()} of {number} boxes that CocoDataset leaves out ({counts}), such as annotation '
+                    f'{annotations[int(dropped.argmax())]["id"]} with {annotations[int(dropped.argmax())]["bbox"]}')
+            (self._fail if dropped.mean() > 0.5 else self._note)(what)
+        if leaving.any():
+            self._note(text)
+        return [annotation for annotation, drop in zip(annotations, dropped) if not drop]
+
+    def _numbers(self, annotations: List[dict], key: str, shape: Tuple[int, ...]) -> np.ndarray:
+        """Return ``key`` of all annotations as one array of finite numbers."""
+        values = [annotation[key] for annotation in annotations]
+        try:
+            array = np.array(values)
+        except ValueError:  # of different lengths
+            array = np.array([])
+        if array.dtype.kind in 'iuf' and array.shape == (len(values), *shape) and np.isfinite(array).all():
+            return array.astype(np.float64)
+        for annotation, value in zip(annotations, values):
+            numbers = value if shape and isinstance(value, list) else [value]
+            if len(numbers) != sum(shape, not shape) or not all(map(_is_number, numbers)):
+                wanted = '[x, y, width, height] in numbers' if shape else 'a number'
+                self._fail(f'gives annotation {annotation["id"]} the {key} {value!r}, which is not {wanted}')
+        return np.array(values, np.float64).reshape(len(values), *shape)
+
+    def _check_masks(self, annotations: List[dict]) -> None:
+        sizes = {image['id']: [image['height'], image['width']] for image in self.images}
+        no_polygon = []
+        for annotation in annotations:
+            mask = annotation.get('segmentation')
+            if not mask:
+                self._fail(f'has no segmentation for annotation {annotation["id"]}, and masks are read '
+                           '(LoadAnnotations with with_mask=True)')
+            if isinstance(mask, dict):
+                if mask.get('size') and list(mask['size']) != sizes[annotation['image_id']]:
+                    self._fail(f'has a segmentation of {mask["size"]} pixels for annotation {annotation["id"]}, whose '
+                               f'image has {sizes[annotation["image_id"]]} (height, width)')
+            elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
+                self._fail(f'has a segmentation for annotation {annotation["id"]} that is neither a list of polygons '
+                           '[[x1, y1, x2, y2, ...], ...] nor run lengths')
+            elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
+                no_polygon.append(annotation['id'])
+        if no_polygon:
+            text = (f'has {len(no_polygon)} of {len(annotations)} segmentations without a polygon of three points '
+                    f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored')
+            (self._fail if len(no_polygon) * 2 > len(annotations) else self._note)(text)
+
+
+def _boxes(annotations: List[dict]) -> set:
+    return {(a['image_id'], a['category_id'], *a.get('bbox', ())) for a in annotations}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_known(value, known) -> bool:
+    return isinstance(value, (int, float, str)) and value in known
+
+
+def _some(names: Iterable, at_most: int = 5) -> str:
+    names = list(map(str, names))
+    return ', '.join(names[:at_most]) + (', ...' if len(names) > at_most else '') or 'none'
+
+
+def is_plain_coco(dataset) -> bool:
+    """Whether a data set reads its annotation file as mmdet's CocoDataset does: the class itself, or a subclass that
+    changes neither how the file is loaded nor how an annotation is read."""
+    for cls in type(dataset).__mro__:
+        if cls.__name__ == 'CocoDataset' and cls.__module__.split('.')[0] == 'mmdet':
+            return all(getattr(type(dataset), name) is getattr(cls, name)
+                       for name in ('load_data_list', 'parse_data_info', 'COCOAPI'))
+    return False
+
+
+def check_coco_dataset(dataset, where: str) -> Optional[CocoFile]:
+    """Check the annotation file of a CocoDataset, and the sizes of some of its images; the file is parsed once.
+
+    Args:
+        dataset (mmdet.datasets.CocoDataset): a data set, also one built with ``lazy_init=True``.
+        where (str): name of its data loader.
+
+    Raises:
+        DataError: the file cannot be used, or not be meant as it is.
+    """
+    if not is_on_disk(dataset.ann_file, dataset.backend_args):
+        print_log(f'{where}: {dataset.ann_file} is not on this machine and is not checked.', 'current')
+        return None
+    annotations = find_transform(dataset, 'LoadAnnotations')
+    classes = dataset.metainfo.get('classes')
+    kind = type(dataset)
+    is_librarys = kind.__module__.startswith('mmdet.') and kind.__name__ != 'CocoDataset'
+    check = CocoCheck(
+        read_json(dataset.ann_file, where),
+        dataset.ann_file,
+        where,
+        classes,
+        training=not dataset.test_mode,
+        masks=bool(getattr(annotations, 'with_mask', False)),
+        known_names=is_librarys and list(kind.METAINFO.get('classes') or ()) == list(classes or ()))
+    found = check.check()
+    load = find_transform(dataset, 'LoadImageFromFile')
+    folder = dataset.data_prefix.get('img', '')
+    if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
+        check.check_images(folder, annotated=not dataset.test_mode)
+    return found
+
+
+def check_evaluated_images(metric, found: CocoFile, where: str) -> None:
+    """Compare the images of mmdet's CocoMetric, if it has an annotation file of its own, with those of the data set.
+
+    Raises:
+        DataError: the metric's file is about other images, or has no segmentation where masks are evaluated.
+    """
+    coco = getattr(metric, '_coco_api', None)
+    if type(metric).__name__ != 'CocoMetric' or coco is None:
+        return
+    images = {key: osp.basename(str(image.get('file_name'))) for key, image in coco.imgs.items()}
+    unknown = [key for key, name in found.images.items() if images.get(key) != osp.basename(name)]
+    more = len(images) - (len(found.images) - len(unknown))
+    if unknown or more:
+        what = (f'has no image {unknown[0]} called {found.images[unknown[0]]!r}' if unknown else
+                f'has {more} images more, which count as images without predictions')
+        raise DataError(f'{where}: ann_file of CocoMetric is another file than that of the data set: it {what}.')
+    evaluated = coco.dataset.get('annotations', [])
+    if found.annotations and evaluated and _boxes(found.annotations) != _boxes(evaluated):
+        print_log(f'{where}: ann_file of CocoMetric has other boxes than the annotation file of the data set; the '
+                  "metric's are those that count.", 'current', logging.WARNING)
+    if 'segm' in metric.metrics and not metric.format_only:
+        for annotation in evaluated:
+            if not annotation.get('segmentation'):
+                raise DataError(f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
+                                f'{annotation["id"]} of its ann_file has no segmentation.')

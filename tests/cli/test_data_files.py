@@ -1,0 +1,212 @@
+"""Files and folders that are missing are named before anything is built; what cannot be known is let through."""
+import json
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+
+from rmt_mm.cli import UsageError, check_annotations, check_datasets
+
+from support import ROOT
+
+
+def check(dataset, scope=None, **kwargs):
+    check_datasets(Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset, **kwargs))),
+                   'train_dataloader')
+
+
+def refusal(dataset, scope=None):
+    with pytest.raises(UsageError) as info:
+        check(dataset, scope)
+    assert str(info.value).startswith('train_dataloader: ')
+    return str(info.value)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ('images', 'labels', 'train/cat'):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ('train.json', 'train.txt'):
+        (tmp_path / name).write_text('{}')
+    return tmp_path
+
+
+class TestDetection:
+
+    @pytest.fixture(autouse=True)
+    def _mmdet(self):
+        pytest.importorskip('mmdet')
+
+    def coco(self, root, **kwargs):
+        return {**dict(type='CocoDataset', data_root=f'{root}/', ann_file='train.json', data_prefix=dict(img='images')),
+                **kwargs}
+
+    def test_what_is_there_passes(self, root):
+        for dataset in (self.coco(root), self.coco(root, data_prefix=dict(img='')),
+                        self.coco('/nowhere', ann_file=f'{root}/train.json', data_prefix=dict(img=f'{root}/images'))):
+            check(dataset, 'mmdet')
+
+    @pytest.mark.parametrize('changes, words', [
+        (dict(ann_file='none.json'), 'none.json does not exist'),
+        (dict(data_prefix=dict(img='none')), 'data folder .*none does not exist'),
+        (dict(data_root='/nowhere/'), '/nowhere/train.json does not exist'),
+    ])
+    def test_what_is_missing_is_named(self, root, changes, words):
+        with pytest.raises(UsageError, match=words):
+            check(self.coco(root, **changes), 'mmdet')
+
+    @pytest.mark.parametrize('wrap', [
+        lambda d: dict(type='RepeatDataset', times=2, dataset=d),
+        lambda d: dict(type='ClassBalancedDataset', oversample_thr=1e-3, dataset=d),
+        lambda d: dict(type='ConcatDataset', datasets=[d]),
+        lambda d: dict(type='MultiImageMixDataset', pipeline=[],
+                       dataset=dict(type='RepeatDataset', times=1, dataset=dict(type='ConcatDataset', datasets=[d]))),
+        lambda d: dict(d, type='mmdet.CocoDataset'),
+    ])
+    def test_wrappers_are_searched(self, root, wrap):
+        check(wrap(self.coco(root)), 'mmdet')
+        assert 'none.json' in refusal(wrap(self.coco(root, ann_file='none.json')), 'mmdet')
+
+    def test_a_class_as_type(self, root):
+        from mmdet.datasets import CocoDataset
+        assert 'none.json' in refusal(dict(type=CocoDataset, ann_file='none.json'))
+
+    @pytest.mark.parametrize('changes', [
+        dict(data_root='s3://bucket/coco/'),
+        dict(data_root='', ann_file='http://example.com/train.json', data_prefix=dict(img='')),
+        dict(data_root='none', backend_args=dict(backend='petrel')),
+        dict(data_root='none', pipeline=[dict(type='LoadImageFromFile', backend_args=dict(backend='lmdb'))]),
+        dict(ann_file=['a.json', 'b.json']),
+        dict(data_prefix=dict(img=['a', 'b'])),
+        dict(data_prefix='images'),
+        dict(data_prefix=dict(img=None)),
+        dict(type='LVISDataset', data_prefix=dict(img='')),
+        dict(type='NobodysDataset', ann_file='none.json'),
+        dict(type=None, ann_file='none.json'),
+    ])
+    def test_what_cannot_be_known_is_let_through(self, root, changes):
+        check(self.coco(root, **changes), 'mmdet')
+
+    def test_voc_and_its_folders(self, root):
+        voc = dict(type='VOCDataset', data_root=str(root), ann_file='train.txt', data_prefix=dict(sub_data_root=''))
+        check(voc, 'mmdet')
+        assert 'none.txt' in refusal(dict(voc, ann_file='none.txt'), 'mmdet')
+
+    def test_an_unknown_scope(self, root):
+        check(self.coco(root, ann_file='none.json'), 'nobodys_library')
+
+    def test_home(self, root, monkeypatch):
+        """mmdet opens '~/...' as it stands."""
+        monkeypatch.setenv('HOME', str(root))
+        assert f'write {root}/train.json' in refusal(self.coco('~'), 'mmdet')
+
+
+class TestSegmentation:
+
+    @pytest.fixture(autouse=True)
+    def _mmseg(self):
+        pytest.importorskip('mmseg')
+
+    def test_folders(self, root):
+        prefix = dict(img_path='images', seg_map_path='labels')
+        check(dict(type='ADE20KDataset', data_root=str(root), data_prefix=prefix), 'mmseg')
+        assert 'none' in refusal(dict(type='ADE20KDataset', data_root=str(root),
+                                      data_prefix=dict(prefix, seg_map_path='none')), 'mmseg')
+        check(dict(type='ADE20KDataset', data_root=str(root), ann_file='images', data_prefix=prefix), 'mmseg')
+
+    def test_a_data_set_that_looks_for_its_files_at_once(self, root):
+        """PascalVOCDataset fails an assertion without a text."""
+        prefix = dict(img_path='images', seg_map_path='labels')
+        for ann_file, words in (('train.txt', None), ('none.txt', 'none.txt does not exist')):
+            dataset = dict(type='PascalVOCDataset', data_root=str(root), data_prefix=prefix, ann_file=ann_file)
+            assert words in refusal(dataset, 'mmseg') if words else check(dataset, 'mmseg') is None
+
+
+class TestClassification:
+
+    @pytest.fixture(autouse=True)
+    def _mmpretrain(self):
+        pytest.importorskip('mmpretrain')
+
+    @pytest.mark.parametrize('name', ['CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST'])
+    def test_what_is_downloaded_passes(self, name):
+        check(dict(type=name, data_root='none', split='train'), 'mmpretrain')
+        check(dict(type=name, data_prefix='none'), 'mmpretrain')
+
+    def test_folders(self, root):
+        for dataset in (dict(data_root=str(root), data_prefix='train'), dict(data_prefix=f'{root}/train'),
+                        dict(data_root=str(root), data_prefix=dict(img_path='train'), ann_file='train.txt')):
+            check(dict(dataset, type='CustomDataset'), 'mmpretrain')
+        check(dict(type='ImageNet', data_root=str(root), split='train'), 'mmpretrain')
+        assert f'{root}/val' in refusal(dict(type='ImageNet', data_root=str(root), split='val'), 'mmpretrain')
+
+    def test_home(self, root, monkeypatch):
+        """mmpretrain expands it in data_prefix and ann_file, and not in data_root."""
+        monkeypatch.setenv('HOME', str(root))
+        check(dict(type='CustomDataset', data_prefix='~/train'), 'mmpretrain')
+        assert f'write {root}/train' in refusal(dict(type='CustomDataset', data_root='~', data_prefix='train'),
+                                                'mmpretrain')
+
+
+def test_a_reader_of_another_package_is_left_alone():
+
+    class Made(BaseDataset):
+
+        def load_data_list(self):
+            return []
+
+    check(dict(type=Made, ann_file='none.json'))
+    assert 'none.json' in refusal(dict(type=BaseDataset, ann_file='none.json'))
+
+
+def test_files_of_metrics(root):
+    for metric in (dict(type='CocoMetric', ann_file=f'{root}/train.json'), dict(type='CocoMetric'),
+                   dict(type='CocoMetric', ann_file='s3://bucket/train.json'),
+                   dict(type='CocoMetric', ann_file=['a.json']),
+                   dict(type='CocoMetric', ann_file='none.json', backend_args=dict(backend='petrel')),
+                   [dict(type='CocoMetric', ann_file=f'{root}/train.json')]):
+        check_annotations(Config(dict(val_evaluator=metric)), 'val_evaluator')
+    with pytest.raises(UsageError, match='val_evaluator: annotation file none.json does not exist'):
+        check_annotations(Config(dict(val_evaluator=[dict(type='CocoMetric', ann_file='none.json')])), 'val_evaluator')
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_the_tools_check_the_data_of_a_strangers_config(tmp_path, tool):
+    """Without DataCheckHook, and with the 80 classes of COCO left in."""
+    pytest.importorskip('mmdet')
+    import torch
+    from PIL import Image
+    Image.new('RGB', (64, 64)).save(tmp_path / '1.jpg')
+    (tmp_path / 'all.json').write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='1.jpg', width=64, height=64)],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[8, 8, 30, 30], area=900, iscrowd=0)],
+        categories=[dict(id=1, name='cat')])))  # yapf: disable
+    (tmp_path / 'config.py').write_text(f'''
+default_scope = 'mmdet'
+model = dict(
+    type='RetinaNet',
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+    backbone=dict(type='ResNet', depth=18, out_indices=(3, )),
+    neck=dict(type='FPN', in_channels=[512], out_channels=8, num_outs=1),
+    bbox_head=dict(type='RetinaHead', num_classes=80, in_channels=8, stacked_convs=0,
+                   anchor_generator=dict(type='AnchorGenerator', ratios=[1.0], scales=[4], strides=[32])))
+pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]
+dataset = dict(type='CocoDataset', data_root={str(tmp_path)!r}, ann_file='all.json', data_prefix=dict(img=''),
+               metainfo=dict(classes=('cat', )), pipeline=pipeline)
+train_dataloader = dict(batch_size=1, sampler=dict(type='DefaultSampler'), dataset=dataset)
+test_dataloader = train_dataloader
+train_cfg = dict(by_epoch=True, max_epochs=1)
+test_cfg = dict()
+test_evaluator = dict(type='CocoMetric', metric='bbox')
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+''')
+    torch.save(dict(state_dict={'bbox_head.retina_cls.bias': torch.zeros(80)}, meta=dict()), tmp_path / 'any.pth')
+    arguments = [str(tmp_path / 'any.pth')] if tool == 'test' else []
+    result = subprocess.run(
+        [sys.executable, f'tools/{tool}.py', str(tmp_path / 'config.py'), *arguments, '--work-dir',
+         str(tmp_path / 'work')], cwd=ROOT, capture_output=True, text=True)  # yapf: disable
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+    assert last.startswith('error: model.bbox_head.num_classes is 80, but the data set of ') and '1 classes' in last

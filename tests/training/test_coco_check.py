@@ -1,0 +1,340 @@
+"""Annotation files that mmdet's CocoDataset would silently misread, or fail at without naming them."""
+import copy
+import json
+
+import pytest
+from PIL import Image
+
+pytest.importorskip('mmdet')
+
+from mmdet.datasets import CocoDataset  # noqa: E402
+from mmdet.evaluation import CocoMetric  # noqa: E402
+
+from rmt_mm.errors import DataError  # noqa: E402
+from rmt_mm.training.coco_check import check_coco_dataset, check_evaluated_images, is_plain_coco  # noqa: E402
+
+SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
+
+
+def content(boxes=((4, 4, 16, 16), (40, 30, 20, 10), (10, 30, 30, 12), (30, 2, 8, 40)), size=(64, 48)):
+    """A file of an image for each two boxes."""
+    images = [dict(id=i + 1, file_name=f'{i}.png', width=size[0], height=size[1]) for i in range((len(boxes) + 1) // 2)]
+    annotations = [dict(id=10 + i, image_id=i // 2 + 1, category_id=1 + i % 2, bbox=list(box), area=box[2] * box[3],
+                        segmentation=SQUARE, iscrowd=0) for i, box in enumerate(boxes)]
+    return dict(images=images, annotations=annotations,
+                categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
+
+
+class Folder:
+    """A data set of two images on disk."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def write(self, data, name='train.json'):
+        (self.path / name).write_text(data if isinstance(data, str) else json.dumps(data))
+        for image in data.get('images', ()) if isinstance(data, dict) else ():
+            if 'file_name' in image:
+                Image.new('RGB', (64, 48)).save(self.path / image['file_name'])
+
+    def dataset(self, name='train.json', classes=('cat', 'dog'), masks=True, kind=CocoDataset, **kwargs):
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)]
+        return kind(ann_file=name, data_root=str(self.path), data_prefix=dict(img=''), pipeline=pipeline,
+                    metainfo=dict(classes=classes), lazy_init=True, **kwargs)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from mmdet.utils import register_all_modules
+    register_all_modules(init_default_scope=True)
+    return Folder(tmp_path)
+
+
+def refusal(dataset):
+    with pytest.raises(DataError) as info:
+        check_coco_dataset(dataset, 'train_dataloader')
+    text = str(info.value)
+    assert text.startswith('train_dataloader: ') and '\n' not in text
+    return text
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    found = []
+    monkeypatch.setattr('rmt_mm.training.coco_check.print_log', lambda text, *args: found.append(text))
+    return found
+
+
+def test_a_good_file_passes_in_silence(folder, notes):
+    folder.write(content())
+    found = check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert found.images == {1: '0.png', 2: '1.png'} and found.labels == ('cat', 'dog')
+    assert not notes
+
+
+def change(key, index, **values):
+    def apply(data):
+        for name, value in values.items():
+            if value is KeyError:
+                del data[key][index][name]
+            else:
+                data[key][index][name] = value
+    return apply
+
+
+def drop(key):
+    return lambda data: data.pop(key)
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (drop('images'), "has no 'images'"),
+    (drop('categories'), "has no 'categories'"),
+    (drop('annotations'), "has no 'annotations'"),
+    (change('images', 1, height=KeyError), "has no 'height' for image 2"),
+    (change('images', 1, width=KeyError), "has no 'width' for image 2"),
+    (change('images', 0, file_name=KeyError), "has no 'file_name' for image 1"),
+    (change('images', 1, width='64'), "gives image 2 width '64'"),
+    (change('images', 1, id=1), 'more than one image with id 1'),
+    (change('categories', 1, name=KeyError), "has no 'name' for category 2"),
+    (change('categories', 1, id=1), 'more than one category with id 1'),
+    (change('categories', 1, name='cat'), "more than one category called 'cat'"),
+    (change('annotations', 2, area=KeyError), "has no 'area' for annotation 12 (1 of 4)"),
+    (change('annotations', 2, bbox=KeyError), "has no 'bbox' for annotation 12"),
+    (change('annotations', 2, category_id=KeyError), "has no 'category_id' for annotation 12"),
+    (change('annotations', 2, image_id=KeyError), "has no 'image_id' for annotation 12"),
+    (change('annotations', 2, segmentation=KeyError), 'has no segmentation for annotation 12'),
+    (change('annotations', 2, segmentation=[]), 'has no segmentation for annotation 12'),
+    (change('annotations', 2, segmentation=SQUARE[0]), 'annotation 12 that is neither a list of polygons'),
+    (change('annotations', 2, segmentation=dict(size=[4, 4], counts=[16])), 'segmentation of [4, 4] pixels'),
+    (change('annotations', 2, id=10), 'more than one annotation with id 10'),
+    (change('annotations', 2, category_id=7), 'gives annotation 12 category_id 7, which no category has'),
+    (change('annotations', 2, bbox=[1, 2, float('nan'), 4]), 'gives annotation 12 the bbox [1, 2, nan, 4]'),
+    (change('annotations', 2, bbox=[1, 2, 3]), 'gives annotation 12 the bbox [1, 2, 3]'),
+    (change('annotations', 2, bbox=[1, 2, '3', 4]), "gives annotation 12 the bbox [1, 2, '3', 4]"),
+    (change('annotations', 2, bbox=None), 'gives annotation 12 the bbox None'),
+    (change('annotations', 2, area=float('inf')), 'gives annotation 12 the area inf'),
+    (change('annotations', 2, area=None), 'gives annotation 12 the area None'),
+])  # yapf: disable
+def test_broken_entries_are_named(folder, spoil, words):
+    data = content()
+    spoil(data)
+    folder.write(data)
+    text = refusal(folder.dataset())
+    assert words in text and 'train.json' in text
+
+
+@pytest.mark.parametrize('text, words', [
+    (json.dumps(content())[:-30], 'ends too early'),
+    ('', 'is empty'),
+    ('<html>', 'is not valid JSON'),
+    ('[]', 'holds a list'),
+])
+def test_no_coco_file_at_all(folder, text, words):
+    folder.write(text)
+    assert words in refusal(folder.dataset()) and 'train.json' in refusal(folder.dataset())
+
+
+def test_no_text_and_no_file(folder):
+    (folder.path / 'train.json').write_bytes(b'\x80\x81\xff\xfe' * 4)
+    assert 'is not a text file' in refusal(folder.dataset())
+    assert 'none.json cannot be read' in refusal(folder.dataset('none.json'))
+
+
+@pytest.mark.parametrize('convert, words', [
+    (lambda x, y, w, h: (x, y, x + w, y + h), 'look like [x1, y1, x2, y2]'),
+    (lambda x, y, w, h: (x / 64, y / 48, w / 64, h / 48), 'boxes from 0 to 1'),
+    (lambda x, y, w, h: (x + 640, y, w, h), 'leave their image'),
+    (lambda x, y, w, h: (10 * x, 10 * y, 10 * w, 10 * h), 'leave their image'),
+    (lambda x, y, w, h: (x, y, -w, h), 'narrower or lower than a pixel'),
+    (lambda x, y, w, h: (x, y, w, 0), 'narrower or lower than a pixel'),
+])
+def test_boxes_of_another_kind(folder, convert, words):
+    data = content()
+    for annotation in data['annotations']:
+        annotation['bbox'] = convert(*annotation['bbox'])
+    folder.write(data)
+    assert words in refusal(folder.dataset())
+
+
+def test_no_area_anywhere(folder):
+    data = content()
+    for annotation in data['annotations']:
+        annotation['area'] = 0
+    folder.write(data)
+    assert '4 without an area' in refusal(folder.dataset())
+
+
+@pytest.mark.parametrize('values, words', [
+    (dict(bbox=[10, 30, 0, 12]), '1 of 4 boxes that CocoDataset leaves out (1 narrower'),
+    (dict(bbox=[70, 30, 10, 12]), '1 outside their image'),
+    (dict(bbox=[50, 30, 30, 12]), '1 of 4 boxes that leave their image, such as annotation 12'),
+    (dict(image_id=99), '1 of 4 annotations an image_id that no image has, such as annotation 12'),
+])
+def test_what_may_be_is_noted(folder, notes, values, words):
+    data = content()
+    data['annotations'][2].update(values)
+    folder.write(data)
+    check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert any(words in note and 'train.json' in note for note in notes), notes
+
+
+def test_boxes_that_are_ignored_are_not_looked_at(folder):
+    data = content()
+    data['annotations'][2] = dict(id=12, image_id=1, category_id=1, ignore=1)
+    folder.write(data)
+    check_coco_dataset(folder.dataset(), 'train_dataloader')
+
+
+def test_boxes_alone_need_no_segmentation(folder):
+    data = content()
+    for annotation in data['annotations']:
+        del annotation['segmentation']
+    folder.write(data)
+    check_coco_dataset(folder.dataset(masks=False), 'train_dataloader')
+
+
+@pytest.mark.parametrize('classes', [('cat', 'dgo'), ('dgo', 'cat'), ('cta', 'dog')])
+def test_a_misspelt_class(folder, classes):
+    folder.write(content())
+    wrong, right = next((c, r) for c, r in (('dgo', 'dog'), ('cta', 'cat')) if c in classes)
+    text = refusal(folder.dataset(classes=classes))
+    assert repr(wrong) in text and f'did you mean {right!r}' in text
+
+
+def test_the_eighty_classes_of_coco_left_in(folder):
+    folder.write(content())
+    dataset = CocoDataset(ann_file=str(folder.path / 'train.json'), lazy_init=True)
+    text = refusal(dataset)
+    assert "'person'" in text and '78 of 80' in text and 'cat, dog' in text
+
+
+def test_a_subset_of_the_categories_may_be_trained(folder, notes):
+    folder.write(content())
+    assert check_coco_dataset(folder.dataset(classes=('dog', )), 'train_dataloader').labels == ('dog', )
+    assert not notes
+
+
+def test_a_class_without_annotations_may_come_last(folder, notes):
+    """Labels of the others stay as they are; a test could not name what is predicted."""
+    folder.write(content())
+    check_coco_dataset(folder.dataset(classes=('cat', 'dog', 'fish')), 'train_dataloader')
+    assert "'fish'" in notes[0]
+    assert "'fish'" in refusal(folder.dataset(classes=('cat', 'dog', 'fish'), test_mode=True))
+
+
+def test_labels_follow_the_file(folder, notes):
+    folder.write(content())
+    assert check_coco_dataset(folder.dataset(classes=('dog', 'cat')), 'train_dataloader').labels == ('cat', 'dog')
+    assert 'should be cat, dog' in notes[0]
+
+
+def test_no_annotation_of_a_class(folder):
+    data = content()
+    for annotation in data['annotations']:
+        annotation['category_id'] = 1
+    folder.write(data)
+    assert 'annotations of cat alone' in refusal(folder.dataset(classes=('dog', )))
+
+
+def test_sizes_of_images(folder, notes):
+    folder.write(content())
+    Image.new('RGB', (128, 96)).save(folder.path / '1.png')
+    assert '1.png is 128 x 96, not 64 x 48' in refusal(folder.dataset())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (48, 64)).save(folder.path / '1.png', exif=exif)  # 64 x 48 when loaded
+    check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert not notes
+    Image.new('RGB', (64, 48)).save(folder.path / '1.png', exif=exif)
+    check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert 'EXIF' in notes[0]
+
+
+def test_a_missing_image(folder):
+    folder.write(content())
+    (folder.path / '0.png').unlink()
+    assert '0.png cannot be read' in refusal(folder.dataset())
+
+
+def test_only_a_bounded_number_of_images_is_opened(folder, monkeypatch):
+    boxes = [(4, 4, 16, 16)] * 400
+    folder.write(content(boxes))
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, 'open', lambda path: opened.append(path) or real(path))
+    check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert len(opened) == 50 and opened[0].endswith('/0.png') and opened[-1].endswith('/199.png')
+
+
+def test_a_test_needs_no_annotations(folder):
+    data = content()
+    del data['annotations']
+    folder.write(data)
+    check_coco_dataset(folder.dataset(test_mode=True), 'test_dataloader')
+
+
+def test_a_file_elsewhere_is_let_through(folder, notes):
+    dataset = folder.dataset()
+    dataset.ann_file = 'http://example.com/train.json'
+    assert check_coco_dataset(dataset, 'train_dataloader') is None
+    assert 'http://example.com/train.json' in notes[0]
+
+
+def test_other_readers_are_left_alone():
+    """A subclass that reads boxes in its own way may have them in any form."""
+
+    class Corners(CocoDataset):
+
+        def parse_data_info(self, raw_data_info):
+            return super().parse_data_info(raw_data_info)
+
+    class Same(CocoDataset):
+        METAINFO = dict(classes=('cat', ))
+
+    assert is_plain_coco(Same(lazy_init=True)) and is_plain_coco(CocoDataset(lazy_init=True))
+    assert not is_plain_coco(Corners(lazy_init=True))
+    from mmdet.datasets import CocoPanopticDataset, LVISV1Dataset, Objects365V1Dataset, VOCDataset
+    for kind in (CocoPanopticDataset, LVISV1Dataset, Objects365V1Dataset):
+        assert not is_plain_coco(kind(data_prefix=dict(img='', seg=''), lazy_init=True))
+    assert not is_plain_coco(VOCDataset(data_prefix=dict(sub_data_root='VOC2007/'), lazy_init=True))
+
+
+class TestEvaluatedImages:
+
+    @pytest.fixture
+    def found(self, folder):
+        folder.write(content())
+        return check_coco_dataset(folder.dataset(), 'val_dataloader')
+
+    def metric(self, folder, data, **kwargs):
+        folder.write(data, 'other.json')
+        return CocoMetric(ann_file=str(folder.path / 'other.json'), **kwargs)
+
+    def test_a_copy_passes(self, folder, found):
+        check_evaluated_images(self.metric(folder, content(), metric=['bbox', 'segm']), found, 'val_evaluator')
+        check_evaluated_images(CocoMetric(), found, 'val_evaluator')
+
+    @pytest.mark.parametrize('spoil, words', [
+        (change('images', 0, file_name='other.png'), "has no image 1 called '0.png'"),
+        (change('images', 1, id=3), "has no image 2 called '1.png'"),
+        (lambda data: data['images'].append(dict(data['images'][0], id=7)), 'has 1 images more'),
+    ])
+    def test_other_images(self, folder, found, spoil, words):
+        data = copy.deepcopy(content())
+        spoil(data)
+        with pytest.raises(DataError, match='val_evaluator: .*another file') as info:
+            check_evaluated_images(self.metric(folder, data), found, 'val_evaluator')
+        assert words in str(info.value)
+
+    def test_other_boxes_of_the_same_images_are_noted(self, folder, found, notes):
+        check_evaluated_images(self.metric(folder, content()), found, 'val_evaluator')
+        assert not notes
+        check_evaluated_images(self.metric(folder, content([(1, 1, 8, 8)] * 4)), found, 'val_evaluator')
+        assert 'has other boxes' in notes[0]
+
+    def test_masks(self, folder, found):
+        data = content()
+        del data['annotations'][1]['segmentation']
+        check_evaluated_images(self.metric(folder, data, metric='bbox'), found, 'val_evaluator')
+        with pytest.raises(DataError, match='annotation 11 of its ann_file has no segmentation'):
+            check_evaluated_images(self.metric(folder, data, metric='segm'), found, 'val_evaluator')
