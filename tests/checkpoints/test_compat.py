@@ -53,16 +53,26 @@ def test_mmengine_checkpoints_can_be_read_safely(tmp_path):
 
 
 class Sneaky:
-    """Unpickled, it would look up any attribute of any object: getattr(torch.nn.Module, '__class__')."""
+    """Unpickled, it would look up an attribute of an object that torch or this package allows."""
+
+    def __init__(self, owner, name):
+        self.asked = owner, name
 
     def __reduce__(self):
-        return getattr, (torch.nn.Module, '__class__')
+        return getattr, self.asked
 
 
-def test_the_allowance_reaches_no_further(tmp_path):
-    torch.save(dict(meta=Sneaky()), tmp_path / 'sneaky.pth')
+@pytest.mark.parametrize('owner, name', [
+    (HistoryBuffer, '__init__'), (HistoryBuffer, '__globals__'), (HistoryBuffer, 'register_statistics'),
+    (HistoryBuffer, 'update'), (np.ndarray, 'tofile'), (np.dtype, '__class__'), (torch.Tensor, 'map_'),
+    (torch.nn.Parameter, '__class__'), (torch.Size, '__subclasses__'), ('', 'format'), (None, '__doc__')])
+def test_the_allowance_reaches_no_further(owner, name, tmp_path):
+    """Attributes of nothing but a HistoryBuffer's statistics; the owners themselves may be read."""
     allow_own_checkpoints()
-    with pytest.raises(pickle.UnpicklingError):
+    torch.save(dict(meta=Sneaky(HistoryBuffer, 'mean')), tmp_path / 'good.pth')
+    assert torch.load(tmp_path / 'good.pth', weights_only=True)['meta'] is HistoryBuffer.mean
+    torch.save(dict(meta=Sneaky(owner, name)), tmp_path / 'sneaky.pth')
+    with pytest.raises(pickle.UnpicklingError, match='attribute'):
         torch.load(tmp_path / 'sneaky.pth', weights_only=True)
 
 

@@ -553,7 +553,7 @@ def test_the_tools_hold_all_loading_to_safety(args, run_tool, tmp_path):
 
 
 def test_mmengine_runs_no_config_of_a_checkpoint(run_tool, tmp_path):
-    """Resuming, it would: Config.fromstring(meta['config'])."""
+    """Resuming, its Runner would: Config.fromstring(meta['config'])."""
     path = tmp_path / 'old.pth'
     torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}, meta=dict(config='import os')), path)
     for args in LOADING:

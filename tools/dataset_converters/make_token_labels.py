@@ -154,6 +154,7 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
     if not is_timm and not osp.isfile(args.config):
         raise cli.UsageError(f'config {args.config} does not exist.')
     if not (is_timm and args.checkpoint == 'pretrained'):
+        cli.force_safe_loading()
         cli.check_checkpoint_file(args.checkpoint)
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
