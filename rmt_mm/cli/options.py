@@ -3,12 +3,37 @@ import argparse
 import contextlib
 import os
 import os.path as osp
+import shlex
 import sys
 from typing import Iterator
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from ..errors import RMTError, UsageError
+from ..errors import RMTError, UsageError, printable
+
+CONVERTER = 'tools/model_converters/rmt_to_mm.py'
+# What the tools add to an error, by its remedy and with its facts: the library names no tool and no flag.
+REMEDIES = {
+    'convert': f'convert it with `python {CONVERTER} SRC DST`',
+    'allow_type': f'`python {CONVERTER} --allow-type {{type_name}} SRC DST` reads the rest and leaves them out',
+    'in_channels': f'convert it with `python {CONVERTER} --in-channels {{channels}} SRC DST`',
+    'task': f'`python {CONVERTER} --task {{task}} SRC DST` does that',
+    'weights': f'`python {CONVERTER} --weights {{weights}} SRC DST` does that',
+    'force': '--force replaces it',
+    'label_maps': '`python tools/dataset_converters/make_token_labels.py` makes them',
+}
+
+
+def describe(error: BaseException) -> str:
+    """Return the text of an error for a terminal, in one line, with what the tools know to do about it."""
+    text = printable(' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()))
+    if not isinstance(error, RMTError):
+        return f'{text} (RMT_MM_DEBUG=1 prints the traceback)'
+    if error.remedy not in REMEDIES:
+        return text
+    # Facts may come from a file, and end up in a shell.
+    facts = {key: shlex.quote(str(value)) for key, value in error.facts.items()}
+    return f'{text.rstrip(".")}; {REMEDIES[error.remedy].format(**facts)}.'
 
 
 @contextlib.contextmanager
@@ -22,9 +47,7 @@ def one_sentence(*errors: type) -> Iterator[None]:
     except (RMTError, *errors) as error:
         if os.environ.get('RMT_MM_DEBUG'):
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        hint = '' if isinstance(error, RMTError) else ' (RMT_MM_DEBUG=1 prints the traceback)'
-        sys.exit(f'error: {text}{hint}')
+        sys.exit(f'error: {describe(error)}')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
