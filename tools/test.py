@@ -30,8 +30,7 @@ def main() -> None:
         cfg = cli.load_config(args)
         cli.check_datasets(cfg, 'test_dataloader')
         cli.check_annotations(cfg, 'test_evaluator')
-        cli.check_checkpoint_file(args.checkpoint)
-        cfg.load_from = args.checkpoint
+        cfg.load_from, cfg.resume = cli.check_file(args.checkpoint, 'CHECKPOINT'), False
         if args.tta:
             cli.use_tta(cfg)
         if args.show_dir:
@@ -39,6 +38,7 @@ def main() -> None:
 
     with cli.one_sentence(*cli.BUILD_ERRORS):
         runner = cli.build_runner(cfg)
+        cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))

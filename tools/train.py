@@ -39,16 +39,12 @@ def main() -> None:
         if args.auto_scale_lr:
             cli.require_auto_scale_lr(cfg)
             cfg.auto_scale_lr.enable = True
-        if args.resume is not None:
-            cfg.resume = True
-            cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
-            if cfg.load_from is None:
-                print(f'Nothing to resume in {cfg.work_dir}: training from the start.')
-        if cfg.get('load_from'):
-            cli.check_checkpoint_file(cfg.load_from)
+        cli.choose_checkpoint(cfg, args.resume)
+        cli.check_init_cfgs(cfg)
 
     with cli.one_sentence(*cli.BUILD_ERRORS):
         runner = cli.build_runner(cfg)
+        cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
         build_data(runner, 'train', 'val')
     try:
         with cli.one_sentence():

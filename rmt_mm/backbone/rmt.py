@@ -144,6 +144,7 @@ class RMT(BaseModule):
             if out_norm and stage in self.out_indices:
                 self.add_module(f'norm{stage}', nn.LayerNorm(dim))
         self.out_norm = out_norm
+        self.deploy = deploy
         if deploy:
             fold(self)
         self._freeze_stages()
@@ -213,6 +214,7 @@ class RMT(BaseModule):
         if self.training:
             raise RuntimeError('switch_to_deploy() is for inference and cannot be undone: call eval() first.')
         fold(self)
+        self.deploy = True
 
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; of type Pretrained, it takes official files too: :func:`load_pretrained`."""

@@ -1,14 +1,11 @@
-"""Build mmengine's Runner for the hardware at hand, and find the checkpoint that it starts from."""
+"""Build mmengine's Runner for the hardware at hand."""
 import atexit
-import os.path as osp
-from typing import Optional
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from .search import find_dicts
 
@@ -41,8 +38,3 @@ def _adapt_to_cpu(cfg: Config) -> None:
     for norm in find_dicts(cfg.get('model', {}), lambda d: d.get('type') == 'SyncBN'):
         norm['type'] = 'BN'
 
-
-def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """Return the checkpoint that training in ``work_dir`` wrote last, if there is one."""
-    # mmengine's own function prints a warning about its absence; a first run with --resume is no mistake.
-    return find_latest_checkpoint(work_dir) if osp.isfile(osp.join(work_dir, 'last_checkpoint')) else None

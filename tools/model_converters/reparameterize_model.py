@@ -35,7 +35,9 @@ def main() -> None:
         model.eval()
         for backbone in backbones:
             backbone.switch_to_deploy()
-        write_checkpoint(dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict()), args.out)
+        meta = checkpoint.get('meta') or {}
+        meta['rmt_mm'] = {**meta.get('rmt_mm', {}), 'deploy': True}
+        write_checkpoint(dict(meta=meta, state_dict=model.state_dict()), args.out)
     print(f'{args.out} is for model.backbone.deploy=True.')
 
 
