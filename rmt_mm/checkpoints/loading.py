@@ -234,7 +234,7 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
         check_state_dict(backbone, below if prefix else own or below)
     except CheckpointError as error:
         hint = ''
-        if own and own.keys() < _shapes(backbone).keys():
+        if own and own.keys() < _shapes(backbone).keys() and not is_deployed(own):
             hint = ' To load a part on purpose, complete it: {**model.state_dict(), **part}.'
         raise CheckpointError(f'checkpoint{" below " + repr(prefix) if prefix else ""}: {error}{hint}', error.remedy,
                               **error.facts) from error

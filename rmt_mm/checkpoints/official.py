@@ -261,9 +261,10 @@ def require_rmt(state_dict: StateDict) -> None:
 
 
 def is_deployed(names: Iterable[str]) -> bool:
-    """Tell by our names whether an RMT is of the form for inference: its stem's BatchNorms are in the convolutions."""
-    stem = {match.group(1) for match in (re.search(r'(?:^|\.)stem\.([01])\.', name) for name in names) if match}
-    return stem == {'0'}
+    """Tell by our names whether an RMT is of the form for inference: its BatchNorms are in the convolutions."""
+    names = list(names)
+    norms = any(re.search(r'(^|\.)(stem\.(1|4|7|10)|downsamples\.\d\.norm)\.', name) for name in names)
+    return is_ours(names) and not norms and any(re.search(r'(^|\.)stem\.0\.weight$', name) for name in names)
 
 
 def is_marked_deployed(checkpoint: dict) -> bool:

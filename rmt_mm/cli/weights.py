@@ -54,25 +54,40 @@ def check_file(path: str, key: str) -> str:
         return check_checkpoint_file(path)
     except FileNotFoundError as error:
         raise UsageError(f'{key}: {error}') from error
+    except CheckpointError as error:
+        raise error.at(key) from error
 
 
 def check_init_cfgs(cfg: Config) -> None:
-    """Raise UsageError if a file that an ``init_cfg`` of the model names does not exist."""
-    for key, init_cfg in _init_cfgs(cfg.get('model', {}), 'model'):
-        path = init_cfg.get('checkpoint')
-        if isinstance(path, str) and '://' not in path and not osp.isfile(osp.expanduser(path)):
-            raise UsageError(f'{key}.checkpoint: {path} does not exist.')
+    """Check the local files that the ``init_cfg`` of the model and its parts name.
+
+    Raises:
+        UsageError: one does not exist.
+        CheckpointError: one that mmengine, rather than RMT, would load cannot be read safely, or must be converted.
+    """
+    for key, owner, init_cfg in _init_cfgs(cfg.get('model', {}), 'model'):
+        path, key = init_cfg.get('checkpoint'), f'{key}.checkpoint'
+        if not isinstance(path, str) or '://' in path:
+            continue
+        if owner not in ('RMT', 'mmengine.RMT', RMT):
+            check_file(path, key)
+        elif not osp.exists(osp.expanduser(path)):
+            raise UsageError(f'{key}: {path} does not exist.')
 
 
-def _init_cfgs(node, key: str) -> Iterator[Tuple[str, dict]]:
-    if isinstance(node, dict):
-        if 'checkpoint' in node and 'type' in node and is_pretrained(node):
-            yield key, node
-        for name, child in node.items():
-            yield from _init_cfgs(child, f'{key}.{name}')
-    elif isinstance(node, (list, tuple)):
+def _init_cfgs(node, key: str) -> Iterator[Tuple[str, object, dict]]:
+    """Yield the keys, types of owner, and dicts of all ``init_cfg`` of type Pretrained."""
+    if isinstance(node, (list, tuple)):
         for i, child in enumerate(node):
             yield from _init_cfgs(child, f'{key}.{i}')
+    elif isinstance(node, dict):
+        for name, child in node.items():
+            if name != 'init_cfg':
+                yield from _init_cfgs(child, f'{key}.{name}')
+                continue
+            for init_cfg in child if isinstance(child, (list, tuple)) else [child]:
+                if isinstance(init_cfg, dict) and 'type' in init_cfg and is_pretrained(init_cfg):
+                    yield f'{key}.init_cfg', node.get('type'), init_cfg
 
 
 def watch_loading(runner: Runner, checkpoint: Optional[str], use: str) -> None:
