@@ -22,8 +22,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
     with cli.one_sentence():
         if args.out and not args.out.endswith(('.pkl', '.pickle')):
             raise cli.UsageError(f'--out {args.out}: predictions are pickled, the file must end in .pkl.')
@@ -52,6 +51,12 @@ def dump_metric(cfg, path: str) -> DumpResults:
         from mmdet.evaluation import DumpDetResults
         return DumpDetResults(out_file_path=path)
     return DumpResults(out_file_path=path)
+
+
+def main() -> None:
+    args = parse_args()
+    with cli.process_group():
+        run(args)
 
 
 if __name__ == '__main__':

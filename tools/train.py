@@ -28,8 +28,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
     with cli.one_sentence():
         cfg = cli.load_config(args)
         cli.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
@@ -53,6 +52,12 @@ def main() -> None:
         print(f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'
               f'  python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume', file=sys.stderr)
         sys.exit(130)
+
+
+def main() -> None:
+    args = parse_args()
+    with cli.process_group():
+        run(args)
 
 
 if __name__ == '__main__':

@@ -4,11 +4,11 @@ from ..errors import UsageError
 from .config import load_config
 from .data_files import check_annotations, check_datasets
 from .options import add_common_arguments, draw_predictions, one_sentence, require_auto_scale_lr, use_amp, use_tta
-from .runner import BUILD_ERRORS, build_runner
+from .runner import BUILD_ERRORS, build_runner, process_group
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
 
 __all__ = [
     'BUILD_ERRORS', 'UsageError', 'add_common_arguments', 'build_runner', 'check_annotations', 'check_checkpoint_file',
     'check_datasets', 'check_file', 'check_init_cfgs', 'choose_checkpoint', 'draw_predictions', 'load_config',
-    'one_sentence', 'require_auto_scale_lr', 'use_amp', 'use_tta', 'watch_loading'
+    'one_sentence', 'process_group', 'require_auto_scale_lr', 'use_amp', 'use_tta', 'watch_loading'
 ]
