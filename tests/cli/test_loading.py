@@ -1,15 +1,19 @@
 """What tools/train.py and tools/test.py do with checkpoints that fit, and with those that do not."""
+import contextlib
 import itertools
+import os
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 
-from rmt_mm import RMT
+from rmt_mm import RMT, cli
 from rmt_mm.cli.weights import choose_checkpoint
 from rmt_mm.errors import CheckpointError, UsageError
 
@@ -367,3 +371,52 @@ def test_official_files_are_for_the_init_cfg_of_the_backbone(config, tool, tmp_p
     with_init_cfg(config, path, whole=False)
     status, text = tool('train.py')
     assert status == 0 and f'RMT loaded from {path}' in text
+
+
+def test_reparameterized_files(config, tool, tmp_path, monkeypatch):
+    path, out = save(tmp_path / 'file.pth'), tmp_path / 'deploy.pth'
+
+    def reparameterize(*args):
+        monkeypatch.setattr(sys, 'argv', ['reparameterize_model.py', *map(str, (config, *args))])
+        runpy.run_path(str(ROOT / 'tools/model_converters/reparameterize_model.py'), run_name='__main__')
+
+    reparameterize(path, out)
+    assert torch.load(out)['meta']['rmt_mm']['deploy'] is True
+    ordinary, deployed = tool('test.py', path), tool('test.py', out, options=['model.backbone.deploy=True'])
+    (first, ), (second, ) = (re.findall(r'sum: (\S+)', text) for _, text in (ordinary, deployed))
+    assert abs(float(first) - float(second)) < 1e-3
+    assert 'form for inference' in refused(tool('test.py', out))
+    with pytest.raises(SystemExit, match='form for inference'):
+        reparameterize(out, tmp_path / 'again.pth')
+
+
+# The end of several processes.
+
+
+@pytest.mark.parametrize('error', [False, True])
+def test_the_process_group_ends_with_the_block(error, tmp_path):
+    with contextlib.suppress(SystemExit), cli.process_group():
+        dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+        if error:
+            sys.exit(1)
+    assert not dist.is_initialized()
+    with cli.process_group():
+        pass  # there is none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_two_processes_end_well(tool, config, tmp_path):
+    path = save(tmp_path / 'file.pth')
+    config.write_text(CONFIG.replace("dict(type='RMT', ", "dict(type='RMT', norm_eval=True, out_indices=(3, ), "))
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests')]))
+    args = ['--launcher', 'pytorch', '--work-dir', str(tmp_path / 'work')]
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', ROOT / 'tools' / tool,
+         config, *([path] if tool == 'test.py' else []), *args],
+        cwd=tmp_path, env=env, capture_output=True, text=True)  # yapf: disable
+    assert result.returncode == 0, result.stderr
+    if tool == 'test.py':
+        assert 'loaded into the model\n  unused: backbone.norm0' in result.stdout + result.stderr
+    else:
+        assert (tmp_path / 'work/epoch_1.pth').exists()
