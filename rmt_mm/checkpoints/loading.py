@@ -240,14 +240,15 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
                               **error.facts) from error
 
 
-def check_checkpoint_file(path: str) -> str:
+def check_checkpoint_file(path: str, resume: bool = False) -> str:
     """Raise if mmengine's runner could not load a file as it is, in one sentence.
 
-    For ``load_from`` and ``resume``, before anything is built. The tensors' data is not read. Names that mmengine
-    resolves, such as ``torchvision://resnet50`` and ``s3://...``, are not checked here, which is logged.
+    For ``load_from`` and ``resume``, before anything is built. Names that mmengine resolves, such as
+    ``torchvision://resnet50`` and ``s3://...``, are not checked here, which is logged.
 
     Args:
         path (str): a file (``~`` is the home folder) or address.
+        resume (bool): whether training is to be resumed from it. Default False.
 
     Returns:
         str: what to give to mmengine: the local file, or for an address the downloaded one.
@@ -260,11 +261,15 @@ def check_checkpoint_file(path: str) -> str:
         print_log(f'{path} is for mmengine to find: the file is checked when it is loaded.', logger='current')
         return path
     local = local_copy(osp.expanduser(path))
-    content = read_checkpoint(local, map_location='meta')
+    content = read_checkpoint(local)  # with its data: on the meta device, torch checks no sizes
     try:
         _, state_dict, _ = pick_state_dict(content)
     except CheckpointError as error:
         raise error.at(path) from error
+    # mmengine writes meta['cfg']. It runs meta['config'], as a Python config, to look for gpu_ids in it.
+    if resume and isinstance(content.get('meta'), dict) and 'config' in content['meta']:
+        raise CheckpointError(f"{path} was not written by mmengine: to resume from it would run its meta['config'] as "
+                              'a program; start from its weights, with load_from and without resume.')
     if is_official(state_dict):
         raise CheckpointError(f'{path} is an official RMT checkpoint, which must be converted first.', 'convert')
     if path.endswith(SAFETENSORS):

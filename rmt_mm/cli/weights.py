@@ -45,13 +45,13 @@ def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
     elif resume is not None:
         cfg.resume, cfg.load_from, key = True, resume, '--resume'
     if cfg.get('load_from'):
-        cfg.load_from = check_file(cfg.load_from, key)
+        cfg.load_from = check_file(cfg.load_from, key, bool(cfg.get('resume')))
 
 
-def check_file(path: str, key: str) -> str:
+def check_file(path: str, key: str, resume: bool = False) -> str:
     """Check a checkpoint for mmengine, and return what to give to it; ``key`` names where ``path`` comes from."""
     try:
-        return check_checkpoint_file(path)
+        return check_checkpoint_file(path, resume)
     except FileNotFoundError as error:
         raise UsageError(f'{key}: {error}') from error
     except CheckpointError as error:
