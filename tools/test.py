@@ -22,16 +22,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
     with cli.one_sentence():
         if args.out and not args.out.endswith(('.pkl', '.pickle')):
             raise cli.UsageError(f'--out {args.out}: predictions are pickled, the file must end in .pkl.')
         cfg = cli.load_config(args)
         cli.check_datasets(cfg, 'test_dataloader')
         cli.check_annotations(cfg, 'test_evaluator')
-        cfg.load_from = cli.local_copy(args.checkpoint)  # mmengine loads the very file that is checked
-        cli.check_checkpoint_file(cfg.load_from)
+        cfg.load_from, cfg.resume = cli.check_file(args.checkpoint, 'CHECKPOINT'), False
         if args.tta:
             cli.use_tta(cfg)
         if args.show_dir:
@@ -39,6 +37,7 @@ def main() -> None:
 
     with cli.one_sentence(*cli.BUILD_ERRORS):
         runner = cli.build_runner(cfg)
+        cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
@@ -52,6 +51,12 @@ def dump_metric(cfg, path: str) -> DumpResults:
         from mmdet.evaluation import DumpDetResults
         return DumpDetResults(out_file_path=path)
     return DumpResults(out_file_path=path)
+
+
+def main() -> None:
+    args = parse_args()
+    with cli.process_group():
+        run(args)
 
 
 if __name__ == '__main__':

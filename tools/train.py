@@ -28,8 +28,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
     with cli.one_sentence():
         cfg = cli.load_config(args)
         cli.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
@@ -39,17 +38,12 @@ def main() -> None:
         if args.auto_scale_lr:
             cli.require_auto_scale_lr(cfg)
             cfg.auto_scale_lr.enable = True
-        if args.resume is not None:
-            cfg.resume = True
-            cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
-            if cfg.load_from is None:
-                print(f'Nothing to resume in {cfg.work_dir}: training from the start.')
-        if cfg.get('load_from'):
-            cfg.load_from = cli.local_copy(cfg.load_from)  # mmengine loads the very file that is checked
-            cli.check_checkpoint_file(cfg.load_from, bool(cfg.get('resume')))
+        cli.choose_checkpoint(cfg, args.resume)
+        cli.check_init_cfgs(cfg)
 
     with cli.one_sentence(*cli.BUILD_ERRORS):
         runner = cli.build_runner(cfg)
+        cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
         build_data(runner, 'train', 'val')
     try:
         with cli.one_sentence():
@@ -58,6 +52,12 @@ def main() -> None:
         print(f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'
               f'  python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume', file=sys.stderr)
         sys.exit(130)
+
+
+def main() -> None:
+    args = parse_args()
+    with cli.process_group():
+        run(args)
 
 
 if __name__ == '__main__':

@@ -204,6 +204,7 @@ class RMT(BaseModule):
             for i in self.out_indices:
                 self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
         self.mask_token = nn.Parameter(torch.zeros(1, dims[0], 1, 1)) if mask_token else None
+        self.deploy = deploy
         if deploy:
             self._fold()
         self._freeze_stages()
@@ -292,6 +293,7 @@ class RMT(BaseModule):
         if self.training:
             raise RuntimeError('switch_to_deploy() is for inference and cannot be undone: call eval() first.')
         self._fold()
+        self.deploy = True
 
     def _fold(self) -> None:
         for module in (self.stem, *self.downsamples, *(block for stage in self.stages for block in stage)):

@@ -1,7 +1,10 @@
-"""Loading checkpoints into a backbone, the authors' own included, and never nothing of them."""
+"""Load checkpoints, those of the authors included, into a backbone: completely, or with an error."""
+import logging
+import os.path as osp
 import re
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Set, Tuple
 
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
@@ -9,15 +12,40 @@ from torch import Tensor, nn
 from ..arch import ARCHS
 from ..errors import CheckpointError
 from .files import SAFETENSORS, local_copy, read_checkpoint
-from .official import NO_NORMS, list_some, parse_checkpoint, pick_state_dict
-from .official_names import is_official, is_ours
+from .official import (
+    FEWER_NORMS,
+    NO_NORMS,
+    differences,
+    is_deployed,
+    is_marked_deployed,
+    list_some,
+    measure,
+    parse_checkpoint,
+    pick_state_dict,
+    require_rmt,
+)
+from .official_names import Shapes, is_official, is_ours
 
-CONVERTER = 'tools/model_converters/rmt_to_mm.py'
+# The layers of a block, each with a weight.
+LAYERS = ('cpe', 'norm1', 'attn.qkv', 'attn.lce', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.dwconv', 'ffn.fc2')
+# What the modules of RMT are called.
+OWN_NAME = re.compile(r'stem\.|downsamples\.|norm\d+\.|stages\.\d+\.\d+\.(gamma[12]$|(' +
+                      '|'.join(map(re.escape, LAYERS)) + r')\.)')
+# The names under which models keep a second copy of a network, which a checkpoint of the network alone does not have.
+COPIES = re.compile(r'(^|\.)(teacher\w*|ema\w*|encoder_k|momentum\w*|target\w*)\.')
 
 
 def is_pretrained(init_cfg: dict) -> bool:
     """Tell whether an ``init_cfg`` is mmengine's ``Pretrained``."""
     return init_cfg['type'] in ('Pretrained', PretrainedInit)
+
+
+def is_address(path: str) -> bool:
+    """Tell whether ``path`` is for mmengine to resolve, such as ``torchvision://resnet50`` and ``s3://...``.
+
+    Local paths and http(s) addresses are not.
+    """
+    return '://' in path and not path.startswith(('http://', 'https://'))
 
 
 def load_pretrained(backbone: nn.Module,
@@ -32,31 +60,45 @@ def load_pretrained(backbone: nn.Module,
 
     Args:
         backbone (RMT): the backbone.
-        checkpoint (str): a file or URL: an official checkpoint of any kind (raw weights, where it also has their moving
-            average), one of this package or of mmpretrain, mmdet or mmseg, a bare state dict.
+        checkpoint (str): a file (``~`` is the home folder), or an http(s), ``s3://`` or ``petrel://`` address: an
+            official checkpoint of any kind (raw weights, where it also has their moving average), one of this package
+            or of mmpretrain, mmdet or mmseg, a bare state dict.
         prefix (str, optional): what stands before the backbone's names in the file. By default ``backbone.`` where the
             file has it; for an official classifier it makes no difference.
         map_location (str): where the tensors are read to. Default ``'cpu'``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: a file that cannot be read safely; not an RMT; an RMT of another size, which is named; tensors
-            that are missing or of the wrong shape. Output norms may be missing, all together: classifiers have none.
+        CheckpointError: a file that cannot be read safely; not an RMT; an RMT of another size, which is named; an
+            ordinary file for a backbone with ``deploy=True``, or the reverse; tensors that are missing, unexpected or
+            of the wrong shape. Output norms may be missing, and may be more than the backbone has: the log names them.
     """
-    content = read_checkpoint(local_copy(checkpoint), map_location)
+    content = _read(checkpoint, map_location)
     try:
         state_dict, report = _backbone_state_dict(backbone, content, prefix)
-        report += check_state_dict(backbone, state_dict)
+        report += check_state_dict(backbone, state_dict, deploy=is_marked_deployed(content))
     except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from error
+        raise error.at(checkpoint) from error
     backbone.load_state_dict(state_dict, strict=False)
     print_log('\n  '.join([f'RMT loaded from {checkpoint}', *report]), logger='current')
+
+
+def _read(checkpoint: str, map_location: str) -> dict:
+    if not is_address(checkpoint):
+        return read_checkpoint(local_copy(osp.expanduser(checkpoint)), map_location)
+    if not re.match(r'(\S+:)?(s3|petrel)://', checkpoint):
+        raise CheckpointError(f'{checkpoint} is a name in the lists of mmengine, which have no RMT: give a file, or an '
+                              'http(s), s3:// or petrel:// address.')
+    with get_local_path(checkpoint) as path:
+        return read_checkpoint(path, map_location)
 
 
 def _backbone_state_dict(backbone: nn.Module, content: dict,
                          prefix: Optional[str]) -> Tuple[Dict[str, Tensor], List[str]]:
     """Return the backbone's tensors in a checkpoint under our names, and a report."""
     _, state_dict, notes = pick_state_dict(content)
+    # torch.compile puts a module of this name around the one that it compiles.
+    state_dict = {name.replace('_orig_mod.', ''): tensor for name, tensor in state_dict.items()}
     prefix = 'backbone.' if prefix is None else prefix.rstrip('.') + '.'
     below = {name[len(prefix):]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     if not below and prefix != 'backbone.':
@@ -64,82 +106,107 @@ def _backbone_state_dict(backbone: nn.Module, content: dict,
     if is_official(below or state_dict):
         sizes = ARCHS if backbone.arch in ARCHS.values() else {'custom': backbone.arch, **ARCHS}
         model = parse_checkpoint(dict(state_dict=below) if below else content, task='dense', sizes=sizes)
-        model.missing.pop(NO_NORMS, None)  # for check_state_dict to say, if the model has any
+        for reason in (NO_NORMS, FEWER_NORMS):
+            model.missing.pop(reason, None)  # for check_state_dict to say, if the model has any
         converted = model.to_ours()['state_dict']
         return ({name[len('backbone.'):]: tensor for name, tensor in converted.items()},
                 ['an official checkpoint, converted', *model.report()])
-    if not is_ours(below or state_dict):
-        raise CheckpointError(f'it is not a checkpoint of RMT: it has {list_some(list(below or state_dict))}.')
+    require_rmt(below or state_dict)
     if below and len(below) < len(state_dict):
         notes = [f'used: the {len(below)} tensors named {prefix}*, of {len(state_dict)}', *notes]
     return below or state_dict, notes
 
 
-def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> List[str]:
-    """Check that a state dict under our names fits a backbone.
+def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor], deploy: bool = False) -> List[str]:
+    """Check that a state dict under our names is the whole of a backbone, and no other's.
 
     Args:
-        backbone (RMT): the backbone.
+        backbone (RMT): the backbone. Modules that a subclass adds may be missing. Where layers of RMT itself were
+            replaced (LoRA, FSDP), nothing is checked.
         state_dict (dict[str, Tensor]): tensors under its names.
+        deploy (bool): the file says that it holds the form for inference; most can be told by their names. Default
+            False.
 
     Returns:
-        list[str]: notes on output norms that one of the two lacks.
+        list[str]: notes on output norms and added modules that one of the two lacks.
 
     Raises:
-        CheckpointError: anything else missing or unexpected, or a tensor of the wrong shape.
+        CheckpointError: anything else missing or unexpected, a tensor of the wrong shape, or of the two one in the form
+            for inference and one in the ordinary form.
     """
-    wanted, notes = _tensors(backbone), []
-    check_shapes(backbone, state_dict)
-    norms = {name for name in {*wanted, *state_dict} if name.startswith('norm')}
-    missing = [n for n in wanted if n not in state_dict and not n.endswith('.num_batches_tracked')]
-    if norms.isdisjoint(state_dict):
-        new = sorted({name.split('.')[0] for name in norms})
-        if new:
-            notes.append(f'new: {", ".join(new)}; the file, as a classifier, has no output norms')
-        missing = [name for name in missing if name not in norms]
-    unexpected = [name for name in state_dict if name not in wanted]
-    unused = sorted({name.split('.')[0] for name in unexpected if name in norms})
-    if unused:
-        notes.append(f'unused: {", ".join(unused)}; the model does not have them')
-    unexpected = [name for name in unexpected if name not in norms]
-    for names, what in ((missing, 'it lacks'), (unexpected, 'the model has no')):
-        if names:
-            raise CheckpointError(f'{what} {list_some(names)}{_sizes(backbone, state_dict)}.')
-    return notes
+    wanted = _shapes(backbone)
+    have = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    layers = (f'stages.{stage}.{block}.{layer}.weight' for stage, depth in enumerate(backbone.arch.depths)
+              for block in range(depth) for layer in LAYERS)
+    if not wanted.keys() >= {'stem.0.weight', *layers}:
+        return ['not checked: layers of RMT were replaced in the model']
+    if not have.keys() <= wanted.keys():
+        require_rmt(state_dict)
+    _check_form(backbone, wanted, have, deploy)
+
+    norms, their_norms = _norms(wanted), _norms(have)
+    notes = []
+    if norms - their_norms:
+        why = 'was trained without these outputs' if their_norms else 'as a classifier, has no output norms'
+        notes.append(f'new: {", ".join(sorted(norms - their_norms))}; the file{"" if their_norms else ","} {why}')
+    if their_norms - norms:
+        notes.append(f'unused: {", ".join(sorted(their_norms - norms))}; the model does not have them')
+    added = [name for name in wanted if name not in have and not OWN_NAME.match(name)]
+    if added:
+        notes.append(f'new: {list_some(added)}; the model adds them to RMT')
+    optional = {name for name in wanted if name.endswith('.num_batches_tracked')}.union(added)
+    single = norms ^ their_norms
+    problems = differences(
+        {name: shape for name, shape in wanted.items()
+         if name in have or not (name in optional or name.split('.')[0] in single)},
+        {name: shape for name, shape in have.items() if name.split('.')[0] not in single})
+    if not problems:
+        return notes
+    stem, our_stem = have.get('stem.0.weight', ()), wanted['stem.0.weight']
+    if len(stem) == 4 and stem[1] != our_stem[1] and (stem[0], *stem[2:]) == (our_stem[0], *our_stem[2:]):
+        raise CheckpointError(f'its stem is for images of {stem[1]} channels, and that of the model for {our_stem[1]} '
+                              '(in_channels).', 'in_channels', channels=our_stem[1])
+    raise CheckpointError(f'its tensors are not those of the model{_sizes(backbone, state_dict)}: '
+                          f'{", ".join(problems)}.')
 
 
-def _tensors(backbone: nn.Module) -> Dict[str, Tensor]:
-    return {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+def _shapes(backbone: nn.Module) -> Shapes:
+    """Return names and shapes of what a backbone's state dict has to hold."""
+    computed = {f'{name}.{buffer}' for name, module in backbone.named_modules()
+                for buffer in module._non_persistent_buffers_set}
+    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
+    return {name: tuple(tensor.shape) for name, tensor in tensors if name not in computed}
 
 
-def check_shapes(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: str = '') -> None:
-    """Raise CheckpointError if a tensor has another shape than the backbone's; the size of both is named."""
-    for name, tensor in _tensors(backbone).items():
-        given = state_dict.get(prefix + name)
-        if given is None or given.shape == tensor.shape:
-            continue
-        sizes = _sizes(backbone, {n[len(prefix):]: t for n, t in state_dict.items() if n.startswith(prefix)})
-        hint = ''
-        if name == 'stem.0.weight' and given.shape[0] == tensor.shape[0]:
-            hint = f'; convert it with {CONVERTER} --in-channels {tensor.shape[1]}'
-        raise CheckpointError(f'{prefix}{name} has shape {tuple(given.shape)} in the file and {tuple(tensor.shape)} '
-                              f'in the model{sizes}{hint}.')
+def _norms(names: Iterable[str]) -> Set[str]:
+    """Return the output norms that have tensors, such as ``norm3``."""
+    return {name.split('.')[0] for name in names if re.match(r'norm\d+\.', name)}
+
+
+def _check_form(backbone: nn.Module, wanted: Shapes, have: Shapes, marked: bool) -> None:
+    """Raise CheckpointError if either file or model is in the form for inference, and not the other."""
+    theirs, ours = is_deployed(have), is_deployed(wanted)
+    if (theirs and not ours) or (marked and not backbone.deploy):
+        raise CheckpointError('it is of the form for inference (RMT.switch_to_deploy), and the model is not: set '
+                              'model.backbone.deploy=True for it.')
+    if ours and not theirs and 'stem.0.weight' in have:
+        raise CheckpointError('it is an ordinary checkpoint, and the model has the form for inference: leave '
+                              'model.backbone.deploy at False for it.')
 
 
 def _sizes(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> str:
     """Say of which size file and model are, if they differ."""
-    blocks = {match[0] for match in (re.match(r'stages\.\d+\.\d+\.', name) for name in state_dict) if match}
-    depths = tuple(sum(block.startswith(f'stages.{i}.') for block in blocks) for i in range(len(backbone.arch.depths)))
-    norms = [state_dict.get(f'stages.{i}.0.norm1.weight') for i in range(len(depths))]
-    dims = tuple(norm.numel() for norm in norms if norm is not None)
+    dims, depths = measure(state_dict)
+    if 0 in (*dims, *depths) or (dims, depths) == (backbone.arch.embed_dims, backbone.arch.depths):
+        return ''
     names = {(arch.embed_dims, arch.depths): f'RMT {size}' for size, arch in ARCHS.items()}
     file = names.get((dims, depths), f'an RMT of {depths} blocks of {dims} channels')
     model = names.get((backbone.arch.embed_dims, backbone.arch.depths), 'of another size')
-    return f' (the file is {file}, the model is {model})' if file != model else ''
+    return f' (the file is {file}, the model is {model})'
 
 
 def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: str) -> None:
-    """Raise CheckpointError if a state dict about to be loaded has nothing for the backbone, or does not fit it.
+    """Raise CheckpointError if a state dict about to be loaded is not the whole of the backbone, or not of RMT.
 
     mmengine loads without ``strict``: it would log unexpected, missing and misshapen tensors, and go on.
 
@@ -148,39 +215,64 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
         state_dict (dict[str, Tensor]): of the backbone or of a model around it.
         prefix (str): what stands before the backbone's names.
     """
-    names = [name[len(prefix):] for name in state_dict if name.startswith(prefix)]
-    if is_official(names):
-        raise CheckpointError(f'this is an official RMT checkpoint: convert it with {CONVERTER} SRC DST.')
-    if _tensors(backbone).keys().isdisjoint(names):
-        where = f' below {prefix!r}' if prefix else ''
-        raise CheckpointError(f'the checkpoint has no tensor of RMT{where}, so that nothing would be loaded: '
-                              f'if it is an official one, convert it with {CONVERTER} SRC DST.')
-    check_shapes(backbone, state_dict, prefix)
+    below = {name[len(prefix):]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    if is_official(below):
+        raise CheckpointError("this is an official RMT checkpoint: a backbone's init_cfg takes it as it is, and for "
+                              'anything else it must be converted.', 'convert')
+    if not below and COPIES.search(prefix):
+        print_log(f'The checkpoint has nothing below {prefix!r}: this copy of the network is not loaded.',
+                  logger='current', level=logging.WARNING)
+        return
+    own = {name: tensor for name, tensor in below.items() if OWN_NAME.match(name)}
+    if not below or (not own and not prefix and is_ours(below)):
+        where = f'below {prefix!r}' if prefix else 'without a prefix'
+        raise CheckpointError(f'the checkpoint has no tensor of RMT {where}, and nothing would be loaded: '
+                              "init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone finds its part in the "
+                              'file of a whole model, and takes that of a backbone alone.')
+    try:
+        # A backbone by itself takes from a file what is its own.
+        check_state_dict(backbone, below if prefix else own or below)
+    except CheckpointError as error:
+        hint = ''
+        if own and own.keys() < _shapes(backbone).keys() and not is_deployed(own):
+            hint = ' To load a part on purpose, complete it: {**model.state_dict(), **part}.'
+        raise CheckpointError(f'checkpoint{" below " + repr(prefix) if prefix else ""}: {error}{hint}', error.remedy,
+                              **error.facts) from error
 
 
-def check_checkpoint_file(path: str, resume: bool = False) -> None:
+def check_checkpoint_file(path: str, resume: bool = False) -> str:
     """Raise if mmengine's runner could not load a file as it is, in one sentence.
 
-    For ``load_from`` and ``resume``, before anything is built.
+    For ``load_from`` and ``resume``, before anything is built. Names that mmengine resolves, such as
+    ``torchvision://resnet50`` and ``s3://...``, are not checked here, which is logged.
 
     Args:
-        path (str): a file or URL.
+        path (str): a file (``~`` is the home folder) or address.
         resume (bool): whether training is to be resumed from it. Default False.
+
+    Returns:
+        str: what to give to mmengine: the local file, or for an address the downloaded one.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: a file that cannot be read safely, or that must be converted first.
     """
-    content = read_checkpoint(local_copy(path))  # with its data: on the meta device, torch checks no sizes
+    if is_address(path):
+        print_log(f'{path} is for mmengine to find: the file is checked when it is loaded.', logger='current')
+        return path
+    local = local_copy(osp.expanduser(path))
+    content = read_checkpoint(local)  # with its data: on the meta device, torch checks no sizes
     try:
         _, state_dict, _ = pick_state_dict(content)
     except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+        raise error.at(path) from error
     # mmengine writes meta['cfg']. It runs meta['config'], as a Python config, to look for gpu_ids in it.
     if resume and isinstance(content.get('meta'), dict) and 'config' in content['meta']:
         raise CheckpointError(f"{path} was not written by mmengine: to resume from it would run its meta['config'] as "
                               'a program; start from its weights, with load_from and without resume.')
     if is_official(state_dict):
-        raise CheckpointError(f'{path} is an official RMT checkpoint: convert it with {CONVERTER} {path} DST.pth.')
+        raise CheckpointError(f'{path} is an official RMT checkpoint, which must be converted first.', 'convert')
     if path.endswith(SAFETENSORS):
-        raise CheckpointError(f'{path}: mmengine reads no .safetensors; convert it with {CONVERTER} {path} DST.pth.')
+        raise CheckpointError(f'{path}: mmengine reads no .safetensors, which must be converted to .pth first.',
+                              'convert')
+    return local

@@ -2,7 +2,7 @@
 import os.path as osp
 import re
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ REDUCTIONS = {
 TASKS = ('auto', *REDUCTIONS)
 WEIGHTS = ('auto', 'model', 'model_ema')
 NO_NORMS = 'a classifier has no output norms: those of a dense model start anew'
+FEWER_NORMS = 'trained without these outputs: their norms start anew in a model that has them'
+# A block, by official names and by ours.
+_BLOCK = re.compile(r'(?:layers\.(\d{1,3})\.blocks|stages\.(\d{1,3}))\.(\d{1,3})\.'
+                    r'((?:retention_layer_norm|norm1)\.weight$)?')
 
 
 @dataclass
@@ -176,8 +180,11 @@ def parse_checkpoint(checkpoint: dict,
             missing, unexpected or of the wrong shape.
     """
     weights, state_dict, notes = pick_state_dict(checkpoint, weights)
-    backbone, head = _split(state_dict)
     meta = _dict(checkpoint.get('meta'))
+    if is_deployed(state_dict) or is_marked_deployed(checkpoint):
+        raise CheckpointError('it is of the form for inference (RMT.switch_to_deploy), from which no way leads back: '
+                              'take the checkpoint that it was made of.')
+    backbone, head = _split(state_dict)
     buffers = _dict(checkpoint.get('official_only'))
     remembered = _dict(meta.get('rmt_mm')).get('weights')  # by a file of ours
     weights = remembered if isinstance(remembered, str) else weights
@@ -235,9 +242,8 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
 def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
     """Return the tensors of backbone and head, under official names without ``backbone.``."""
     ours = not is_official(state_dict)
-    if ours and not is_ours(state_dict):
-        raise CheckpointError(f'this is not a checkpoint of RMT: none of its {len(state_dict)} tensors has such a name '
-                              f'(it has {list_some(list(state_dict))}).')
+    if ours:
+        require_rmt(state_dict)
     prefix = 'backbone.' if any(name.startswith('backbone.') for name in state_dict) else ''
     heads = re.compile(r'(?!backbone\.)' if prefix else r'(proj|norm|head|aux_head)\.')
     head = {name: tensor for name, tensor in state_dict.items() if heads.match(name)}
@@ -250,6 +256,25 @@ def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return backbone, head
+
+
+def require_rmt(state_dict: StateDict) -> None:
+    """Raise CheckpointError if no tensor has a name of the blocks of :class:`rmt_mm.RMT`, whatever stands before."""
+    if not is_ours(state_dict):
+        raise CheckpointError(f'this is not a checkpoint of RMT: none of its {len(state_dict)} tensors has such a name '
+                              f'(it has {list_some(list(state_dict))}).')
+
+
+def is_deployed(names: Iterable[str]) -> bool:
+    """Tell by our names whether an RMT is of the form for inference: its BatchNorms are in the convolutions."""
+    names = list(names)
+    norms = any(re.search(r'(^|\.)(stem\.(1|4|7|10)|downsamples\.\d\.norm)\.', name) for name in names)
+    return is_ours(names) and not norms and any(re.search(r'(^|\.)stem\.0\.weight$', name) for name in names)
+
+
+def is_marked_deployed(checkpoint: dict) -> bool:
+    """Tell whether a checkpoint says that it holds the form for inference: names do not tell it of other norms."""
+    return bool(_dict(_dict(checkpoint.get('meta')).get('rmt_mm')).get('deploy'))
 
 
 def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
@@ -267,18 +292,41 @@ def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
                           "its backbone alone can be taken: task 'dense'.", 'task', task='dense')
 
 
-def _recognise_size(backbone: StateDict, sizes: Mapping[str, Arch]) -> Tuple[str, Arch]:
-    # Of few digits: a file may have names of thousands, which int() refuses.
-    blocks = [re.match(r'layers\.([0-9]{1,4})\.blocks\.([0-9]{1,4})\.', name) for name in backbone]
+def measure(state_dict: StateDict) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
+    """Return channels and block counts of the stages of an RMT, by official names or ours; 0 where there are none."""
+    dims: Dict[int, int] = {}
     depths: Dict[int, int] = {}
-    for stage, block in (map(int, match.groups()) for match in blocks if match):
-        depths[stage] = max(depths.get(stage, 0), block + 1)
-    norms = [backbone.get(f'layers.{stage}.blocks.0.retention_layer_norm.weight') for stage in sorted(depths)]
-    found = tuple(norm.numel() for norm in norms if norm is not None), tuple(depths[stage] for stage in sorted(depths))
+    for name, tensor in state_dict.items():
+        match = _BLOCK.match(name)
+        if match:
+            stage, block = int(match.group(1) or match.group(2)), int(match.group(3))
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+            if match.group(4):
+                dims[stage] = tensor.numel()
+    stages = range(max(depths, default=-1) + 1)
+    return tuple(dims.get(stage, 0) for stage in stages), tuple(depths.get(stage, 0) for stage in stages)
+
+
+def _recognise_size(backbone: StateDict, sizes: Mapping[str, Arch]) -> Tuple[str, Arch]:
+    dims, depths = measure(backbone)
     for size, arch in sizes.items():
-        if (arch.embed_dims, arch.depths) == found:
+        if (arch.embed_dims, arch.depths) == (dims, depths):
             return size, arch
-    raise CheckpointError(f'the model has {found[1]} blocks of {found[0]} channels, none of {", ".join(sizes)}.')
+    raise CheckpointError(f'the model has {depths} blocks of {dims} channels, none of {", ".join(sizes)}.')
+
+
+def differences(wanted: Shapes, have: Shapes) -> List[str]:
+    """Say what tensors are missing, unexpected and of the wrong shape, an item each; nothing if all fit."""
+    missing = [name for name in wanted if name not in have]
+    unexpected = [name for name in have if name not in wanted]
+    wrong = [name for name in have if name in wanted and tuple(have[name]) != tuple(wanted[name])]
+    found = [f'{len(names)} {what} ({list_some(names)})'
+             for names, what in ((missing, 'missing'), (unexpected, 'unexpected')) if names]
+    if wrong:
+        name = wrong[0]
+        found.append(f'{len(wrong)} of the wrong shape ({list_some([name])} is {tuple(have[name])}, '
+                     f'not {tuple(wanted[name])})')
+    return found
 
 
 def _reduce(parsed: OfficialModel, task: str) -> None:
@@ -305,12 +353,18 @@ def _check(parsed: OfficialModel) -> None:
             f'the auxiliary head takes 1024 channels, where the released code has {arch.embed_dims[-1]}: a known '
             "mismatch between a released token-label model and its code. Task 'classification' leaves that head out; "
             'the logits are then those of the main head alone.', 'task', task='classification')
-    if parsed.kind == 'dense' and not any(name.startswith('extra_norms.') for name in parsed.backbone):
-        parsed.missing[NO_NORMS] = [f'norm{stage}' for stage in range(4)]
+    absent = [i for i in range(len(arch.depths))
+              if not any(name.startswith(f'extra_norms.{i}.') for name in parsed.backbone)]
+    if parsed.kind == 'dense' and absent:
+        parsed.missing[NO_NORMS if len(absent) == len(arch.depths) else FEWER_NORMS] = [f'norm{i}' for i in absent]
+    elif parsed.model == 'RetinaNet' and 0 in absent:
+        parsed.missing["RetinaNet's pyramid starts behind it: unused"] = ['norm0']
+        absent = [0]
+    else:
+        absent = []
     stem = parsed.backbone.get('patch_embed.proj.0.weight')
     in_channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
-    normless = parsed.kind in ('classification', 'token_label') or NO_NORMS in parsed.missing
-    wanted = backbone_shapes(arch, in_channels, out_norms=not normless)
+    wanted = backbone_shapes(arch, in_channels, out_norms=parsed.kind not in ('classification', 'token_label'))
     try:
         wanted.update(parsed.head_shapes(parsed.num_classes if parsed.kind != 'dense' else 0))
     except KeyError as error:
@@ -322,20 +376,8 @@ def _check(parsed: OfficialModel) -> None:
                 and (POSITION_BUFFER.fullmatch(name) or name.endswith('.num_batches_tracked'))]
     if optional:
         parsed.missing['computed by the model'] = optional
-    if parsed.model == 'RetinaNet' and not any(name.startswith('extra_norms.0.') for name in have):
-        parsed.missing["RetinaNet's pyramid starts behind it: unused"] = ['norm0']
-        optional += ['extra_norms.0.weight', 'extra_norms.0.bias']
-    problems = []
-    missing = [name for name in wanted if name not in have and name not in optional]
-    if missing:
-        problems.append(f'{len(missing)} missing ({list_some(missing)})')
-    unexpected = [name for name in have if name not in wanted]
-    if unexpected:
-        problems.append(f'{len(unexpected)} unexpected ({list_some(unexpected)})')
-    wrong = [name for name in have if name in wanted and have[name] != wanted[name]]
-    if wrong:
-        name = wrong[0]
-        problems.append(f'{len(wrong)} of the wrong shape ({list_some([name])} is {have[name]}, not {wanted[name]})')
+    optional += [f'extra_norms.{i}.{kind}' for i in absent for kind in ('weight', 'bias')]
+    problems = differences({name: shape for name, shape in wanted.items() if name not in optional}, have)
     if problems:
         raise CheckpointError(f'the tensors are not those of a {parsed.model or parsed.kind} checkpoint of RMT '
                               f'{parsed.size}: {", ".join(problems)}.')

@@ -1,14 +1,15 @@
 """What the command-line tools share. The library does not import this package."""
-from ..checkpoints.files import force_safe_loading, local_copy
+from ..checkpoints.files import force_safe_loading
 from ..checkpoints.loading import check_checkpoint_file
 from ..errors import UsageError
 from .config import load_config
 from .data_files import check_annotations, check_datasets
 from .options import add_common_arguments, draw_predictions, one_sentence, require_auto_scale_lr, use_amp, use_tta
-from .runner import BUILD_ERRORS, build_runner, latest_checkpoint
+from .runner import BUILD_ERRORS, build_runner, process_group
+from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
 
 __all__ = [
     'BUILD_ERRORS', 'UsageError', 'add_common_arguments', 'build_runner', 'check_annotations', 'check_checkpoint_file',
-    'check_datasets', 'draw_predictions', 'force_safe_loading', 'latest_checkpoint', 'load_config', 'local_copy',
-    'one_sentence', 'require_auto_scale_lr', 'use_amp', 'use_tta'
+    'check_datasets', 'check_file', 'check_init_cfgs', 'choose_checkpoint', 'draw_predictions', 'force_safe_loading',
+    'load_config', 'one_sentence', 'process_group', 'require_auto_scale_lr', 'use_amp', 'use_tta', 'watch_loading'
 ]

@@ -1,19 +1,40 @@
-"""Build mmengine's Runner for the hardware at hand, and find the checkpoint that it starts from."""
-import atexit
-import os.path as osp
-from typing import Optional
+"""Build mmengine's Runner for the hardware at hand."""
+import contextlib
+import gc
+from typing import Iterator
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from .search import find_dicts
 
 # What mmengine's registries and the classes they build raise for a wrong config.
 BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError, ImportError, FileNotFoundError)
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Leave the process group, if there is one, when the block ends: all processes together, before the interpreter.
+
+    The threads of gloo abort a process (SIGABRT) that ends, or whose peers end, while they are at work. The group is
+    gone when nothing refers to it any more, so the block must not leave a Runner behind: call a function in it.
+    """
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            if done:
+                gc.collect()  # a Runner and its DistributedDataParallel refer to each other, and hold the group
+                dist.barrier()
+            # After an error the others may be anywhere: NCCL could wait for them forever, and ends with the process.
+            if done or dist.get_backend() == 'gloo':
+                dist.destroy_process_group()
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -25,10 +46,9 @@ def build_runner(cfg: Config) -> Runner:
 
 def _adapt_to_cpu(cfg: Config) -> None:
     """Replace what runs on accelerators alone: mmengine's AMP wrapper, SyncBN between processes, NCCL."""
-    if cfg.launcher == 'pytorch' and not torch.distributed.is_initialized():
+    if cfg.launcher == 'pytorch' and not dist.is_initialized():
         # Before mmengine does it, which would choose a GPU for each process first.
-        torch.distributed.init_process_group('gloo')
-        atexit.register(torch.distributed.destroy_process_group)  # gloo's threads must not outlive the interpreter
+        dist.init_process_group('gloo')
         # mmengine's wrapper, without the GPU that it would take its rank for.
         cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
         cfg.model_wrapper_cfg.device_ids = None
@@ -41,8 +61,3 @@ def _adapt_to_cpu(cfg: Config) -> None:
     for norm in find_dicts(cfg.get('model', {}), lambda d: d.get('type') == 'SyncBN'):
         norm['type'] = 'BN'
 
-
-def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """Return the checkpoint that training in ``work_dir`` wrote last, if there is one."""
-    # mmengine's own function prints a warning about its absence; a first run with --resume is no mistake.
-    return find_latest_checkpoint(work_dir) if osp.isfile(osp.join(work_dir, 'last_checkpoint')) else None

@@ -1,4 +1,5 @@
 """The layout of the authors' checkpoints, and loading them directly."""
+import contextlib
 import copy
 import functools
 import http.server
@@ -211,7 +212,7 @@ def broken(official):
     yield {k: v for k, v in official.items() if k != first}, ('1 missing', first)
     yield {**official, 'layers.9.what': torch.zeros(1)}, ('1 unexpected', 'layers.9.what')
     yield {**official, first: torch.zeros(3, 3)}, ('wrong shape', first, '(3, 3)')
-    yield {k: v for k, v in official.items() if not k.startswith('extra_norms.2')}, ('2 missing', 'extra_norms.2')
+    yield {k: v for k, v in official.items() if k != 'extra_norms.2.bias'}, ('1 missing', 'extra_norms.2.bias')
     yield {**official, 'layers.0.Relpos.decay': official['layers.0.Relpos.decay'] * 1.5}, ('another decay', 'layers.0')
     yield {'conv1.weight': torch.zeros(1)}, ('not a checkpoint of RMT', 'conv1.weight')
     yield {}, ('no state dict', 'empty')
@@ -241,8 +242,9 @@ def test_another_size_is_named(official, tmp_path):
 
 def test_other_input_channels_are_an_error_that_says_what_to_do(tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
-    with pytest.raises(CheckpointError, match='--in-channels 4'):
+    with pytest.raises(CheckpointError, match='for images of 3 channels, and that of the model for 4') as error:
         load_pretrained(RMT(NANO._asdict(), in_channels=4), path)
+    assert (error.value.remedy, error.value.facts) == ('in_channels', dict(channels=4))
 
 
 def test_unknown_prefix(tmp_path):
@@ -254,24 +256,202 @@ def test_unknown_prefix(tmp_path):
 # Whole models, as load_from and the libraries' own functions load them: mmengine would log and go on.
 
 
-@pytest.mark.parametrize('layout', ['bare', 'official', 'nothing', 'foreign', 'small'])
-def test_whole_models_never_load_nothing(layout, tmp_path):
-    official = nano_state_dict('classification')
-    content = dict(
-        bare=official,
-        official=dict(model=official),
-        nothing=dict(state_dict={'head.fc.weight': torch.zeros(2, 2)}),
-        foreign=dict(state_dict={'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8)}),
-        small=dict(state_dict={f'backbone.{k}': v for k, v in RMT('tiny').state_dict().items()}))[layout]
-    torch.save(content, tmp_path / 'file.pth')
-    with pytest.raises(CheckpointError, match='the file is RMT tiny' if layout == 'small' else 'rmt_to_mm.py'):
-        load_checkpoint(Detector(), str(tmp_path / 'file.pth'))
+def whole_models():
+    official, ours = nano_state_dict('classification'), Detector().state_dict()
+    block = [name for name in ours if name.startswith('backbone.stages.2.1.')]
+    return dict(
+        bare=(official, "no tensor of RMT below 'backbone.'.*init_cfg"),
+        official=(dict(model=official), "no tensor of RMT below 'backbone.'.*init_cfg"),
+        mmdet_2=(nano_state_dict('Mask R-CNN'), 'an official RMT checkpoint: .* converted'),
+        nothing=({'head.fc.weight': torch.zeros(2, 2)}, "no tensor of RMT below 'backbone.'"),
+        own_without_prefix=(RMT(NANO._asdict()).state_dict(), "no tensor of RMT below 'backbone.'.*init_cfg"),
+        swin=({'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8), 'backbone.norm0.weight': torch.zeros(8)},
+              r'not a checkpoint of RMT.*it has stages\.0\.blocks\.0\.norm1\.weight'),
+        resnet=({'backbone.conv1.weight': torch.zeros(8, 3, 7, 7)}, r'not a checkpoint of RMT.*conv1\.weight'),
+        tiny=({f'backbone.{name}': t for name, t in RMT('tiny').state_dict().items()}, 'the file is RMT tiny'),
+        one_tensor=({'backbone.norm0.weight': torch.zeros(8)}, r'missing \(stem\.0\.weight'),
+        no_block=({name: t for name, t in ours.items() if name not in block},
+                  rf'{len(block)} missing \(stages\.2\.1\.cpe\.weight.*complete it'),
+        no_bias=({name: t for name, t in ours.items() if name != 'backbone.stages.0.0.attn.proj.bias'},
+                 r'1 missing \(stages\.0\.0\.attn\.proj\.bias\)'),
+        more=({**ours, 'backbone.adapter.weight': torch.zeros(1)}, r'1 unexpected \(adapter\.weight\)'),
+        shape=({**ours, 'backbone.stages.0.0.norm1.weight': torch.zeros(9)},
+               r'1 of the wrong shape \(stages\.0\.0\.norm1\.weight is \(9,\), not \(8,\)\)'))
 
 
-def test_mmdet_2_files_are_not_loaded_as_they_are(tmp_path):
-    path = save_mm(tmp_path / 'file.pth', nano_state_dict('Mask R-CNN'))
-    with pytest.raises(CheckpointError, match='rmt_to_mm.py'):
-        load_checkpoint(Detector(), path)
+@pytest.mark.parametrize('layout', whole_models())
+@pytest.mark.parametrize('load', ['mmengine', 'torch'])
+def test_whole_models_never_load_nothing(layout, load, tmp_path):
+    state_dict, words = whole_models()[layout]
+    model = Detector()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match=words) as error:
+        if load == 'torch':
+            model.load_state_dict(state_dict, strict=False)
+        else:
+            torch.save(state_dict if layout == 'official' else dict(state_dict=state_dict), tmp_path / 'file.pth')
+            load_checkpoint(model, str(tmp_path / 'file.pth'), map_location='cpu')
+    assert error.value.remedy == ('convert' if layout == 'mmdet_2' else '')
+    assert 'tools/' not in str(error.value) and '(0, ' not in str(error.value)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_a_part_that_is_completed_loads():
+    model, other = Detector(), Detector()
+    part = {name: tensor + 1. for name, tensor in other.state_dict().items() if '.stages.0.' in name}
+    model.load_state_dict({**model.state_dict(), **part})
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in part.items())
+
+
+def test_a_backbone_by_itself_takes_what_is_its_own():
+    source, model = Detector().backbone, RMT(NANO._asdict())
+    model.load_state_dict({**source.state_dict(), 'head.fc.weight': torch.zeros(1)}, strict=False)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+    with pytest.raises(CheckpointError, match='without a prefix'):
+        model.load_state_dict(Detector().state_dict(), strict=False)
+
+
+# Output norms.
+
+
+@pytest.mark.parametrize('way', ['init_cfg', 'mmengine', 'torch'])
+@pytest.mark.parametrize('theirs, ours, new, unused', [
+    ((3, ), (0, 1, 2, 3), [0, 1, 2], []), ((0, 1, 2, 3), (1, 2), [], [0, 3]), ((0, 1), (1, 2), [2], [0])
+])
+def test_output_norms_may_be_missing_singly(theirs, ours, new, unused, way, tmp_path, monkeypatch):
+    """As after self-supervised pre-training, whose backbone has the last output alone."""
+    messages = []
+    monkeypatch.setattr('rmt_mm.checkpoints.loading.print_log', lambda message, logger: messages.append(message))
+    source = Detector(out_indices=theirs)
+    source.init_weights()
+    for parameter in source.parameters():
+        parameter.data += 0.5
+    path = str(tmp_path / 'file.pth')
+    torch.save(dict(state_dict=source.state_dict()), path)
+    model = Detector(out_indices=ours, init_cfg=dict(type='Pretrained', checkpoint=path) if way == 'init_cfg' else None)
+    if way == 'init_cfg':
+        model.init_weights()
+        log, = messages
+        assert ('new: ' + ', '.join(f'norm{i}' for i in new) + '; ' in log) == bool(new)
+        assert ('unused: ' + ', '.join(f'norm{i}' for i in unused) + '; ' in log) == bool(unused)
+    elif way == 'mmengine':
+        load_checkpoint(model, path, map_location='cpu')
+    else:
+        left = model.load_state_dict(source.state_dict(), strict=False)
+        assert {name.split('.')[1] for name in left.missing_keys} == {f'norm{i}' for i in new}
+        assert {name.split('.')[1] for name in left.unexpected_keys} == {f'norm{i}' for i in unused}
+    for name, tensor in model.backbone.state_dict().items():
+        if name.split('.')[0] in [f'norm{i}' for i in new]:
+            assert torch.equal(tensor, torch.full_like(tensor, float(name.endswith('weight'))))
+        else:
+            assert torch.equal(tensor, source.backbone.state_dict()[name])
+
+
+def test_official_backbones_with_fewer_norms(nano, tmp_path):
+    official = {name: t for name, t in nano_state_dict('dense').items() if not name.startswith('extra_norms.1.')}
+    model = RMT(NANO._asdict())
+    load_pretrained(model, save_classifier(tmp_path / 'official.pth', official))
+    assert (model.norm1.weight == 1).all() and torch.equal(model.norm2.weight, official['extra_norms.2.weight'])
+    parsed = parse_checkpoint(official)
+    assert 'norm1' in '\n'.join(parsed.report()) and 'norm1.weight' not in parsed.to_ours()['state_dict']
+
+
+# The form for inference.
+
+
+@pytest.mark.parametrize('way', ['init_cfg', 'mmengine'])
+@pytest.mark.parametrize('deploy', [False, True])
+def test_the_form_for_inference_is_loaded_into_its_own_kind_alone(deploy, way, tmp_path):
+    files = dict(ordinary=Detector(), deployed=Detector().eval())
+    files['deployed'].backbone.switch_to_deploy()
+    for form, source in files.items():
+        path = str(tmp_path / f'{form}.pth')
+        torch.save(dict(state_dict=source.state_dict()), path)
+        model = Detector(deploy=deploy)
+        load = functools.partial(load_checkpoint, model, path) if way == 'mmengine' else \
+            functools.partial(load_pretrained, model.backbone, path)
+        if deploy == (form == 'deployed'):
+            load()
+            assert all(torch.equal(t, model.state_dict()[name]) for name, t in source.state_dict().items())
+        else:
+            words = 'model.backbone.deploy=True' if form == 'deployed' else 'leave model.backbone.deploy at False'
+            with pytest.raises(CheckpointError, match=words):
+                load()
+
+
+def test_the_form_for_inference_of_other_norms_is_told_by_the_file(tmp_path):
+    settings = dict(norm_cfg=dict(type='GN', num_groups=1))
+    arch = {**NANO._asdict(), 'layer_scales': (False, ) * 4}
+    source = RMT(arch, **settings).eval()
+    source.switch_to_deploy()
+    path = str(tmp_path / 'file.pth')
+    torch.save(dict(state_dict=source.state_dict(), meta=dict(rmt_mm=dict(deploy=True))), path)
+    load_pretrained(RMT(arch, deploy=True, **settings), path)
+    with pytest.raises(CheckpointError, match='model.backbone.deploy=True'):
+        load_pretrained(RMT(arch, **settings), path)
+
+
+def test_no_way_leads_back_from_the_form_for_inference(nano):
+    model = Detector().eval()
+    model.backbone.switch_to_deploy()
+    with pytest.raises(CheckpointError, match='no way leads back'):
+        parse_checkpoint(dict(state_dict=model.state_dict()))
+
+
+# Backbones that are more than RMT.
+
+
+class Adapted(RMT):
+
+    def __init__(self, **settings):
+        super().__init__(NANO._asdict(), **settings)
+        self.adapter = torch.nn.Linear(2, 2)
+
+
+class LowRank(torch.nn.Module):
+    """What LoRA puts in the place of a Linear layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.original_layer, self.lora_down = layer, torch.nn.Linear(2, 2)
+
+
+def test_what_a_subclass_adds_may_be_missing(tmp_path):
+    path = tmp_path / 'file.pth'
+    torch.save(RMT(NANO._asdict()).state_dict(), path)
+    model = Adapted(init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model.init_weights()
+    assert torch.equal(model.stem[0].weight, torch.load(path)['stem.0.weight'])
+    part = {name: tensor for name, tensor in torch.load(path).items() if 'stages.1' not in name}
+    with pytest.raises(CheckpointError, match='missing'):
+        model.load_state_dict(part, strict=False)
+
+
+def test_replaced_layers_are_not_checked():
+    model = Detector()
+    model.backbone.stages[0][0].attn.qkv = LowRank(model.backbone.stages[0][0].attn.qkv)
+    low_rank = {name: tensor + 1 for name, tensor in model.state_dict().items() if 'lora' in name}
+    assert len(low_rank) == 2
+    model.load_state_dict(low_rank, strict=False)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in low_rank.items())
+
+
+def test_addresses_of_other_storage(tmp_path, monkeypatch):
+    path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
+    asked = []
+
+    @contextlib.contextmanager
+    def get_local_path(address):
+        asked.append(address)
+        yield path
+
+    monkeypatch.setattr('rmt_mm.checkpoints.loading.get_local_path', get_local_path)
+    for address in ('s3://bucket/rmt.pth', 'petrel://bucket/rmt.pth', 'cluster:s3://bucket/rmt.pth'):
+        model = RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=address))
+        model.init_weights()
+        assert asked[-1] == address and torch.equal(model.norm0.bias, nano_state_dict('dense')['extra_norms.0.bias'])
+    with pytest.raises(CheckpointError, match='open-mmlab://resnet50.* no RMT'):
+        RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet50')).init_weights()
 
 
 def test_own_files_still_load(tmp_path):
@@ -281,11 +461,14 @@ def test_own_files_still_load(tmp_path):
 
 
 def test_check_checkpoint_file(tmp_path):
-    torch.save(dict(state_dict=Detector().state_dict()), tmp_path / 'own.pth')
-    check_checkpoint_file(str(tmp_path / 'own.pth'))
+    own = str(tmp_path / 'own.pth')
+    torch.save(dict(state_dict=Detector().state_dict()), own)
+    assert check_checkpoint_file(own) == own
+    assert check_checkpoint_file('torchvision://resnet50') == 'torchvision://resnet50'
     official = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
-    with pytest.raises(CheckpointError, match='rmt_to_mm.py'):
+    with pytest.raises(CheckpointError, match='official') as error:
         check_checkpoint_file(official)
+    assert error.value.remedy == 'convert'
     with pytest.raises(FileNotFoundError, match='does not exist'):
         check_checkpoint_file(str(tmp_path / 'no.pth'))
 

@@ -155,7 +155,7 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
         raise cli.UsageError(f'config {args.config} does not exist.')
     if not (is_timm and args.checkpoint == 'pretrained'):
         cli.force_safe_loading()
-        cli.check_checkpoint_file(args.checkpoint)
+        args.checkpoint = cli.check_checkpoint_file(args.checkpoint)
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
     except (RuntimeError, *cli.BUILD_ERRORS) as error:

@@ -23,8 +23,7 @@ def main() -> None:
     with cli.one_sentence(*cli.BUILD_ERRORS):
         cli.force_safe_loading()
         check_destination(args.out, args.force)
-        args.checkpoint = cli.local_copy(args.checkpoint)
-        cli.check_checkpoint_file(args.checkpoint)
+        args.checkpoint = cli.check_checkpoint_file(args.checkpoint)
         cfg = Config.fromfile(args.config)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         model = MODELS.build(cfg.model)
@@ -38,7 +37,9 @@ def main() -> None:
         model.eval()
         for backbone in backbones:
             backbone.switch_to_deploy()
-        write_checkpoint(dict(meta=checkpoint.get('meta', {}), state_dict=model.state_dict()), args.out, args.force)
+        meta = checkpoint.get('meta') or {}
+        meta['rmt_mm'] = {**meta.get('rmt_mm', {}), 'deploy': True}
+        write_checkpoint(dict(meta=meta, state_dict=model.state_dict()), args.out, args.force)
     print(f'{args.out} is for model.backbone.deploy=True.')
 
 
