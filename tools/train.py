@@ -12,7 +12,7 @@ from rmt_mm.training.data_check import build_data
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the name of one of ours')
     cli.add_common_arguments(parser)
     parser.add_argument(
         '--resume',
@@ -37,8 +37,7 @@ def main() -> None:
         if args.amp:
             cli.use_amp(cfg)
         if args.auto_scale_lr:
-            cli.require_auto_scale_lr(cfg)
-            cfg.auto_scale_lr.enable = True
+            cli.use_auto_scale_lr(cfg)
         if args.resume is not None:
             cfg.resume = True
             cfg.load_from = cli.latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume

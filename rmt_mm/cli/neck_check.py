@@ -43,13 +43,17 @@ def run_neck(neck, features: Features, scope: str) -> Optional[Tuple[Features, L
         tuple | None: None if the neck cannot be built or run here, or is unknown and takes something else.
 
     Raises:
-        NeckError: a neck of one of the libraries does not take these maps.
+        NeckError: a neck of one of the libraries cannot be built, or does not take these maps.
     """
+    parts = neck if isinstance(neck, (list, tuple)) else [neck]
+    known = all(is_of_library(part.get('type'), scope) for part in parts)
     with MODELS.switch_scope_and_registry(scope) as registry, torch.random.fork_rng(devices=[]):
         try:
             module = registry.build(copy.deepcopy(neck)).eval()
-        except BUILD_ERRORS:
-            return None  # building the model says what is wrong
+        except BUILD_ERRORS as caught:
+            if known:
+                raise NeckError(str(caught) or type(caught).__name__) from caught
+            return None
     error = None
     for side in SIDES:
         maps = [torch.zeros(1, c, side // s, side // s, requires_grad=True) for c, s in zip(*features)]
@@ -64,8 +68,7 @@ def run_neck(neck, features: Features, scope: str) -> Optional[Tuple[Features, L
             continue
         strides = [round(side / out.shape[-1]) if out.dim() == 4 else 0 for out in outs]
         return Features([out.shape[1] for out in outs], strides), used
-    parts = neck if isinstance(neck, (list, tuple)) else [neck]
-    if all(is_of_library(part.get('type'), scope) for part in parts):
+    if known:
         raise NeckError(str(error) or type(error).__name__) from error
     return None
 
