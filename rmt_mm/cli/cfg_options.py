@@ -61,8 +61,9 @@ def check_top_level_names(cfg: Config, path: str) -> None:
     names = KNOWN_KEYS - {'tta_pipeline', 'tta_model'}
     for key in set(cfg) - KNOWN_KEYS - set(imported):
         close = difflib.get_close_matches(key, names, 1, cutoff=0.85)
-        if close and not _differ_in_digits(key, close[0]):
-            if _find_copies(cfg, key, cfg[key]):
+        # A name that goes on, such as val_evaluator_abs, is a variable of its own.
+        if close and (key == f'{close[0]}s' or not key.startswith(close[0])):
+            if key == f'{close[0]}s' or _find_copies(cfg, key, cfg[key]):
                 _note(f'config {path}: nothing reads {key!r} itself; was {close[0]!r} meant?')
             else:
                 raise UsageError(f'config {path} sets {key!r}, which nothing reads: did you mean {close[0]!r}?')
@@ -99,10 +100,10 @@ def _check_top_level(cfg: Config, option: str, keys: List[str]) -> None:
         return
     places = _find_copies(cfg, key, cfg[key]) if key in cfg else _find_names(cfg, key)
     if places:
-        shown = [place + rest for place in places[:4]] + ([f'{len(places) - 4} more'] if len(places) > 4 else [])
-        raise UsageError(f'--cfg-options {option} would change nothing: {key!r} at the top level of the config is read '
-                         f'by nothing{" after other settings were made from it" if key in cfg else ""}; set '
-                         f'{", ".join(shown)}.')
+        shown = [place + rest for place in places[:6]] + ([f'{len(places) - 6} more'] if len(places) > 6 else [])
+        why = f'other settings were made from {key!r}, and nothing reads it itself' if key in cfg else \
+            f'nothing reads {key!r} at the top level'
+        raise UsageError(f'--cfg-options {option} would change nothing: {why}; set {", ".join(shown)}.')
     close = difflib.get_close_matches(key, KNOWN_KEYS | set(cfg), 1, cutoff=0.8)
     if key not in cfg and close:
         raise UsageError(f'--cfg-options {option}: the config has no {key!r}; did you mean {close[0]!r}?')
@@ -120,7 +121,9 @@ def _find_overruling(cfg: Config, key: str) -> Optional[str]:
 
 
 def _read_part(cfg: Config) -> dict:
-    return {key: cfg[key] for key in cfg if key in KNOWN_KEYS and not _find_overruling(cfg, key)}
+    # What --tta alone reads is no place to send anybody to.
+    return {key: cfg[key] for key in cfg
+            if key in KNOWN_KEYS and not key.startswith('tta_') and not _find_overruling(cfg, key)}
 
 
 def _find_copies(cfg: Config, name: str, value: Any) -> List[str]:
@@ -164,16 +167,16 @@ def _check_below(cfg: Config, option: str, keys: List[str]) -> None:
 
 
 def _check_new_key(cfg: Config, option: str, key: str, node: dict) -> None:
-    close = difflib.get_close_matches(key, map(str, node), 1, cutoff=0.9)
-    if not close or _differ_in_digits(key, close[0]):
-        return
+    """Refuse a new key that is nearly one of the dict's, or nearly an argument of its class, which has no such one."""
     classes = find_classes(node.get('type'), library(cfg), REGISTRIES)
-    if any(key in find_parameters(cls) for cls in classes):
+    known = {name for cls in classes for name in find_parameters(cls)}
+    close = difflib.get_close_matches(key, {*map(str, node), *known}, 1, cutoff=0.85 if known else 0.9)
+    if key in known or not close or _differ_in_digits(key, close[0]):
         return
     if 'type' in node and not classes:
         _note(f'--cfg-options {option}: {key!r} is new; was {close[0]!r} meant?')
     else:
-        _refuse(option, key, node)
+        _refuse(option, key, close)
 
 
 def _refuse(option: str, key: str, known: Iterable) -> None:

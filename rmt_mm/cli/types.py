@@ -29,10 +29,8 @@ def find_classes(kind: Union[str, type, None], scope: str, registries: Iterable[
     """Return what ``type=kind`` may mean in the library ``scope``: empty for an unknown name."""
     if not isinstance(kind, str):
         return [kind] if isinstance(kind, type) else []
-    found = []
-    for registry in registries:
-        with registry.switch_scope_and_registry(scope) as scoped:
-            found.append(scoped.get(kind))
+    with MODELS.switch_scope_and_registry(scope):  # imports the library's registries
+        found = [registry.children.get(scope, registry).get(kind) for registry in registries]
     return [cls for cls in found if isinstance(cls, type)]
 
 
