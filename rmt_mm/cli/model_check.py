@@ -9,7 +9,7 @@ from mmengine.config import Config
 from ..arch import NUM_STAGES, Arch, resolve_arch
 from ..backbone import RMT
 from ..errors import UsageError
-from .neck_check import Features, NeckError, run_neck
+from .neck_check import SIDES, Features, NeckError, run_neck
 from .search import find_dicts, walk
 from .types import find_classes, find_parameters, is_of_library, library, type_name
 
@@ -252,12 +252,16 @@ def _read_argument(node: dict, key: str, scope: str) -> Any:
 
 
 def same_strides(stated: Sequence, actual: Sequence[int]) -> bool:
-    """Compare strides as powers of 2 (YOLACT states 550 / 69 for 8), and skip what is far from one (SSD's 300)."""
+    """Compare strides as powers of 2 (YOLACT states 550 / 69 for 8), and skip what is far from one (SSD's 300).
+
+    All strides from ``SIDES[0]`` on count as one: the maps of a neck's run have one pixel there.
+    """
+    largest = round(math.log2(SIDES[0]))
     if len(stated) != len(actual):
         return False
     for a, b in zip(stated, actual):
         a = math.log2(a[0] if isinstance(a, (list, tuple)) else a)
-        if abs(a - round(a)) < 0.25 and round(a) != round(math.log2(b)):
+        if abs(a - round(a)) < 0.25 and min(round(a), largest) != min(round(math.log2(b)), largest):
             return False
     return True
 
