@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..errors import RMTError, UsageError
 from .cfg_options import CfgOptions
-from .search import find_dicts
+from .search import find_dicts, walk
 from .types import library, type_name
 
 
@@ -72,6 +72,9 @@ def use_tta(cfg: Config) -> None:
     if missing:
         raise UsageError(f'--tta needs {" and ".join(missing)} in the config, as '
                          'configs/_base_/datasets/coco_detection.py and ade20k_512x512.py have them.')
+    if type_name(cfg.tta_model.type) == 'DetTTAModel' and any(
+            key in ('mask_head', 'panoptic_head') and value for _, key, value in walk(cfg.model)):
+        raise UsageError('--tta: mmdet merges boxes of augmented images, but no masks; this model predicts masks.')
     for dataset in pipelines:
         dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

@@ -49,7 +49,8 @@ def test_the_option_that_is_named_works():
     sentence = refused(SEGMENTATION, 'crop_size=(256,256)')
     cfg = apply(SEGMENTATION, *(f'{path}=(256,256)' for path in sentence.rsplit('set ', 1)[1].rstrip('.').split(', ')))
     assert cfg.model.data_preprocessor.size == (256, 256)
-    assert [step.crop_size for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop'] == [(256, 256)]
+    crop, = (step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
+    assert crop.crop_size == (256, 256)
 
 
 def test_what_mmengine_takes_instead():
@@ -89,7 +90,6 @@ def test_all_keys_that_the_runners_read_are_known():
     for runner in (mmengine.runner.Runner, mmengine.runner.FlexibleRunner):
         source = inspect.getsource(inspect.getmodule(runner))
         read = set(re.findall(r"\bcfg\.get\(\s*'(\w+)'", source)) | set(re.findall(r"\bcfg\['(\w+)'\]", source))
-        read -= set(re.findall(r"(?:loop|dataloader|wrapper|mp|dist|env|sampler|_randomness)_cfg\.get\(\s*'(\w+)'", source))
         assert read - {'type'} <= KNOWN_KEYS and len(read) > 20
 
 
@@ -109,7 +109,8 @@ def test_an_option_below_none():
 
 
 @pytest.mark.parametrize('option, meant', [
-    ('trian_cfg.max_epochs=3', 'train_cfg'), ('train_cfg.max_epoch=3', 'max_epochs'), ('optim_wraper.type=A', 'optim_wrapper'),
+    ('trian_cfg.max_epochs=3', 'train_cfg'), ('train_cfg.max_epoch=3', 'max_epochs'),
+    ('optim_wraper.type=A', 'optim_wrapper'),
     ('model.backbone.drop_path_rat=0.1', 'drop_path_rate'), ('model.backbone.frozen_stage=1', 'frozen_stages'),
     ('train_dataloader.dataset.pipeline.99.type=A', '99')
 ])  # yapf: disable
@@ -142,7 +143,8 @@ def test_a_key_below_a_value():
 def test_misspelt_keys_of_a_file(capsys):
     cfg = Config.fromfile(rmt_mm.get_config_path(DETECTION))
     check_top_level_names(cfg, 'a.py')
-    for key, meant in (('optim_wraper', 'optim_wrapper'), ('custom_hook', 'custom_hooks'), ('val_evaluater', 'val_evaluator')):
+    misspelt = dict(optim_wraper='optim_wrapper', custom_hook='custom_hooks', val_evaluater='val_evaluator')
+    for key, meant in misspelt.items():
         wrong = Config(dict(cfg.to_dict(), **{key: dict(of_its_own=1)}))
         with pytest.raises(UsageError, match=f"a.py sets '{key}', which nothing reads: did you mean '{meant}'"):
             check_top_level_names(wrong, 'a.py')
@@ -151,7 +153,7 @@ def test_misspelt_keys_of_a_file(capsys):
 
 def test_names_of_variables_are_no_misspellings(capsys):
     """Names in the libraries' own configs, and one whose value is used."""
-    cfg = Config(dict(model=dict(a=1), val_evaluator_abs=dict(b=1), test_pipeline=[1], train_dataset=dict(c=1), optimizer=1))
+    cfg = Config(dict(model=dict(a=1), val_evaluator_abs=dict(b=1), test_pipeline=[1], train_dataset=2, optimizer=1))
     check_top_level_names(cfg, 'a.py')
     assert capsys.readouterr().err == ''
     cfg = Config(dict(model=dict(a=1), custom_hook=dict(b=1), custom_hooks=[dict(b=1)], models=dict(c=1)))

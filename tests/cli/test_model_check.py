@@ -42,6 +42,8 @@ RTMDET = dict(
     head=dict(type='RTMDetHead', num_classes=3, in_channels=8, anchor_generator=dict(
         type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])))  # yapf: disable
 YOLOX = dict(kind='YOLOX', head=dict(type='YOLOXHead', num_classes=3, in_channels=8))  # strides by default
+YOLO = dict(type='YOLOV3Neck', num_scales=3, in_channels=[512, 256, 128], out_channels=[8, 8, 8])
+DINO = dict(type='ChannelMapper', in_channels=FOUR, out_channels=8, num_outs=5)
 FITS = {
     'fpn': retina(neck=fpn(FOUR, start_level=1)),
     'fpn, one int': dict(retina(neck=fpn([512], add_extra_convs='on_input'), out_indices=3), bbox_head=dict(
@@ -50,15 +52,14 @@ FITS = {
     'tuple of strides': dict(retina(neck=fpn([128, 256, 512]), out_indices=(1, 2, 3)), bbox_head=dict(
         type='RetinaHead', anchor_generator=dict(LEVELS, strides=[(s, s) for s in LEVELS['strides']]))),
     'two necks': retina(neck=[fpn(FOUR, start_level=1), dict(type='BFP', in_channels=8, num_levels=5)]),
-    'yolo': detector('YOLOV3', dict(type='YOLOV3Neck', num_scales=3, in_channels=[512, 256, 128], out_channels=[8, 8, 8]),
-                     dict(type='YOLOV3Head', featmap_strides=[32, 16, 8]), out_indices=(1, 2, 3)),
-    'rtmdet': detector(neck=dict(type='CSPNeXtPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3),
-                       **RTMDET),
+    'yolo': detector('YOLOV3', YOLO, dict(type='YOLOV3Head', featmap_strides=[32, 16, 8]), out_indices=(1, 2, 3)),
+    'rtmdet': detector(
+        neck=dict(type='CSPNeXtPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3), **RTMDET),
     'yolox': detector(neck=dict(type='YOLOXPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3),
                       **YOLOX),
-    'dilated encoder': detector('YOLOF', dict(type='DilatedEncoder', in_channels=512, out_channels=8, block_mid_channels=8,
-                                              num_residual_blocks=1, block_dilations=[2]),
-                                dict(type='YOLOFHead', anchor_generator=dict(type='AnchorGenerator', strides=[32]))),
+    'dilated encoder': detector('YOLOF', dict(
+        type='DilatedEncoder', in_channels=512, out_channels=8, block_mid_channels=8, num_residual_blocks=1,
+        block_dilations=[2]), dict(type='YOLOFHead', anchor_generator=dict(type='AnchorGenerator', strides=[32]))),
     'dino': dict(detector('DINO', dict(type='ChannelMapper', in_channels=[128, 256, 512], out_channels=8, num_outs=4),
                           out_indices=(1, 2, 3)), num_feature_levels=4),
     # its strides are not those of its inputs, and RoIAlign takes the first outputs
@@ -75,7 +76,8 @@ def test_what_fits(name, capsys):
 
 
 @pytest.mark.parametrize('model, parts', [
-    (retina(neck=fpn(FOUR, start_level=1), arch='base'), ['[80, 160, 320, 512]', "'base'", 'model.neck.in_channels=[80, 160, 320, 512]']),
+    (retina(neck=fpn(FOUR, start_level=1), arch='base'), ['[80, 160, 320, 512]', "'base'",
+                                                          'set model.neck.in_channels=[80, 160, 320, 512].']),
     (retina(neck=fpn(FOUR)), ['strides is [8, 16, 32, 64, 128]', '5 with strides [4, 8, 16, 32, 64]',
                               'model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[128, 256, 512]']),
     (retina(neck=fpn([128, 256, 512], start_level=1), out_indices=(1, 2, 3)), ['set model.neck.start_level=0']),
@@ -90,7 +92,7 @@ def test_what_fits(name, capsys):
               out_indices=(1, 2, 3)), ['set model.neck.in_channels=[512, 256, 128].']),
     (detector('YOLOV3', dict(type='YOLOV3Neck', num_scales=3, in_channels=FOUR, out_channels=[8, 8, 8])),
      ['set model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[512, 256, 128].']),
-    (dict(detector('DINO', dict(type='ChannelMapper', in_channels=FOUR, out_channels=8, num_outs=5)), num_feature_levels=4),
+    (dict(detector('DINO', DINO), num_feature_levels=4),
      ['num_feature_levels is 4', 'set model.num_feature_levels=5']),
     (dict(detector('MaskRCNN', fpn([128, 256, 512]), out_indices=(1, 2, 3)),
           roi_head=dict(bbox_roi_extractor=dict(featmap_strides=[4, 8, 16, 32]))),
@@ -120,9 +122,11 @@ UPER = dict(type='UPerHead', in_channels=FOUR, in_index=[0, 1, 2, 3])
 
 
 @pytest.mark.parametrize('model', [
-    segmentor(PSP), segmentor(dict(type='FCNHead', in_channels=512)), segmentor(UPER), segmentor(dict(PSP, in_index=-1)),
+    segmentor(PSP), segmentor(dict(type='FCNHead', in_channels=512)), segmentor(UPER),
+    segmentor(dict(PSP, in_index=-1)),
     segmentor(dict(type='FCNHead', in_channels=FOUR, in_index=[0, 1, 2, 3], input_transform='resize_concat')),
-    segmentor(dict(type='STDCHead', in_channels=128, in_index=1)), segmentor([PSP, dict(type='OCRHead', in_channels=512)]),
+    segmentor(dict(type='STDCHead', in_channels=128, in_index=1)),
+    segmentor([PSP, dict(type='OCRHead', in_channels=512)]),
     dict(segmentor(dict(type='FPNHead', in_channels=[8] * 4, in_index=[0, 1, 2, 3])),
          neck=dict(type='FPN', in_channels=FOUR, out_channels=8, num_outs=4)),
     segmentor(dict(type='Mask2FormerHead', in_channels=FOUR, strides=[4, 8, 16, 32])),
@@ -150,7 +154,8 @@ def test_classifiers():
     assert 'takes vectors' in refusal(model, 'mmpretrain')
     pooled = dict(model, neck=dict(type='GlobalAveragePooling'))
     check_model(pooled, 'mmpretrain')
-    assert 'set model.head.in_channels=512' in refusal(dict(pooled, head=dict(model['head'], in_channels=768)), 'mmpretrain')
+    pooled['head'] = dict(model['head'], in_channels=768)
+    assert 'set model.head.in_channels=512' in refusal(pooled, 'mmpretrain')
     check_model(dict(model, type='SimMIM', neck=dict(type='SimMIMLinearDecoder', in_channels=9)), 'mmpretrain')
 
 
