@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Test on the GPUs of this machine, or as one of several machines (see docs/training.md):
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
-# Variables: NNODES, NODE_RANK, MASTER_ADDR, PORT; PYTHON, if not the one that is active.
+# Variables: NNODES, NODE_RANK, MASTER_ADDR, PORT (29500 for several machines, a free one for this one alone); PYTHON,
+# if not the one that is active.
 # Without a GPU, GPUS is a number of processes on the CPU.
 set -euo pipefail
+source "$(dirname "$0")/launch.sh"
 if [ $# -lt 3 ]; then
     echo "usage: bash $0 CONFIG CHECKPOINT GPUS [arguments of tools/test.py]" >&2
     exit 2
@@ -13,11 +15,9 @@ checkpoint=$2
 gpus=$3
 shift 3
 
+choose_python
+choose_meeting
+
 # this is torchrun
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node-rank="${NODE_RANK:-0}" \
-    --master-addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master-port="${PORT:-29500}" \
-    --nproc-per-node="$gpus" \
+exec "$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node="$gpus" \
     "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

@@ -7,12 +7,10 @@ their scores are run on the CPU. One multiply-add is one multiplication and one 
 """
 import argparse
 import json
-import os.path as osp
 
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from rmt_mm import cli, get_config_path
+from rmt_mm import cli
 
 # Image sizes of the published tables.
 DEFAULT_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 2048), 'mmpretrain': (224, 224)}
@@ -33,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS, RuntimeError, OSError, SyntaxError):
+    with cli.one_sentence(*cli.BUILD_ERRORS, RuntimeError):
         report = measure(args.config, args.shape)
     print(json.dumps(report) if args.json else describe(report))
 
@@ -42,19 +40,24 @@ def measure(config: str, shape=None) -> dict:
     """Build a config's model, count, and return what ``--json`` prints."""
     from rmt_mm import flops
 
-    cfg = Config.fromfile(config if osp.isfile(config) else get_config_path(config))
-    scope = cfg.get('default_scope', 'mmengine')
+    path = cli.find_config(config)
+    cfg = cli.read_config(path)
+    scope = cli.library(cfg)
     init_default_scope(scope)
     shape = tuple(shape or DEFAULT_SHAPES.get(scope, (224, 224)))
     if min(shape) < 1:
         raise cli.UsageError(f'--shape {shape[0]} {shape[1]}: height and width must be positive.')
-    if 'model' not in cfg:
-        raise cli.UsageError(f'config {config} has no model.')
+    cli.check_backbones(cfg, path)
     model = MODELS.build(cfg.model)
     try:
         counts, computed = flops.count(model, shape), False
     except (NotImplementedError, RuntimeError):  # the model asks for values
-        counts, computed = flops.count(MODELS.build(cfg.model), shape, device='cpu'), True
+        model = MODELS.build(cfg.model)
+        try:
+            counts, computed = flops.count(model, shape, device='cpu'), True
+        except (RuntimeError, AssertionError, TypeError, LookupError) as error:
+            raise cli.UsageError(f'the model of {config} does not run on an image of {shape[0]} x {shape[1]}: '
+                                 f'{type(error).__name__}: {error}') from error
 
     gmac = {kind: counts[kind] / 1e9 for kind in ('convolution', 'linear', 'attention')}
     total = sum(gmac.values())

@@ -13,7 +13,7 @@ from rmt_mm.training.data_check import build_data
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the name of one of ours')
     parser.add_argument('checkpoint', help='checkpoint file')
     cli.add_common_arguments(parser)
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions, for offline evaluation')
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def dump_metric(cfg, path: str) -> DumpResults:
     """Return the metric that pickles predictions to ``path``; mmdet's stores masks as RLE."""
-    if cfg.get('default_scope') == 'mmdet':
+    if cli.library(cfg) == 'mmdet':
         from mmdet.evaluation import DumpDetResults
         return DumpDetResults(out_file_path=path)
     return DumpResults(out_file_path=path)

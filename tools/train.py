@@ -12,7 +12,7 @@ from rmt_mm.training.data_check import build_data
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the name of one of ours')
     cli.add_common_arguments(parser)
     parser.add_argument(
         '--resume',
@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> None:
         if args.amp:
             cli.use_amp(cfg)
         if args.auto_scale_lr:
-            cli.require_auto_scale_lr(cfg)
-            cfg.auto_scale_lr.enable = True
+            cli.use_auto_scale_lr(cfg)
         cli.choose_checkpoint(cfg, args.resume)
         cli.check_init_cfgs(cfg)
 

@@ -2,14 +2,17 @@
 from ..checkpoints.files import force_safe_loading
 from ..checkpoints.loading import check_checkpoint_file
 from ..errors import UsageError
-from .config import load_config
+from .config import find_config, load_config, read_config
 from .data_files import check_annotations, check_datasets
-from .options import add_common_arguments, draw_predictions, one_sentence, require_auto_scale_lr, use_amp, use_tta
+from .model_check import check_backbones
+from .options import add_common_arguments, draw_predictions, one_sentence, use_amp, use_auto_scale_lr, use_tta
 from .runner import BUILD_ERRORS, build_runner, process_group
+from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
 
 __all__ = [
-    'BUILD_ERRORS', 'UsageError', 'add_common_arguments', 'build_runner', 'check_annotations', 'check_checkpoint_file',
-    'check_datasets', 'check_file', 'check_init_cfgs', 'choose_checkpoint', 'draw_predictions', 'force_safe_loading',
-    'load_config', 'one_sentence', 'process_group', 'require_auto_scale_lr', 'use_amp', 'use_tta', 'watch_loading'
+    'BUILD_ERRORS', 'UsageError', 'add_common_arguments', 'build_runner', 'check_annotations', 'check_backbones',
+    'check_checkpoint_file', 'check_datasets', 'check_file', 'check_init_cfgs', 'choose_checkpoint', 'draw_predictions',
+    'find_config', 'force_safe_loading', 'library', 'load_config', 'one_sentence', 'process_group', 'read_config',
+    'use_amp', 'use_auto_scale_lr', 'use_tta', 'watch_loading'
 ]

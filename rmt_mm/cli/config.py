@@ -3,38 +3,40 @@
 Mistakes that can be seen before a model is built are reported here, in one sentence each.
 """
 import argparse
-import difflib
-import inspect
 import os
 import os.path as osp
 import tempfile
+from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from ..checkpoints.files import force_safe_loading
+from ..config_path import get_config_path
 from ..errors import UsageError
+from .cfg_options import apply_options, check_top_level_names
 from .model_check import check_backbones
+
+# What reading a config raises for mistakes in it; a config is a program, and may raise more.
+CONFIG_ERRORS = (OSError, SyntaxError, NameError, LookupError, TypeError, ValueError, AttributeError, ImportError,
+                 AssertionError, ArithmeticError, RuntimeError)
 
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config, apply the command line to it, and check what can be checked before anything is built.
 
+    ``args.config`` becomes the path of the config, if it was the name of one of ours.
+
     Raises:
         UsageError: a missing or broken config, an option or file that does not exist, a work dir that cannot be
-            written, RMT without its import, a neck that does not fit the backbone.
+            written, RMT without its import, a neck or head that does not fit the backbone.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     force_safe_loading()
-    if not osp.isfile(args.config):
-        raise UsageError(f'config {args.config} does not exist.')
-    try:
-        cfg = Config.fromfile(args.config)
-    except (OSError, SyntaxError, NameError, KeyError, TypeError, ImportError) as error:
-        raise UsageError(f'config {args.config} cannot be read: {type(error).__name__}: {error}') from error
-    _check_options(cfg, args.cfg_options)
-    cfg.merge_from_dict(args.cfg_options)
+    args.config = find_config(args.config)
+    cfg = read_config(args.config)
+    # Before the options, as the libraries' own tools do it.
     cfg.launcher = args.launcher
+    apply_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -44,37 +46,40 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _check_options(cfg: Config, options: dict) -> None:
-    """Refuse --cfg-options that the config has no place for; mmengine would add them and nothing would happen."""
-    top_level = set(cfg) | set(inspect.signature(Runner.__init__).parameters) | {'auto_scale_lr', 'runner_type'}
+def find_config(name: str) -> str:
+    """Return the path of a config file, given itself or the name of one of our configs.
 
-    def fail(option: str, key: str, known) -> None:
-        close = difflib.get_close_matches(key, [str(k) for k in known], 1)
-        hint = f'did you mean {close[0]!r}?' if close else f'there are: {", ".join(map(str, sorted(known)))}.'
-        raise UsageError(f'--cfg-options {option}: the config has no {key!r}; {hint}')
+    Raises:
+        UsageError: there is neither; the sentence names the closest of our configs.
+    """
+    if osp.isfile(name):
+        return name
+    try:
+        path = Path(get_config_path(name))
+    except FileNotFoundError as error:
+        hint = str(error).rsplit(': ', 1)[-1]
+        raise UsageError(f'config {name} does not exist, and is not the name of a config of rmt_mm: {hint}') from error
+    # The folders of what was given must be those of the config: another folder's config may have the same name.
+    given = Path(name).parts
+    if path.parts[-len(given):] not in (given, (*given[:-1], f'{given[-1]}.py')):
+        raise UsageError(f'config {name} does not exist; rmt_mm has one of this name: {path}.')
+    return str(path)
 
-    for option in options:
-        keys = option.split('.')
-        if keys[0] not in top_level:
-            fail(option, keys[0], top_level)
-        node = cfg.get(keys[0])
-        for i, key in enumerate(keys[1:], start=1):
-            last = i == len(keys) - 1
-            if isinstance(node, (list, tuple)):
-                if not key.isdigit() or int(key) >= len(node):
-                    fail(option, key, range(len(node)))
-                node = node[int(key)]
-            elif isinstance(node, dict) and key in node:
-                node = node[key]
-            elif isinstance(node, dict) and (last or 'type' in node):
-                # A new argument is fine, since not all are in the config; what looks like a misspelling is not.
-                if difflib.get_close_matches(key, node, 1, cutoff=0.9):
-                    fail(option, key, node)
-                break
-            elif node is None:
-                break
-            else:
-                fail(option, key, node if isinstance(node, dict) else ())
+
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        UsageError: it cannot be read, has no model, or a misspelt top-level key.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    except CONFIG_ERRORS as error:
+        raise UsageError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if not isinstance(cfg.get('model'), dict):
+        raise UsageError(f'config {path} has no model.')
+    check_top_level_names(cfg, path)
+    return cfg
 
 
 def _check_work_dir(work_dir: str) -> None:

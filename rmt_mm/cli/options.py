@@ -7,9 +7,12 @@ import shlex
 import sys
 from typing import Iterator
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from ..errors import RMTError, UsageError, printable
+from .cfg_options import CfgOptions
+from .search import find_dicts, walk
+from .types import library, type_name
 
 CONVERTER = 'tools/model_converters/rmt_to_mm.py'
 # What the tools add to an error, by its remedy and with its facts: the library names no tool and no flag.
@@ -59,7 +62,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
         help='change settings of the config, such as train_dataloader.batch_size=4 model.backbone.with_cp=True; '
@@ -70,45 +73,88 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def use_amp(cfg: Config) -> None:
     """Train with automatic mixed precision (``--amp``)."""
-    wrapper = cfg.optim_wrapper
-    if wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UsageError(f'--amp cannot change an optim_wrapper of type {wrapper.type}: it takes OptimWrapper.')
+    wrapper = cfg.get('optim_wrapper')
+    if not isinstance(wrapper, dict):
+        raise UsageError('--amp needs optim_wrapper in the config.')
+    kind = wrapper.get('type', 'OptimWrapper')
+    if type_name(kind) not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UsageError(f'--amp cannot change an optim_wrapper of type {type_name(kind)}: it takes OptimWrapper.')
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def use_tta(cfg: Config) -> None:
-    """Test with the augmentation that the config describes in ``tta_model`` and ``tta_pipeline`` (``--tta``)."""
+    """Test with augmentation (``--tta``), as the config's ``tta_model`` and ``tta_pipeline`` describe it.
+
+    Where a config has none, the images and their mirror images are taken in mmdet and mmpretrain, as these libraries'
+    own test scripts do; mmseg's script has no default.
+    """
+    if not cfg.get('test_dataloader'):
+        raise UsageError('--tta needs test_dataloader in the config.')
+    pipelines = list(find_dicts(cfg.test_dataloader.dataset, lambda d: isinstance(d.get('pipeline'), (list, tuple))
+                                and not {'dataset', 'datasets'} & set(d)))
+    _set_default_tta(cfg, pipelines)
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if missing:
         raise UsageError(f'--tta needs {" and ".join(missing)} in the config, as '
                          'configs/_base_/datasets/coco_detection.py and ade20k_512x512.py have them.')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    if type_name(cfg.tta_model.type) == 'DetTTAModel' and any(
+            key in ('mask_head', 'panoptic_head') and value for _, key, value in walk(cfg.model)):
+        raise UsageError('--tta: mmdet merges boxes of augmented images, but no masks; this model predicts masks.')
+    for dataset in pipelines:
+        dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _set_default_tta(cfg: Config, pipelines: list) -> None:
+    scope = library(cfg)
+    if scope not in ('mmdet', 'mmpretrain') or not pipelines:
+        return
+    *steps, pack = pipelines[0].pipeline
+    if scope == 'mmdet':
+        model = dict(
+            type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        # What merging the predictions needs beside mmdet's usual keys.
+        pack = dict(
+            type='mmdet.PackDetInputs',
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'))
+    else:
+        model = dict(type='mmpretrain.AverageClsScoreTTA')
+    flips = [dict(type=f'{scope}.RandomFlip', prob=prob) for prob in (1., 0.)]
+    for key, value in (('tta_model', model),
+                       ('tta_pipeline', [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])])):
+        if key not in cfg:
+            cfg[key] = value
+            print(f'note: the config has no {key}: that of {scope}\'s own test script is taken.', file=sys.stderr)
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Have the predictions of a test drawn into ``folder``, by the hook of the config's library (``--show-dir``)."""
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UsageError("--show-dir needs default_hooks.visualization in the config, such as "
                          "dict(type='DetVisualizationHook').")
     folder = osp.abspath(folder)
+    kind = type_name(hook.type)
     hook.interval = 1  # every image: mmseg's hook would draw a batch in 50, mmpretrain's an image in 5000
-    if hook.type.endswith('DetVisualizationHook'):
+    if kind == 'DetVisualizationHook':
         hook.update(draw=True, test_out_dir=folder)
-    elif hook.type.endswith('SegVisualizationHook'):
+    elif kind == 'SegVisualizationHook':
         hook.update(draw=True)
+        if not isinstance(cfg.get('visualizer'), dict):
+            raise UsageError("--show-dir needs visualizer in the config, such as dict(type='SegLocalVisualizer').")
         cfg.visualizer.save_dir = folder
     else:
         hook.update(enable=True, out_dir=folder)
 
 
-def require_auto_scale_lr(cfg: Config) -> None:
-    """Raise UsageError if the config does not say which batch size its learning rate is for."""
+def use_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate by actual batch size / ``auto_scale_lr.base_batch_size`` (``--auto-scale-lr``).
+
+    Raises:
+        UsageError: the config does not say which batch size its learning rate is for.
+    """
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the '
                          'batch size that its learning rate is for.')
+    cfg.auto_scale_lr.enable = True

@@ -11,9 +11,12 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .search import find_dicts
+from .types import type_name
 
 # What mmengine's registries and the classes they build raise for a wrong config.
 BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError, ImportError, FileNotFoundError)
+# BatchNorms over all processes: mmengine's names for torch's and mmcv's, and the classes.
+SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
 
 @contextlib.contextmanager
@@ -50,14 +53,21 @@ def _adapt_to_cpu(cfg: Config) -> None:
         # Before mmengine does it, which would choose a GPU for each process first.
         dist.init_process_group('gloo')
         # mmengine's wrapper, without the GPU that it would take its rank for.
-        cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+        if cfg.get('model_wrapper_cfg') is None:
+            cfg.model_wrapper_cfg = dict(
+                type='MMDistributedDataParallel',
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False))
         cfg.model_wrapper_cfg.device_ids = None
     wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') == 'AmpOptimWrapper':
+    if type_name(wrapper.get('type')) == 'AmpOptimWrapper':
         print_log('No GPU found: training in fp32 instead of AMP.', logger='current')
         wrapper['type'] = 'OptimWrapper'
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             wrapper.pop(key, None)
-    for norm in find_dicts(cfg.get('model', {}), lambda d: d.get('type') == 'SyncBN'):
+    for norm in find_dicts(cfg.get('model', {}), lambda d: type_name(d.get('type')) in SYNC_NORMS):
         norm['type'] = 'BN'
+    if cfg.get('sync_bn'):
+        print_log('No GPU found: BatchNorms are not synchronised.', logger='current')
+        cfg.sync_bn = None
 

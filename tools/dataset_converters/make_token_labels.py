@@ -153,9 +153,6 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
     is_timm = args.config.startswith('timm:')
     if not is_timm and not osp.isfile(args.config):
         raise cli.UsageError(f'config {args.config} does not exist.')
-    if not (is_timm and args.checkpoint == 'pretrained'):
-        cli.force_safe_loading()
-        args.checkpoint = cli.check_checkpoint_file(args.checkpoint)
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
     except (RuntimeError, *cli.BUILD_ERRORS) as error:
@@ -194,6 +191,9 @@ def main() -> None:
     args = parse_args()
     unreadable = []
     with cli.one_sentence(ValueError, OSError):
+        if not (args.config.startswith('timm:') and args.checkpoint == 'pretrained'):
+            cli.force_safe_loading()
+            args.checkpoint = cli.check_checkpoint_file(args.checkpoint)
         names = list_images(args.images)
         todo = list_todo(args, names)
         if todo:

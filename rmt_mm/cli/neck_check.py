@@ -1,0 +1,80 @@
+"""Find out what a neck does with feature maps, by running it once on small ones.
+
+What the arguments of necks mean differs: mmdet's YOLOV3Neck lists channels from the deepest, FPN skips inputs by
+``start_level``, others take the last input alone. A run shows whether the maps fit, which strides the outputs have,
+and, by the gradients, which inputs are used.
+"""
+import copy
+from typing import List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from .runner import BUILD_ERRORS
+from .types import is_of_library
+
+# Sides of the images whose maps a neck gets: the second one for necks whose kernels need larger maps.
+SIDES = (256, 1024)
+# What modules raise for inputs that do not fit.
+FORWARD_ERRORS = (RuntimeError, AssertionError, LookupError, ValueError, TypeError, AttributeError)
+
+
+class NeckError(Exception):
+    """A neck does not take the maps that it was given."""
+
+
+class Features(NamedTuple):
+    """Feature maps, as one part of a model hands them to the next."""
+
+    channels: List[int]
+    strides: List[int]  # 0 for vectors
+
+
+def run_neck(neck, features: Features, scope: str) -> Optional[Tuple[Features, List[List[int]]]]:
+    """Return the outputs of a neck and, for each of them, the inputs that it depends on.
+
+    Args:
+        neck (dict | list[dict]): the neck's config.
+        features (Features): its inputs.
+        scope (str): the library whose names the config uses.
+
+    Returns:
+        tuple | None: None if the neck cannot be built or run here, or is unknown and takes something else.
+
+    Raises:
+        NeckError: a neck of one of the libraries cannot be built, or does not take these maps.
+    """
+    parts = neck if isinstance(neck, (list, tuple)) else [neck]
+    known = all(is_of_library(part.get('type'), scope) for part in parts)
+    with MODELS.switch_scope_and_registry(scope) as registry, torch.random.fork_rng(devices=[]):
+        try:
+            module = registry.build(copy.deepcopy(neck)).eval()
+        except BUILD_ERRORS as caught:
+            if known:
+                raise NeckError(str(caught) or type(caught).__name__) from caught
+            return None
+    error = None
+    for side in SIDES:
+        maps = [torch.zeros(1, c, side // s, side // s, requires_grad=True) for c, s in zip(*features)]
+        try:
+            outs = module(tuple(maps))
+            outs = [outs] if isinstance(outs, Tensor) else list(outs)
+            used = [_find_used(out, maps) for out in outs]
+        except NotImplementedError:
+            return None
+        except FORWARD_ERRORS as caught:
+            error = error or caught
+            continue
+        strides = [round(side / out.shape[-1]) if out.dim() == 4 else 0 for out in outs]
+        return Features([out.shape[1] for out in outs], strides), used
+    if known:
+        raise NeckError(str(error) or type(error).__name__) from error
+    return None
+
+
+def _find_used(out: Tensor, maps: List[Tensor]) -> List[int]:
+    if not out.requires_grad:
+        return []
+    gradients = torch.autograd.grad(out.sum(), maps, retain_graph=True, allow_unused=True)
+    return [i for i, gradient in enumerate(gradients) if gradient is not None]
