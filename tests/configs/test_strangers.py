@@ -1,0 +1,94 @@
+"""Ten of the libraries' own configs, their backbone swapped as docs/swap_backbone.md says: trained and tested.
+
+Each is trained by its library's tools and by ours, on a few digit scenes, and what one has trained is tested by the
+other: losses and metrics are the same.
+"""
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from support import ROOT
+from support.miniature import call, make_data, shorten
+from support.swaps import library_config, write_user_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+pytest.importorskip('mmpretrain')
+
+CONFIGS = [
+    'mmdet/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mmdet/atss/atss_r50_fpn_1x_coco.py',
+    'mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'mmdet/yolox/yolox_tiny_8xb8-300e_coco.py',
+    'mmdet/detr/detr_r50_8xb2-150e_coco.py',
+    'mmdet/mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+    'mmseg/upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
+    'mmseg/pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
+    'mmpretrain/resnet/resnet50_8xb32_in1k.py',
+]
+SELF_SUPERVISED = 'mmpretrain/simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py'
+# One thread, so that the same computation gives the same numbers; no GPU, which the other tool would take.
+ENV = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp('data') / 'digits')
+
+
+def miniature(config, data, folder, **changes):
+    """Write a user's config, and one that inherits nothing but is the same made small; return the latter."""
+    cfg = Config.fromfile(write_user_config(config, folder))
+    shorten(cfg, data, batch_size=10 if cfg.default_scope == 'mmpretrain' else 2)
+    cfg.merge_from_dict({'randomness': dict(seed=0, deterministic=True), 'default_hooks.logger.interval': 1, **changes})
+    path = folder / f'mini_{Path(config).name}'
+    cfg.dump(path)
+    return path
+
+
+def tool(library, name):
+    """Return a library's own script, or ours."""
+    root = ROOT if library == 'rmt_mm' else library_config(f'{library}/x').parents[1]
+    return root / f'tools/{name}.py'
+
+
+def train(library, config, work_dir):
+    """Train; return the checkpoint, the losses of the iterations, and the metrics after the last."""
+    call(tool(library, 'train'), config, '--work-dir', work_dir, env=ENV)
+    record, = work_dir.glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    checkpoint, = work_dir.glob('*_[0-9]*.pth')
+    losses = [row['loss'] for row in rows if 'loss' in row]
+    return checkpoint, losses, metrics(rows[-1]) if len(rows) > len(losses) else {}
+
+
+def test(library, config, checkpoint, work_dir):
+    """Test; return the metrics."""
+    call(tool(library, 'test'), config, checkpoint, '--work-dir', work_dir, env=ENV)
+    record, = work_dir.glob('*/*.json')
+    return metrics(json.loads(record.read_text()))
+
+
+test.__test__ = False
+
+
+def metrics(row):
+    return {key: value for key, value in row.items() if key not in ('step', 'time', 'data_time', 'iter', 'epoch')}
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_trains_and_is_tested(config, data, tmp_path):
+    library = config.split('/')[0]
+    path = miniature(config, data, tmp_path)
+    theirs, their_losses, their_metrics = train(library, path, tmp_path / 'theirs')
+    ours, our_losses, our_metrics = train('rmt_mm', path, tmp_path / 'ours')
+    assert len(our_losses) == 2 and all(map(math.isfinite, our_losses))
+    assert our_losses == pytest.approx(their_losses, rel=1e-4)
+    assert our_metrics == pytest.approx(their_metrics, abs=1e-3) and our_metrics
+    assert test('rmt_mm', path, theirs, tmp_path / 'test_ours') == pytest.approx(their_metrics, abs=1e-3)
+    assert test(library, path, ours, tmp_path / 'test_theirs') == pytest.approx(our_metrics, abs=1e-3)
