@@ -6,10 +6,15 @@ other: losses and metrics are the same.
 import json
 import math
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 
 from support import ROOT
 from support.miniature import call, make_data, shorten
@@ -68,10 +73,14 @@ def train(library, config, work_dir):
 
 
 def test(library, config, checkpoint, work_dir):
-    """Test; return the metrics."""
-    call(tool(library, 'test'), config, checkpoint, '--work-dir', work_dir, env=ENV)
+    """Test; return the metrics, and the scores of all predictions (of mmseg, whose script saves pictures, none)."""
+    saves = Config.fromfile(config).default_scope != 'mmseg'
+    out = ['--out', work_dir / 'out.pkl'] if saves else []
+    call(tool(library, 'test'), config, checkpoint, '--work-dir', work_dir, *out, env=ENV)
     record, = work_dir.glob('*/*.json')
-    return metrics(json.loads(record.read_text()))
+    predictions = load(work_dir / 'out.pkl') if out else []
+    scores = [p['pred_instances']['scores'] if 'pred_instances' in p else p['pred_score'] for p in predictions]
+    return metrics(json.loads(record.read_text())), torch.cat(scores) if scores else torch.empty(0)
 
 
 test.__test__ = False
@@ -90,5 +99,46 @@ def test_trains_and_is_tested(config, data, tmp_path):
     assert len(our_losses) == 2 and all(map(math.isfinite, our_losses))
     assert our_losses == pytest.approx(their_losses, rel=1e-4)
     assert our_metrics == pytest.approx(their_metrics, abs=1e-3) and our_metrics
-    assert test('rmt_mm', path, theirs, tmp_path / 'test_ours') == pytest.approx(their_metrics, abs=1e-3)
-    assert test(library, path, ours, tmp_path / 'test_theirs') == pytest.approx(our_metrics, abs=1e-3)
+
+    tested_by_us, our_scores = test('rmt_mm', path, theirs, tmp_path / 'test_ours')
+    tested_by_them, their_scores = test(library, path, ours, tmp_path / 'test_theirs')
+    assert tested_by_us == pytest.approx(their_metrics, abs=1e-3)
+    assert tested_by_them == pytest.approx(our_metrics, abs=1e-3)
+    torch.testing.assert_close(our_scores, their_scores, rtol=1e-3, atol=1e-4)
+    assert library == 'mmseg' or len(our_scores) > 0
+
+
+def test_self_supervised_to_detection(data, tmp_path):
+    """SimSiam with either script, then a detector from its backbone, which has the last output's norm alone."""
+    path = miniature(SELF_SUPERVISED, data, tmp_path)
+    _, their_losses, _ = train('mmpretrain', path, tmp_path / 'theirs')
+    checkpoint, our_losses, _ = train('rmt_mm', path, tmp_path / 'ours')
+    assert len(our_losses) == 2 and all(map(math.isfinite, our_losses))
+    assert our_losses == pytest.approx(their_losses, rel=1e-4)
+
+    init = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone.')
+    path = miniature(CONFIGS[0], data, tmp_path, **{'model.backbone.init_cfg': init, 'train_cfg.max_epochs': 1,
+                                                    'optim_wrapper.optimizer.lr': 0.})
+    detector, _, _ = train('rmt_mm', path, tmp_path / 'detector')
+    backbone, before = backbone_of(detector), backbone_of(checkpoint)
+    trained = {name for name in backbone if 'running' not in name and 'num_batches' not in name}  # at a rate of 0
+    new = {name for name in trained if name not in before}
+    assert new == {f'norm{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')}
+    assert all(torch.equal(backbone[name], before[name]) for name in trained - new)
+
+
+def backbone_of(checkpoint):
+    # weights_only: off for a file that this test has just written
+    state_dict = torch.load(checkpoint, weights_only=False)['state_dict']
+    return {name[len('backbone.'):]: value for name, value in state_dict.items() if name.startswith('backbone.')}
+
+
+def test_two_processes(data, tmp_path):
+    """DistributedDataParallel wants a gradient for each parameter: no output of the documented lines is without use."""
+    path = miniature('mmdet/atss/atss_r50_fpn_1x_coco.py', data, tmp_path, **{'train_dataloader.batch_size': 1})
+    command = ['bash', ROOT / 'tools/dist_train.sh', path, '2', '--work-dir', tmp_path / 'work']
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=dict(ENV, PYTHON=sys.executable, PORT='29641'))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    losses = [float(loss) for loss in re.findall(r'Epoch\(train\).* loss: (\S+)', done.stdout)]
+    assert len(losses) == 2 and all(map(math.isfinite, losses)) and (tmp_path / 'work/epoch_1.pth').is_file()

@@ -1,5 +1,6 @@
 """What docs/swap_backbone.md says is true: its lines are read from the page, and each config named there is built."""
 import math
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
+from rmt_mm import get_config_path
 from rmt_mm.arch import resolve_arch
 from rmt_mm.cli import load_config
 from rmt_mm.cli.search import find_dicts
@@ -41,6 +43,16 @@ def test_channels_of_the_table():
     assert [tuple(map(int, row)) for row in rows] == [
         resolve_arch(size).embed_dims for size in ('small', 'base', 'large')]
     assert resolve_arch('tiny').embed_dims == resolve_arch('small').embed_dims
+
+
+def test_optimizer_of_the_page_is_the_published_one(tmp_path):
+    lines, = (lines for lines in re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
+              if lines.startswith('optim_wrapper'))
+    path = write_user_config('mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', tmp_path)
+    path.write_text(path.read_text() + lines)
+    published = Config.fromfile(get_config_path('mask-rcnn_rmt-t_fpn_amp-1x_coco')).optim_wrapper
+    given = Config.fromfile(path).optim_wrapper
+    assert (given.optimizer, given.paramwise_cfg) == (published.optimizer, published.paramwise_cfg)
 
 
 def make_batch(cfg):
