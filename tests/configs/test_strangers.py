@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -136,9 +137,12 @@ def backbone_of(checkpoint):
 def test_two_processes(data, tmp_path):
     """DistributedDataParallel wants a gradient for each parameter: no output of the documented lines is without use."""
     path = miniature('mmdet/atss/atss_r50_fpn_1x_coco.py', data, tmp_path, **{'train_dataloader.batch_size': 1})
+    with socket.socket() as free:
+        free.bind(('', 0))
+        port = str(free.getsockname()[1])
     command = ['bash', ROOT / 'tools/dist_train.sh', path, '2', '--work-dir', tmp_path / 'work']
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=dict(ENV, PYTHON=sys.executable, PORT='29641'))
+        command, capture_output=True, text=True, cwd=tmp_path, env=dict(ENV, PYTHON=sys.executable, PORT=port))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r'Epoch\(train\).* loss: (\S+)', done.stdout)]
     assert len(losses) == 2 and all(map(math.isfinite, losses)) and (tmp_path / 'work/epoch_1.pth').is_file()
