@@ -98,7 +98,7 @@ def check(config, folder):
     model.backbone.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     loss, _ = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
-    assert math.isfinite(loss)
+    assert math.isfinite(loss.item())
     assert [name for name, param in model.named_parameters() if param.requires_grad and param.grad is None] == []
     # RMT takes RGB, normalised: the batch has values around 0.
     assert data['inputs'][0].abs().max() < 4 if cfg.default_scope != 'mmpretrain' else True
