@@ -17,6 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import load
 
+from rmt_mm.cli.search import find_dicts
+
 from support import ROOT
 from support.miniature import call, make_data, shorten
 from support.swaps import library_config, write_user_config
@@ -51,6 +53,8 @@ def miniature(config, data, folder, **changes):
     """Write a user's config, and one that inherits nothing but is the same made small; return the latter."""
     cfg = Config.fromfile(write_user_config(config, folder))
     shorten(cfg, data, batch_size=10 if cfg.default_scope == 'mmpretrain' else 2)
+    for jitter in find_dicts(cfg.train_dataloader, lambda d: d.get('type') == 'ColorJitter'):
+        jitter.hue = 0.  # mmcv 2.1.0 fails under NumPy 2: "Python integer -14 out of bounds for uint8"
     cfg.merge_from_dict({'randomness': dict(seed=0, deterministic=True), 'default_hooks.logger.interval': 1, **changes})
     path = folder / f'mini_{Path(config).name}'
     cfg.dump(path)
