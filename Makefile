@@ -10,8 +10,8 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classifier demo-classification \
-	demo-transfer clean
+.PHONY: help setup test test-slow test-zoo test-strangers lint demo demo-resnet18 demo-segmentation demo-classifier \
+	demo-classification demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'
@@ -29,10 +29,14 @@ test: setup
 	$(PYTHON_ENV) -m pytest
 
 test-slow: setup
-	$(PYTHON_ENV) -m pytest -m slow --ignore tests/test_zoo.py
+	$(PYTHON_ENV) -m pytest -m slow --ignore tests/configs/test_zoo.py --ignore tests/configs/test_strangers.py
 
 test-zoo: setup
-	$(PYTHON_ENV) -m pytest -m slow tests/test_zoo.py --durations 0
+	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_zoo.py --durations 0
+
+# The libraries' own configs with an RMT in them: trained and tested by their tools and by ours.
+test-strangers: setup
+	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
 
 lint: setup
 	$(PYTHON_ENV) -m ruff check .

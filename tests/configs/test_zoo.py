@@ -14,76 +14,24 @@ from mmengine.config import Config
 import rmt_mm
 
 from support import ROOT
+from support.miniature import call, make_data, shorten
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CONFIGS = [name for name in rmt_mm.list_configs() if name.endswith(('_coco', '_ade20k-512x512'))]
-SHRINK = 8  # of all image sizes in the pipelines
 # Settings that small images need: fewer queries than the feature maps have places.
 EXTRA = {'dino-4scale_rmt-t_8xb2-12e_coco': {'model.num_queries': 50, 'model.test_cfg.max_per_img': 50}}
 
 
-def call(*command, fails=False, **kwargs):
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, **kwargs)
-    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """Digit scenes whose categories are called as COCO's 80; ADE20K's layout needs no change, digit d is class d."""
-    mmdet_datasets = pytest.importorskip('mmdet.datasets')
-    out = tmp_path_factory.mktemp('data') / 'digits'
-    call('tools/dataset_converters/make_digits.py', out, '--train', 4, '--val', 2, '--size', 128, '--renderings', 1)
-    for path in (out / 'coco/annotations').glob('*.json'):
-        coco = json.loads(path.read_text())
-        names = mmdet_datasets.CocoDataset.METAINFO['classes']
-        coco['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
-        # as in many a real data set: a box of no size, which is to be dropped without a word
-        first = coco['annotations'][0]
-        coco['annotations'].append(dict(first, id=10**6, bbox=[5, 5, 0, 0], area=0))
-        path.write_text(json.dumps(coco))
-    return out
-
-
-def shrink(node):
-    """Divide the image sizes in a pipeline, in place."""
-    for item in node if isinstance(node, list) else [node]:
-        if not isinstance(item, dict):
-            if isinstance(item, list):
-                shrink(item)
-            continue
-        for key, value in item.items():
-            if key in ('scale', 'crop_size', 'size'):
-                item[key] = tuple(v // SHRINK for v in value)
-            elif key == 'scales':
-                item[key] = [tuple(v // SHRINK for v in pair) for pair in value]
-            elif isinstance(value, (dict, list)):
-                shrink(value)
+    return make_data(tmp_path_factory.mktemp('data') / 'digits')
 
 
 def miniature(name, data, folder):
     """Write a config like the named one, but small and short, and return its path."""
     cfg = Config.fromfile(rmt_mm.get_config_path(name))
-    root = str(data / ('coco' if cfg.default_scope == 'mmdet' else 'ade20k')) + '/'
-    for split in ('train', 'val', 'test'):
-        loader = cfg[f'{split}_dataloader']
-        loader.update(num_workers=0, persistent_workers=False)
-        loader.dataset.data_root = root
-        shrink(loader.dataset.pipeline)
-    shrink(cfg.get('tta_pipeline', []))
-    shrink(cfg.model.data_preprocessor)
-    cfg.train_dataloader.batch_size = 2
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        if 'ann_file' in evaluator:
-            evaluator.ann_file = root + 'annotations/instances_val2017.json'
-    if cfg.train_cfg.type == 'EpochBasedTrainLoop':
-        cfg.train_cfg.max_epochs = 1
-    else:
-        cfg.train_cfg.update(max_iters=2, val_interval=2)
-    for test_cfg in (cfg.model.get('test_cfg') or {}, (cfg.model.get('test_cfg') or {}).get('rcnn', {})):
-        if 'score_thr' in test_cfg:
-            test_cfg.score_thr = 0.  # two iterations teach no confidence, and the metric wants predictions
+    shorten(cfg, data)
     cfg.merge_from_dict(EXTRA.get(name, {}))
     path = folder / f'{name}.py'
     cfg.dump(path)
