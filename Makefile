@@ -10,7 +10,7 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo lint demo demo-resnet18 demo-segmentation demo-classifier demo-classification \
+.PHONY: help setup test test-slow test-zoo mutants lint demo demo-resnet18 demo-segmentation demo-classifier demo-classification \
 	demo-transfer clean
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make test-slow   the long ones       make lint   the linter'
+	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
 
 setup:
@@ -33,6 +34,9 @@ test-slow: setup
 
 test-zoo: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/test_zoo.py --durations 0
+
+mutants: setup
+	$(PYTHON_ENV) tests/mutants/run.py --resume
 
 lint: setup
 	$(PYTHON_ENV) -m ruff check .
