@@ -337,7 +337,8 @@ MUTANTS = [
         'rmt_mm/checkpoints/files.py', CONVERTER,
         ('files: pickles are executed', 'map_location=map_location, weights_only=True', 'map_location=map_location, '
          'weights_only=False'),
-        ('files: damage is not looked for', '        _check_archive(path, sums=', '        0 and _check_archive(path, sums='),
+        ('files: damage is not looked for', '        _check_archive(path, sums=',
+         '        0 and _check_archive(path, sums='),
         ('files: written in place', 'os.replace(temporary, path)',
          "open(path, 'wb').write(open(temporary, 'rb').read())"),
         ('files: replaced unasked', 'if osp.exists(path) and not force:', 'if False:'),
@@ -361,7 +362,12 @@ MUTANTS = [
     *_group(
         'rmt_mm/cli/config.py', OPTIONS,
         ('tools: pickles are executed', '    force_safe_loading()', '    pass'),
-        ('tools: unknown options', '_check_options(cfg, args.cfg_options)', 'pass', f'{TOOLS} -k option_that')),
+        ('tools: unknown options', '_check_options(cfg, args.cfg_options)', 'pass', f'{TOOLS} -k option_that'),
+        ('tools: folders that cannot be written', '_check_work_dir(cfg.work_dir)', 'pass', f'{TOOLS} -k work_dir')),
+    *_group(
+        'rmt_mm/cli/data_files.py', f'{TOOLS} -k missing',
+        ('tools: missing annotations', 'if ann_file and not', 'if False and not'),
+        ('tools: missing folders', 'if root and not', 'if False and not')),
     *_group(
         'rmt_mm/cli/options.py', OPTIONS,
         ('--amp does nothing', "wrapper.type = 'AmpOptimWrapper'", 'pass'),
@@ -370,7 +376,12 @@ MUTANTS = [
     *_group(
         'rmt_mm/cli/runner.py', OPTIONS,
         ('CPU: SyncBN stays', "norm['type'] = 'BN'", 'pass'),
-        ('CPU: AMP stays', "wrapper['type'] = 'OptimWrapper'", 'pass')),
+        ('CPU: AMP stays', "wrapper['type'] = 'OptimWrapper'", 'pass'),
+        ('--resume begins anew', 'return find_latest_checkpoint(work_dir) if', 'return None if',
+         f'{TOOLS} -k interrupted')),
+    *_group(
+        'rmt_mm/config_path.py', 'tests/configs/test_configs.py -k by_name',
+        ('bases are configs', "and path.parent.name != '_base_':", ':')),
     *_group(
         'rmt_mm/cli/model_check.py', f'{TOOLS} -k neck',
         ('tools: a neck that does not fit', 'list(wanted) != [given[i] for i in index]', 'False')),

@@ -52,13 +52,13 @@ def fingerprint(files: List[Path]) -> str:
     return digest.hexdigest()
 
 
-def mutate(mutant: Mutant) -> str:
-    """Return the file's text with the edit.
+def mutate(mutant: Mutant, root: Path) -> str:
+    """Return the text of the file below ``root`` with the edit.
 
     Raises:
         ValueError: the file is not there, or has the old text not exactly once.
     """
-    path = ROOT / mutant.file
+    path = root / mutant.file
     if not path.is_file():
         raise ValueError(f'there is no {mutant.file}')
     text = path.read_text()
@@ -85,7 +85,7 @@ def judge(mutant: Mutant, folder: Path) -> Tuple[str, str]:
     """Return what became of a mutant, and the output to show."""
     path = folder / mutant.file
     original = path.read_text()
-    path.write_text(mutate(mutant))
+    path.write_text(mutate(mutant, folder))
     try:
         status, output = run_tests(mutant.tests, folder)
     finally:
@@ -101,7 +101,7 @@ def main() -> int:
     failures = []
     for mutant in chosen:
         try:
-            mutate(mutant)
+            mutate(mutant, ROOT)
         except ValueError as error:
             failures.append(f'{mutant.name}: the edit no longer applies: {error}')
     print(*failures, f'{len(chosen) - len(failures)} of {len(chosen)} edits apply', sep='\n', flush=True)
