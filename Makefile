@@ -10,7 +10,7 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo test-strangers lint demo demo-resnet18 demo-segmentation demo-classifier \
+.PHONY: help setup test test-slow test-zoo test-strangers mutants lint demo demo-resnet18 demo-segmentation demo-classifier \
 	demo-classification demo-transfer clean
 
 help:
@@ -19,7 +19,9 @@ help:
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
-	@echo 'make test       the fast tests       make test-slow   the long ones       make lint   the linter'
+	@echo 'make test       the fast tests       make lint   the linter'
+	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
+	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
 
 setup:
@@ -37,6 +39,9 @@ test-zoo: setup
 # The libraries' own configs with an RMT in them: trained and tested by their tools and by ours.
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
+
+mutants: setup
+	$(PYTHON_ENV) tests/mutants/run.py --resume
 
 lint: setup
 	$(PYTHON_ENV) -m ruff check .

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rmt_mm import RMT
+from rmt_mm import RMT, convert_official_state_dict
+from rmt_mm.arch import resolve_arch
 from rmt_mm.backbone.position import line_bias, rotary_phases
+from rmt_mm.reference import PlainRMT
 
 from support.archs import SMALL_ARCH
 
@@ -23,13 +25,21 @@ def build(**kwargs):
 
 @pytest.mark.parametrize('size', [(64, 64), (256, 309), (45, 33), (1, 1), (7, 130)])
 def test_any_size_gives_four_strides(size):
+    """With the values of the plain reference, from weights that are not those of an untrained model."""
+    reference = PlainRMT(resolve_arch(SMALL_ARCH)).eval()
+    for name, tensor in reference.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 0.5 if 'var' in name else 0.2 * torch.randn(tensor.shape))
     model = build().eval()
+    result = model.load_state_dict(convert_official_state_dict(reference.state_dict()), strict=False)
+    assert not result.unexpected_keys and all(name.endswith('num_batches_tracked') for name in result.missing_keys)
+    image = torch.rand(2, 3, *size)
     with torch.no_grad():
-        outs = model(torch.rand(2, 3, *size))
+        outs, expected = model(image), reference(image)
+    assert len(outs) == 4
     for i, out in enumerate(outs):
-        expected = tuple(-(-length // 2**(i + 2)) for length in size)
-        assert out.shape == (2, SMALL_ARCH['embed_dims'][i], *expected)
-        assert out.isfinite().all()
+        assert out.shape == (2, SMALL_ARCH['embed_dims'][i], *(-(-length // 2**(i + 2)) for length in size))
+        assert error(out, expected[i]) < 1e-4
         assert out.is_contiguous(), "mmcv's RoIAlign reads memory as (B, C, H, W)"
 
 
@@ -39,17 +49,38 @@ def test_found_by_type_in_every_scope(scope):
     assert isinstance(registry.build(dict(type='RMT', arch=SMALL_ARCH)), RMT)
 
 
-def test_out_indices_choose_outputs_and_their_norms():
-    model = build(out_indices=(1, -1)).eval()
+@pytest.mark.parametrize('out_indices', [(1, -1), (-1, 1), (3, 1, 3)])
+def test_out_indices_choose_outputs_and_their_norms(out_indices):
+    """Outputs come in the order of the stages, whatever the order asked for."""
+    model = build(out_indices=out_indices).eval()
     assert model.out_indices == (1, 3) and model.out_channels == (24, 48)
     assert model.embed_dims == SMALL_ARCH['embed_dims'] and model.strides == (4, 8, 16, 32)
     assert [name for name, _ in model.named_children() if name.startswith('norm')] == ['norm1', 'norm3']
     assert [out.shape[1] for out in model(torch.rand(1, 3, 32, 32))] == [24, 48]
 
 
-def test_last_stages_need_not_run():
-    first, = build(out_indices=(0, )).eval()(torch.rand(1, 3, 32, 32))
-    assert first.shape == (1, 16, 8, 8)
+@pytest.mark.parametrize('last', range(4))
+def test_last_stages_need_not_run(last):
+    """Nothing after the last output is computed, and that output is what it is with all of them."""
+    whole, model = build().eval(), build(out_indices=(last, )).eval()
+    model.load_state_dict({name: whole.state_dict()[name] for name in model.state_dict()})
+    ran = set()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *args, name=name: ran.add(name))
+    x = torch.rand(1, 3, 40, 48)
+    out, = model(x)
+    assert torch.equal(out, whole(x)[last])
+    assert {int(name.split('.')[1]) for name in ran if name.startswith('stages.')} == set(range(last + 1))
+    assert {int(name.split('.')[1]) for name in ran if name.startswith('downsamples.')} == set(range(last))
+
+
+def test_norms_have_the_published_eps():
+    """Checkpoints hold no eps: 1e-6 in the blocks, PyTorch's 1e-5 on the outputs."""
+    for name, module in build().named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == (1e-6 if name.startswith('stages.') else 1e-5), name
+        elif isinstance(module, _BatchNorm):
+            assert (module.eps, module.momentum) == (1e-5, 0.1), name
 
 
 def test_out_norm_off_returns_the_stage_itself():
@@ -97,6 +128,27 @@ def test_drop_path_grows_linearly_and_acts_in_training_only():
     assert not torch.equal(model(x)[3], model(x)[3])
 
 
+def test_drop_path_acts_on_both_branches_and_not_on_cpe():
+    """With a rate of almost 1, of a block nothing but CPE is left; a sample is dropped whole."""
+    model = build(drop_path_rate=1 - 1e-6).train()
+    block, seen = model.stages[3][-1], {}
+    block.cpe.register_forward_hook(lambda module, args, out: seen.update(cpe=out.detach().clone()))
+    block.register_forward_hook(lambda module, args, out: seen.update(block=out.detach().clone()))
+    model(torch.rand(4, 3, 64, 64))
+    torch.testing.assert_close(seen['block'], seen['cpe'], rtol=0, atol=0)
+
+    model = build(drop_path_rate=0.5).train()  # of two blocks in stage 2 the first has 0.3, on either branch
+    branches = []
+    model.stages[2][0].drop_path.register_forward_hook(lambda module, args, out: branches.append((args[0], out)))
+    for _ in range(20):
+        model(torch.rand(16, 3, 32, 32))
+    for given, kept in (zip(*branches[i::2]) for i in (0, 1)):
+        given, kept = torch.cat(given).flatten(1), torch.cat(kept).flatten(1)
+        dropped = (kept == 0).all(1)
+        torch.testing.assert_close(kept[~dropped], given[~dropped] / 0.7)
+        assert 0.2 < float(dropped.float().mean()) < 0.4
+
+
 @pytest.mark.parametrize('stages', range(-1, 5))
 def test_frozen_stages_have_no_gradient_and_stay_in_eval_mode(stages):
     model = build(frozen_stages=stages)
@@ -134,21 +186,47 @@ def test_norm_cfg_reaches_stem_and_downsampling():
     assert not any(isinstance(m, _BatchNorm) for m in model.modules())
 
 
-@pytest.mark.parametrize('with_cp', [True, (False, True, False, True)])
-def test_with_cp_changes_memory_and_not_gradients(with_cp, monkeypatch):
-    import torch.utils.checkpoint as cp
-    recomputed = []
-    original = cp.checkpoint
-    monkeypatch.setattr(cp, 'checkpoint', lambda block, *a, **k: recomputed.append(block) or original(block, *a, **k))
-    plain, checkpointed = build(), build(with_cp=with_cp)
-    checkpointed.load_state_dict(plain.state_dict())
-    x = torch.rand(2, 3, 48, 48)
-    for model in (plain, checkpointed):
-        sum(out.square().sum() for out in model(x)).backward()
-    stages = range(4) if with_cp is True else (1, 3)
-    assert recomputed == [block for i in stages for block in checkpointed.stages[i]]
-    for expected, param in zip(plain.parameters(), checkpointed.parameters()):
-        torch.testing.assert_close(param.grad, expected.grad)
+def saved_bytes_and_gradients(model, x):
+    """Train a step, and return the bytes that autograd held for its backward pass, and the gradients.
+
+    Bytes are of distinct storages, parameters aside. What is to be computed again is not among them.
+    """
+    held = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+    kept = []  # so that no storage is freed, and its address taken by another
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        held.setdefault(storage.data_ptr(), storage.nbytes())
+        kept.append(tensor)
+        return tensor
+
+    torch.manual_seed(0)  # the same drop path in every model
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = sum(out.square().sum() for out in model(x))
+    loss.backward()
+    return sum(held.values()), [param.grad for param in model.parameters()]
+
+
+def test_with_cp_changes_memory_and_not_gradients():
+    """The same gradients, drop path included, from a fraction of the memory; a marked stage alone saves its own."""
+    plain = build(drop_path_rate=0.5)
+    x, start = torch.rand(2, 3, 64, 64), copy.deepcopy(plain.state_dict())
+    held, expected = saved_bytes_and_gradients(plain, x)
+    sizes = []
+    for with_cp in (True, (True, False, False, False), (False, True, False, True), (False, False, True, False)):
+        model = build(drop_path_rate=0.5, with_cp=with_cp)
+        model.load_state_dict(start)
+        size, gradients = saved_bytes_and_gradients(model, x)
+        sizes.append(size)
+        for gradient, reference in zip(gradients, expected):
+            torch.testing.assert_close(gradient, reference)
+        for name, buffer in model.named_buffers():  # what is computed twice counts once
+            torch.testing.assert_close(buffer, plain.get_buffer(name))
+    whole, *parts = sizes
+    assert whole < 0.5 * held
+    assert all(whole < part < held for part in parts)
+    savings = sum(held - part for part in parts)
+    assert savings == pytest.approx(held - whole, rel=0.01), 'stages save each their own'
 
 
 def test_state_dict_has_parameters_and_norm_statistics_only():

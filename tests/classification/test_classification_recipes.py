@@ -1,5 +1,6 @@
 """What the ImageNet configs build is the published recipe."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mmpretrain.models.utils.batch_augments import CutMix, Mixup  # noqa: E402
 from mmpretrain.registry import MODELS, TRANSFORMS  # noqa: E402
 from torch import nn  # noqa: E402
 
-from rmt_mm.classification import RMTTokenLabelHead, TrackGeometry  # noqa: E402
+from rmt_mm.classification import RMTTokenLabelHead, TrackGeometry, ema_hook  # noqa: E402
 
 CONFIGS = ROOT / 'configs/classification'
 PLAIN = {'tiny': (14_334_216, 0.1), 'small': (26_967_240, 0.15), 'base': (54_154_896, 0.4), 'large': (95_464_864, 0.5)}
@@ -176,13 +177,36 @@ def test_schedule_is_that_of_the_released_logs(name, log, capsys):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_ema(name):
+    """Raw and averaged weights are both evaluated; statistics of BatchNorm are averaged too."""
     hook, = (hook for hook in load(name).custom_hooks if 'EMA' in hook.type)
-    hook.pop('priority')
+    assert hook.pop('priority') == 'ABOVE_NORMAL'  # above checkpointing, which saves both
     hook = HOOKS.build(hook)
     assert hook.evaluate_on_ema and hook.evaluate_on_origin
     assert hook.ema_cfg['update_buffers']
-    assert 1 - hook.momentum(512) == pytest.approx(0.99996)
-    assert 1 - hook.momentum(1024) == pytest.approx(0.99996**2)
+    assert (hook.begin_iter, hook.begin_epoch) == (0, 0)  # from the first iteration
+
+
+@pytest.mark.parametrize('processes, images', [(1, 128), (8, 128), (4, 64)])
+def test_ema_follows_the_batch_of_all_processes(processes, images, monkeypatch):
+    """0.99996 to the power of batch / 512, and the average that this makes of the weights of three iterations."""
+    monkeypatch.setattr(ema_hook, 'get_world_size', lambda: processes)
+    model = nn.Linear(1, 1, bias=False).double().requires_grad_(False)
+    values = [3., 5., -7., 11.]
+    cfg = next(dict(hook) for hook in load('rmt-tiny_8xb128_in1k').custom_hooks if 'EMA' in hook.type)
+    del cfg['priority']
+    hook = HOOKS.build(cfg)
+    model.weight.fill_(values[0])
+    runner = SimpleNamespace(model=model, cfg=Config(dict(train_dataloader=dict(batch_size=images))), iter=0, epoch=0)
+    hook.before_run(runner)
+    decay = 0.99996**(processes * images / 512)
+    expected = values[1]  # mmengine's average starts with the weights of its first update
+    for i, value in enumerate(values[1:]):
+        model.weight.fill_(value)
+        runner.iter = i
+        hook.after_train_iter(runner, i)
+        expected = decay * expected + (1 - decay) * value
+    assert float(hook.ema_model.module.weight) - values[1] == pytest.approx(expected - values[1], rel=1e-6)
+    assert hook.ema_model.momentum == pytest.approx(1 - decay, rel=1e-9)
 
 
 def test_linear_probe_trains_its_classifier_alone():

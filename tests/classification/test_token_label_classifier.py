@@ -47,20 +47,43 @@ def samples(batch, num_classes, height, width):
     return out
 
 
-def test_boxes_cover_what_beta_says():
-    np.random.seed(0)
+def shares_of_boxes(alpha, size, count, generator):
+    """Return the shares that boxes of CutMix cover, lam ~ Beta(alpha, alpha), written from their description."""
+    height, width = size
     shares = []
-    for _ in range(2000):
-        box = draw_box(7, 7)
-        if box is None:
-            shares.append(0.)
-            continue
-        y1, y2, x1, x2 = box
-        assert 0 <= y1 < y2 <= 7
-        assert 0 <= x1 < x2 <= 7
-        shares.append(1 - kept_fraction(box, (7, 7)))
-    assert 0 in shares  # a box may be empty
-    assert max(shares) > 0.5
+    for lam in generator.beta(alpha, alpha, count):
+        halves = [int(length * (1 - lam)**0.5) // 2 for length in size]
+        centers = generator.integers(height), generator.integers(width)
+        (y1, y2), (x1, x2) = ((max(center - half, 0), min(center + half, length))
+                              for center, half, length in zip(centers, halves, size))
+        shares.append(max(y2 - y1, 0) * max(x2 - x1, 0) / (height * width))
+    return np.array(shares)
+
+
+@pytest.mark.parametrize('alpha, size', [(1.0, (7, 7)), (0.3, (7, 7)), (4.0, (7, 7)), (1.0, (5, 12))])
+def test_boxes_cover_what_beta_says(alpha, size):
+    """The distribution of their shares, within 4 standard errors; a box may be empty, and is then none."""
+    np.random.seed(0)
+    count, shares = 4000, []
+    for _ in range(count):
+        box = draw_box(*size, alpha)
+        if box is not None:
+            y1, y2, x1, x2 = box
+            assert 0 <= y1 < y2 <= size[0] and 0 <= x1 < x2 <= size[1]
+        shares.append(0. if box is None else 1 - kept_fraction(box, size))
+    shares, expected = np.array(shares), shares_of_boxes(alpha, size, 5 * count, np.random.default_rng(0))
+    for limit in (0.001, 0.051, 0.151, 0.301, 0.501, 0.701, 0.901):  # between shares, which are fractions of the area
+        p = (expected <= limit).mean()
+        assert abs((shares <= limit).mean() - p) <= 4 * (p * (1 - p) * 1.2 / count)**0.5 + 1e-9, limit
+    assert abs(shares.mean() - expected.mean()) <= 4 * expected.std() * (1.2 / count)**0.5
+    assert 0 in shares
+
+
+def test_the_classifier_draws_with_its_alpha(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: drawn.append(args))
+    build(mix_alpha=0.4).loss(torch.randn(2, 3, 64, 96), samples(2, 5, 2, 3))
+    assert drawn == [(2, 3, 0.4)]
 
 
 def test_pasting_twice_changes_nothing():

@@ -36,7 +36,9 @@ def trained(tmp_path_factory, options):
     process = subprocess.Popen(
         [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), '--cfg-options', *options,
          'train_cfg.max_epochs=50', 'train_cfg.val_interval=100'],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # yapf: disable
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # Children inherit that a signal is ignored, as it is for background jobs of a shell.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # yapf: disable
     deadline = time.monotonic() + 300
     while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -90,74 +90,165 @@ def test_exempt_names_are_the_official_ones(root):
         assert len(ours) > 50
 
 
+def check_pixels(cfg):
+    """OpenCV reads BGR; means and deviations are ImageNet's in RGB."""
+    preprocessor = cfg.model.data_preprocessor
+    assert preprocessor.bgr_to_rgb is True
+    assert preprocessor.mean == [123.675, 116.28, 103.53] and preprocessor.std == [58.395, 57.12, 57.375]
+
+
+def check_splits(cfg, train, val):
+    """Compare the files and folders that each data set reads."""
+    def read(loader):
+        dataset = cfg[loader].dataset
+        return {*dataset.data_prefix.values(), *([dataset.ann_file] if 'ann_file' in dataset else [])}
+
+    assert read('train_dataloader') == train
+    assert read('val_dataloader') == read('test_dataloader') == val
+    assert cfg.train_dataloader.sampler.shuffle and not cfg.val_dataloader.sampler.shuffle
+
+
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detection_recipe(name):
+    """Learning rates are simulated in test_schedules.py."""
     cfg, row = load(name), ROWS[name]
-    warm_up, steps = cfg.param_scheduler
-    assert cfg.train_cfg.max_epochs == steps.end == row.length
-    assert steps.type == 'MultiStepLR' and steps.by_epoch and steps.gamma == 0.1
-    assert steps.milestones == {12: [8, 11], 36: [27, 33]}[row.length]
-    assert (warm_up.type, warm_up.start_factor, warm_up.begin, warm_up.end, warm_up.by_epoch) == \
-        ('LinearLR', 0.001, 0, 500, False)
+    assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == \
+        ('EpochBasedTrainLoop', row.length, 1)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert 'loss_scale' not in cfg.optim_wrapper and 'clip_grad' not in cfg.optim_wrapper
+    check_pixels(cfg)
+    check_splits(cfg, {'train2017/', 'annotations/instances_train2017.json'},
+                 {'val2017/', 'annotations/instances_val2017.json'})
+    assert cfg.train_dataloader.dataset.filter_cfg == dict(filter_empty_gt=True, min_size=32)
+    assert 'filter_cfg' not in cfg.val_dataloader.dataset and cfg.val_dataloader.dataset.test_mode
 
     masks = not name.startswith('retinanet')
     metrics = ['bbox', 'segm'] if masks else 'bbox'
-    assert cfg.val_evaluator.metric == cfg.test_evaluator.metric == metrics
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.type == 'CocoMetric' and evaluator.metric == metrics and not evaluator.format_only
+        assert evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
     pipeline = cfg.train_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline] == [
+        'LoadImageFromFile', 'LoadAnnotations',
+        *(['Resize', 'RandomFlip'] if row.length == 12 else ['RandomFlip', 'RandomChoice']), 'PackDetInputs'
+    ]
     assert pipeline[1].get('with_mask', False) == masks and pipeline[1].with_bbox
     flip, = (step for step in pipeline if step.type == 'RandomFlip')
     assert flip.prob == 0.5
     if row.length == 12:
-        resize, = (step for step in pipeline if step.type == 'Resize')
+        resize = pipeline[2]
         assert tuple(resize.scale) == (1333, 800) and resize.keep_ratio
     else:
         scales = [(short, 1333) for short in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
-        (plain, ), (before, crop, after) = next(s for s in pipeline if s.type == 'RandomChoice').transforms
+        assert 'prob' not in pipeline[3]  # either way as often
+        (plain, ), (before, crop, after) = pipeline[3].transforms
         for step in (plain, before, after):
             assert step.type == 'RandomChoiceResize' and step.keep_ratio
             assert [tuple(s) for s in step.scales] == \
                 ([(400, 1333), (500, 1333), (600, 1333)] if step is before else scales)
         assert (crop.type, crop.crop_type, tuple(crop.crop_size)) == ('RandomCrop', 'absolute_range', (384, 600))
-    test_resize = cfg.test_dataloader.dataset.pipeline[1]
-    assert test_resize.type == 'Resize' and tuple(test_resize.scale) == (1333, 800) and test_resize.keep_ratio
+        assert crop.allow_negative_crop
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        load_image, resize, annotations, pack = loader.dataset.pipeline
+        assert resize == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+        assert (load_image.type, annotations.type, pack.type) == \
+            ('LoadImageFromFile', 'LoadAnnotations', 'PackDetInputs')
+        assert 'scale_factor' in pack.meta_keys and 'ori_shape' in pack.meta_keys  # boxes go back to the image's size
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detection_heads(name):
+    """What the released recipes leave as mmdet has it."""
+    model = load(name).model
+    test = model.test_cfg if 'bbox_head' in model else model.test_cfg.rcnn
+    assert test.score_thr == 0.05 and test.max_per_img == 100 and test.nms == dict(type='nms', iou_threshold=0.5)
+    if 'bbox_head' in model:
+        anchors, coders, assigners = model.bbox_head.anchor_generator, [model.bbox_head.bbox_coder], []
+        assert (anchors.octave_base_scale, anchors.scales_per_octave, anchors.strides) == (4, 3, [8, 16, 32, 64, 128])
+        assert model.train_cfg.assigner == dict(
+            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
+        assert model.bbox_head.loss_cls == dict(
+            type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
+    else:
+        anchors, coders = model.rpn_head.anchor_generator, [model.rpn_head.bbox_coder]
+        assert anchors.scales == [8] and anchors.strides == [4, 8, 16, 32, 64]
+        rpn = model.train_cfg.rpn.assigner
+        assert (rpn.pos_iou_thr, rpn.neg_iou_thr, rpn.min_pos_iou) == (0.7, 0.3, 0.3)
+        cascade = model.type == 'CascadeRCNN'
+        heads = model.roi_head.bbox_head if cascade else [model.roi_head.bbox_head]
+        stages = model.train_cfg.rcnn if cascade else [model.train_cfg.rcnn]
+        assigners = [stage.assigner for stage in stages]
+        for i, (head, assigner) in enumerate(zip(heads, assigners)):
+            stds = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])[i]
+            assert head.bbox_coder == dict(
+                type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=stds)
+            assert not head.reg_class_agnostic
+            assert [assigner[key] for key in ('pos_iou_thr', 'neg_iou_thr', 'min_pos_iou')] == [0.5 + 0.1 * i] * 3
+            assert assigner.match_low_quality is not cascade
+        assert model.test_cfg.rcnn.mask_thr_binary == 0.5
+        assert model.data_preprocessor.pad_mask
+    assert anchors.ratios == [0.5, 1.0, 2.0]
+    assert coders[0].target_means == [0.] * 4 and coders[0].target_stds == [1.] * 4
+    assert model.data_preprocessor.pad_size_divisor == 32
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_segmentation_recipe(name):
+    """Learning rates are simulated in test_schedules.py."""
     cfg, row = load(name), ROWS[name]
     upernet = 'upernet' in name
-    *warm_up, poly = cfg.param_scheduler
-    assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters == poly.end == row.length
-    assert poly.type == 'PolyLR' and not poly.by_epoch
-    assert (poly.power, poly.eta_min) == ((1.0, 0) if upernet else (0.9, 1e-6))
+    assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters == row.length
+    assert row.length % cfg.train_cfg.val_interval == 0  # the last weights are evaluated
     if upernet:
-        (warm_up, ) = warm_up
-        assert (warm_up.type, warm_up.start_factor, warm_up.begin, warm_up.end, warm_up.by_epoch) == \
-            ('LinearLR', 1e-6, 0, 1500, False)
-        assert poly.begin == 1500
         assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 512.
         assert cfg.model.decode_head.channels == 512
         auxiliary = cfg.model.auxiliary_head
         assert (auxiliary.type, auxiliary.in_index, auxiliary.channels, auxiliary.loss_decode.loss_weight) == \
             ('FCNHead', 2, 256, 0.4)
-        assert auxiliary.dropout_ratio == 0.1
+        assert auxiliary.dropout_ratio == 0.1 and auxiliary.num_classes == 150
     else:
-        assert warm_up == [] and poly.begin == 0
         assert cfg.optim_wrapper.type == 'OptimWrapper'
         assert cfg.model.neck.out_channels == 256 and cfg.model.decode_head.channels == 128
         assert cfg.model.get('auxiliary_head') is None
     head = cfg.model.decode_head
     assert head.dropout_ratio == 0.1 and head.num_classes == 150 and head.norm_cfg.type == 'SyncBN'
-    assert tuple(cfg.model.data_preprocessor.size) == (512, 512)
+    assert head.loss_decode == dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
+    assert not head.align_corners
+    check_pixels(cfg)
+    preprocessor = cfg.model.data_preprocessor
+    assert (tuple(preprocessor.size), preprocessor.pad_val, preprocessor.seg_pad_val) == ((512, 512), 0, 255)
+    check_splits(cfg, {'images/training', 'annotations/training'}, {'images/validation', 'annotations/validation'})
+    assert cfg.val_evaluator == cfg.test_evaluator == dict(type='IoUMetric', iou_metrics=['mIoU'])
 
-    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
-    assert tuple(steps['RandomResize'].scale) == (2048, 512) and tuple(steps['RandomResize'].ratio_range) == (0.5, 2.0)
-    assert tuple(steps['RandomCrop'].crop_size) == (512, 512) and steps['RandomCrop'].cat_max_ratio == 0.75
-    assert steps['RandomFlip'].prob == 0.5 and 'PhotoMetricDistortion' in steps
-    assert cfg.model.test_cfg.mode == 'whole'
-    assert tuple(cfg.test_dataloader.dataset.pipeline[1].scale) == (2048, 512)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline] == [
+        'LoadImageFromFile', 'LoadAnnotations', 'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion',
+        'PackSegInputs'
+    ]
+    _, _, resize, crop, flip, _, _ = pipeline
+    assert resize == dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)
+    assert crop == dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75)
+    assert flip.prob == 0.5
+    assert cfg.model.test_cfg == dict(mode='whole')
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        assert [step.type for step in loader.dataset.pipeline] == \
+            ['LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackSegInputs']  # labels stay as large as they are
+        assert loader.dataset.pipeline[1] == dict(type='Resize', scale=(2048, 512), keep_ratio=True)
+
+
+def test_background_is_ignored(tmp_path):
+    """Label 0 of ADE20K's files is of no class: the data sets that the config builds say so, and the loader obeys."""
+    import cv2
+    import numpy as np
+    from mmseg.registry import DATASETS
+    for folder in ('images', 'annotations'):
+        (tmp_path / folder / 'validation').mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / 'images/validation/a.jpg'), np.zeros((8, 8, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / 'annotations/validation/a.png'), np.arange(64, dtype=np.uint8).reshape(8, 8))
+    cfg = load('rmt-tiny_fpn_8xb2-80k_ade20k-512x512').val_dataloader.dataset
+    cfg.data_root = str(tmp_path)
+    labels = DATASETS.build(cfg)[0]['data_samples'].gt_sem_seg.data.flatten().tolist()
+    assert labels == [255, *range(63)]
 
 
 @pytest.mark.parametrize('name', ROWS)
@@ -176,12 +267,6 @@ def test_cascade_heads(name):
     assert model.rpn_head.loss_bbox == dict(type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0)
     assert model.train_cfg.rpn_proposal.max_per_img == 2000
     assert [stage.assigner.pos_iou_thr for stage in model.train_cfg.rcnn] == [0.5, 0.6, 0.7]
-
-
-def test_mask_rcnn_assigner():
-    for name in DETECTORS:
-        if name.startswith('mask-rcnn'):
-            assert load(name).model.train_cfg.rcnn.assigner.match_low_quality is True
 
 
 def test_retinanet_has_no_unused_parameters():

@@ -2,9 +2,11 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
+# As mmcv 1 computes it: the decay counts from iteration 0, and the warm-up of 1500 iterations multiplies it. mmengine
+# reaches the last value of both at `end - 1`, mmcv 1 at the number of iterations: hence one more.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=1500, end=160000, by_epoch=False)
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, begin=0, end=160001, by_epoch=False)
 ]
 
 optim_wrapper = dict(

@@ -1,0 +1,128 @@
+"""What options of tools/train.py and tools/test.py change in the Runner that they build; nothing is trained or tested.
+
+The tools run in this process, up to the call of mmengine's ``Runner.train`` or ``Runner.test``.
+"""
+import os
+import runpy
+import subprocess
+import sys
+import uuid
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
+from mmengine.config import Config  # noqa: E402
+from mmengine.registry import MODELS, DefaultScope  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+import rmt_mm  # noqa: E402
+from rmt_mm import cli  # noqa: E402
+
+from support import ROOT  # noqa: E402
+
+DETECTOR = str(ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_digits.py')
+SEGMENTOR = str(ROOT / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    subprocess.run([sys.executable, ROOT / 'tools/dataset_converters/make_digits.py', out, '--train', '4', '--val', '2',
+                    '--size', '64', '--renderings', '1'], check=True, capture_output=True)  # yapf: disable
+    return out
+
+
+@pytest.fixture
+def built(data, tmp_path, monkeypatch):
+    """Return a function that runs a tool with a config, and returns the Runner that would have trained or tested."""
+    runners = []
+    monkeypatch.setattr(Runner, 'train', lambda self: runners.append(self))
+    monkeypatch.setattr(Runner, 'test', lambda self: runners.append(self))
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')  # put back afterwards
+
+    def run(tool, config, *args, options=()):
+        root = data / ('coco' if config == DETECTOR else 'ade20k')
+        name = uuid.uuid4().hex  # mmengine keeps one visualizer, logger and scope for each name in a process
+        own = [f'experiment_name={name}', f'visualizer.name={name}']
+        for split in ('train', 'val', 'test'):
+            loader = f'{split}_dataloader'
+            own += [f'{loader}.dataset.data_root={root}/', f'{loader}.num_workers=0',
+                    f'{loader}.persistent_workers=False']  # yapf: disable
+        if config == DETECTOR:
+            annotations = f'{root}/annotations/instances_val2017.json'
+            own += [f'val_evaluator.ann_file={annotations}', f'test_evaluator.ann_file={annotations}']
+        argv = [tool, config, *args, '--work-dir', str(tmp_path / 'work'), '--cfg-options', *own, *options]
+        monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
+        with DefaultScope.overwrite_default_scope(None):
+            runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+        return runners.pop()
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    cfg = Config.fromfile(SEGMENTOR)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'model.pth')
+    return tmp_path / 'model.pth'
+
+
+def learning_rate(runner):
+    """Do what Runner.train does before the first iteration."""
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    return runner.optim_wrapper.param_groups[0]['lr']
+
+
+def test_auto_scale_lr(built):
+    options = ['train_dataloader.batch_size=2']  # the rate is for 8
+    assert learning_rate(built('train.py', DETECTOR, options=options)) == pytest.approx(1e-3)
+    assert learning_rate(built('train.py', DETECTOR, '--auto-scale-lr', options=options)) == pytest.approx(1e-3 / 4)
+
+
+def test_amp(built, capfd):
+    """Asked of a config without it. A CPU goes without, and says so."""
+    cfg = Config.fromfile(DETECTOR)
+    assert cfg.optim_wrapper.type == 'OptimWrapper'
+    cli.use_amp(cfg)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    if torch.cuda.is_available():
+        assert built('train.py', DETECTOR, '--amp').cfg.optim_wrapper.type == 'AmpOptimWrapper'
+        return
+    for args, said in ((), False), (('--amp', ), True):
+        assert built('train.py', DETECTOR, *args).cfg.optim_wrapper.type == 'OptimWrapper'
+        assert ('fp32 instead of AMP' in ''.join(capfd.readouterr())) == said
+
+
+def test_sync_bn_becomes_bn_without_a_gpu(built):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    norms = [m for m in built('train.py', DETECTOR).model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 7 and not any(isinstance(m, nn.SyncBatchNorm) for m in norms)
+
+
+def test_tta(built, checkpoint):
+    plain = built('test.py', SEGMENTOR, checkpoint)
+    assert type(plain.model).__name__ == 'EncoderDecoder'
+    runner = built('test.py', SEGMENTOR, checkpoint, '--tta')
+    assert type(runner.model).__name__ == 'SegTTAModel' and type(runner.model.module).__name__ == 'EncoderDecoder'
+    inputs = runner.test_dataloader.dataset[0]['inputs']
+    assert len(inputs) == 12  # six sizes, each as it is and mirrored
+    assert isinstance(plain.test_dataloader.dataset[0]['inputs'], torch.Tensor)
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_nothing_in_a_checkpoint_is_executed(tool, built, checkpoint):
+    """Both tools turn torch's process-wide switch on, whatever mmengine or a data set loads later."""
+    built(tool, SEGMENTOR, *([checkpoint] if tool == 'test.py' else []))
+    assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
+
+
+def test_rmt_mm_is_the_one_of_this_folder():
+    assert rmt_mm.__file__ == str(ROOT / 'rmt_mm/__init__.py')

@@ -1,0 +1,394 @@
+"""Edits that break the package, and the tests that must notice: a row is (name, file, old text, new text, tests).
+
+The old text stands in its file exactly once. Lines are kept short, so that few changes around them make a row out of
+date. Tests are arguments of pytest: the fast ones unless they say ``-m slow``.
+"""
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A named edit of one file, and the tests that are to fail with it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def _group(file, tests, *rows):
+    """Return the mutants of a file; a row's own tests, if it has any, come before those of the group."""
+    return [Mutant(row[0], file, row[1], row[2], row[3] if len(row) > 3 else tests) for row in rows]
+
+
+RECIPES = 'tests/configs/test_recipes_against_libraries.py'
+SCHEDULES = 'tests/configs/test_schedules.py'
+BACKBONE = 'tests/backbone/test_backbone.py'
+PARITY = 'tests/backbone/test_parity.py'
+ATTENTION = 'tests/backbone/test_attention.py'
+DEPLOY = 'tests/backbone/test_deploy.py'
+CLS_HEAD = 'tests/classification/test_classification_head.py'
+CLS_RECIPES = 'tests/classification/test_classification_recipes.py'
+TOKEN_CLASSIFIER = 'tests/classification/test_token_label_classifier.py'
+TOKEN_DATA = 'tests/classification/test_token_label_data.py'
+TOKEN_GEOMETRY = 'tests/classification/test_token_label_geometry.py'
+TOKEN_TOOL = 'tests/classification/test_token_label_tool.py'
+OFFICIAL = 'tests/checkpoints/test_official.py'
+CONVERTER = 'tests/checkpoints/test_converter.py'
+COMPAT = 'tests/checkpoints/test_compat.py'
+DATA_CHECK = 'tests/training/test_data_check.py'
+TOOLS = 'tests/cli/test_tools.py'
+OPTIONS = 'tests/cli/test_options_take_effect.py'
+
+_MODELS, _DATASETS, _SCHEDULES = (f'configs/_base_/{folder}' for folder in ('models', 'datasets', 'schedules'))
+
+MUTANTS = [
+    # Recipes
+    *_group(
+        f'{_DATASETS}/ade20k_512x512.py', RECIPES,
+        ('ADE20K: background is a class', "dataset_type = 'ADE20KDataset'",
+         "dataset_type = 'BaseSegDataset'"),
+        ('ADE20K: the test resize distorts', "dict(type='Resize', scale=(2048, 512), keep_ratio=True)",
+         "dict(type='Resize', scale=(2048, 512))"),
+        ('ADE20K: validation on the training images',
+         "data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation')",
+         "data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')"),
+        ('ADE20K: label 0 is not taken away',
+         "data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')",
+         "reduce_zero_label=False, "
+         "data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')"),
+        ('ADE20K: crops of one class', 'cat_max_ratio=0.75', 'cat_max_ratio=1.0')),
+    *_group(
+        f'{_DATASETS}/coco_instance.py', RECIPES,
+        ('COCO: validation on the training annotations', "ann_file='annotations/instances_val2017.json'",
+         "ann_file='annotations/instances_train2017.json'"),
+        ('COCO: validation on the training images', "img='val2017/'", "img='train2017/'"),
+        ('COCO: small images are left out', 'min_size=32', 'min_size=320'),
+        ('COCO: empty images are kept', 'filter_empty_gt=True', 'filter_empty_gt=False'),
+        ('COCO: boxes alone are evaluated', "metric=['bbox', 'segm']", "metric=['bbox']")),
+    *_group(
+        f'{_DATASETS}/coco_instance_ms-crop.py', RECIPES,
+        ('COCO 3x: fewer scales', 'range(480, 801, 32)', 'range(480, 800, 32)'),
+        ('COCO 3x: another crop', 'crop_size=(384, 600)', 'crop_size=(384, 500)')),
+    *_group(
+        f'{_DATASETS}/imagenet.py', RECIPES,
+        ('ImageNet: validation on the training images', "split='val'", "split='train'"),
+        ('ImageNet: bilinear test images', "edge='short', backend='pillow', interpolation='bicubic'",
+         "edge='short', backend='pillow', interpolation='bilinear'"),
+        ('ImageNet: weaker RandAugment', 'magnitude_level=9', 'magnitude_level=7'),
+        ('ImageNet: erasing in one colour', "mode='rand'", "mode='const'"),
+        ('ImageNet: no repeated augmentation', 'num_repeats=3', 'num_repeats=1')),
+    *_group(
+        f'{_MODELS}/fpn_rmt.py', RECIPES,
+        ('Semantic FPN: padding is a class', 'seg_pad_val=255', 'seg_pad_val=0'),
+        ('Semantic FPN: means in BGR', 'mean=[123.675, 116.28, 103.53]', 'mean=[103.53, 116.28, 123.675]'),
+        ('Semantic FPN: sliding test', "mode='whole'", "mode='slide'")),
+    *_group(
+        f'{_MODELS}/upernet_rmt.py', RECIPES,
+        ('UperNet: images in BGR', 'bgr_to_rgb=True', 'bgr_to_rgb=False'),
+        ('UperNet: auxiliary loss', 'loss_weight=0.4', 'loss_weight=1.0')),
+    *_group(
+        f'{_MODELS}/mask-rcnn_rmt_fpn.py', RECIPES,
+        ('Mask R-CNN: images in BGR', 'bgr_to_rgb=True', 'bgr_to_rgb=False'),
+        ('Mask R-CNN: anchors of half the size', 'scales=[8]', 'scales=[4]'),
+        ('Mask R-CNN: overlap of positives', 'pos_iou_thr=0.5', 'pos_iou_thr=0.6'),
+        ('Mask R-CNN: spread of box targets', 'target_stds=[0.1, 0.1, 0.2, 0.2]', 'target_stds=[1., 1., 1., 1.]'),
+        ('Mask R-CNN: least score', 'score_thr=0.05', 'score_thr=0.5'),
+        ('Mask R-CNN: suppression', "score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5)",
+         "score_thr=0.05, nms=dict(type='nms', iou_threshold=0.7)"),
+        ('Mask R-CNN: masks not padded', 'pad_mask=True', 'pad_mask=False')),
+    *_group(
+        f'{_MODELS}/cascade-mask-rcnn_rmt_fpn.py', RECIPES,
+        ('Cascade: stages of one overlap', 'pos_ious = (0.5, 0.6, 0.7)', 'pos_ious = (0.5, 0.5, 0.5)'),
+        ('Cascade: GIoU loss', 'loss_weight=10.0', 'loss_weight=1.0'),
+        ('Cascade: weights of stages', '[1, 0.5, 0.25]', '[1, 1, 1]')),
+    *_group(
+        f'{_MODELS}/retinanet_rmt_fpn.py', RECIPES,
+        ('RetinaNet: anchor scale', 'octave_base_scale=4', 'octave_base_scale=8'),
+        ('RetinaNet: extra levels', "add_extra_convs='on_input'", "add_extra_convs='on_output'"),
+        ('RetinaNet: suppression', 'iou_threshold=0.5', 'iou_threshold=0.6')),
+    *_group(
+        f'{_MODELS}/rmt_cls.py', RECIPES,
+        ('classifier: Mixup', "dict(type='Mixup', alpha=0.8)", "dict(type='Mixup', alpha=0.2)"),
+        ('classifier: no label smoothing', 'label_smooth_val=0.1', 'label_smooth_val=0.01')),
+    *_group(
+        f'{_SCHEDULES}/seg_upernet_160k.py', f'{SCHEDULES} -k polynomial',
+        ('UperNet: the decay begins after the warm-up', 'begin=0, end=160001', 'begin=1500, end=160001'),
+        ('UperNet: the decay ends an iteration early', 'end=160001', 'end=160000'),
+        ('UperNet: the warm-up ends an iteration early', 'end=1501', 'end=1500'),
+        ('UperNet: loss scale', 'loss_scale=512.', "loss_scale='dynamic'", RECIPES)),
+    *_group(
+        f'{_SCHEDULES}/seg_fpn_80k.py', f'{SCHEDULES} -k polynomial',
+        ('Semantic FPN: power', 'power=0.9', 'power=1.0'),
+        ('Semantic FPN: lowest rate', 'eta_min=1e-6', 'eta_min=1e-5')),
+    *_group(
+        f'{_SCHEDULES}/det_1x.py', f'{SCHEDULES} -k steps',
+        ('COCO 1x: warm-up', 'start_factor=0.001', 'start_factor=0.01'),
+        ('COCO 1x: steps', 'milestones=[8, 11]', 'milestones=[8, 10]'),
+        ('COCO 1x: norms are decayed', "paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.)})",
+         'paramwise_cfg=dict()', RECIPES)),
+    *_group(
+        f'{_SCHEDULES}/cls_300e.py', f'{SCHEDULES} -k cosine',
+        ('ImageNet: the cosine begins after the warm-up', 'begin=0,\n        end=300', 'begin=5,\n        end=300'),
+        ('ImageNet: warm-up', 'begin=0, end=5', 'begin=0, end=10'),
+        ('ImageNet: biases are decayed', 'bias_decay_mult=0.', 'bias_decay_mult=1.', RECIPES),
+        ('ImageNet: raw weights are not evaluated', 'evaluate_on_origin=True', 'evaluate_on_origin=False', RECIPES)),
+    *_group(
+        'configs/detection/mask-rcnn_rmt-l_fpn_amp-1x_coco.py', RECIPES,
+        ('Mask R-CNN L: rate', 'lr=2e-4', 'lr=4e-4')),
+
+    # The recipes without the libraries' own configs
+    *_group(
+        f'{_DATASETS}/coco_instance.py', 'tests/configs/test_configs.py -k detection',
+        ('COCO: the test resize distorts', """test_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=backend_args),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True)""", """test_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=backend_args),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=False)""")),
+    *_group(
+        f'{_MODELS}/mask-rcnn_rmt_fpn.py', 'tests/configs/test_configs.py -k detection',
+        ('Mask R-CNN: proposals of a low overlap', 'pos_iou_thr=0.7', 'pos_iou_thr=0.5'),
+        ('Mask R-CNN: means in BGR', 'mean=[123.675, 116.28, 103.53]', 'mean=[103.53, 116.28, 123.675]')),
+    *_group(
+        f'{_MODELS}/upernet_rmt.py', 'tests/configs/test_configs.py -k segmentation',
+        ('UperNet: padding is a class', 'seg_pad_val=255', 'seg_pad_val=0')),
+
+    # Attention, position, layers
+    *_group(
+        'rmt_mm/arch.py', PARITY,
+        ('decay: the far end is reached', 'heads_range * i / num_heads', 'heads_range * i / max(1, num_heads - 1)'),
+        ('rotation: without the endpoint', '10000**torch.linspace(0, 1, head_dim // 2',
+         '10000**torch.linspace(0, 1 - 2 / head_dim, head_dim // 2'),
+        ('tiny: three stages decomposed', 'decomposed=(True, True, False, False)',
+         'decomposed=(True, True, True, False)', 'tests/backbone/test_arch.py'),
+        ('base: FFN of stage 4', 'heads_ranges=(5, 5, 6, 6),\n        mlp_ratios=(4, 4, 3, 3)',
+         'heads_ranges=(5, 5, 6, 6),\n        mlp_ratios=(4, 4, 4, 3)'),
+        ('large: decay range', 'heads_ranges=(6, 6, 6, 6)', 'heads_ranges=(5, 5, 6, 6)',
+         'tests/checkpoints/test_official.py -k position_buffers')),
+    *_group(
+        'rmt_mm/backbone/attention.py', ATTENTION,
+        ('decomposed attention: columns with the decay of another head',
+         'return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), rates)',
+         'return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), rates[::-1])'),
+        ('large maps: no limit of memory', 'if heads * (height * width)**2 > MAX_BIAS_ELEMENTS:', 'if False:'),
+        ('large maps: keys are not counted backward', '(t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))',
+         '(t.flatten(1, 2).transpose(1, 2) for t in (k, v))'),
+        ('FlexAttention: distance along one axis', '((y[i] - y[j]).abs() + (x[i] - x[j]).abs())',
+         '((y[i] - y[j]).abs() + (y[i] - y[j]).abs())'),
+        ('LCE of another size', 'nn.Conv2d(dim, dim, 5, padding=2, groups=dim)',
+         'nn.Conv2d(dim, dim, 3, padding=1, groups=dim)', PARITY)),
+    *_group(
+        'rmt_mm/backbone/position.py', PARITY,
+        ('decay: squared distance', 'distance = (index[:, None] - index[None, :]).abs()',
+         'distance = (index[:, None] - index[None, :]).square()'),
+        ('rotation: the other way', 'torch.view_as_real(pairs * phases if',
+         'torch.view_as_real(pairs * phases.conj() if'),
+        ('rotation: cosine and sine exchanged', 'torch.stack((phase.cos(), phase.sin()), dim=-1)',
+         'torch.stack((phase.sin(), phase.cos()), dim=-1)'),
+        ('tables of inference mode', 'with torch.inference_mode(False), torch.no_grad():', 'with torch.no_grad():',
+         f'{BACKBONE} -k tables'),
+        ('rotation in the dtype of the model', 'torch.promote_types(x.dtype, phases.dtype)', 'phases.dtype', PARITY),
+        ('compiled rotation: the other way', 'u0 * cos - u1 * sin', 'u0 * cos + u1 * sin',
+         'tests/backbone/test_compile.py')),
+    *_group(
+        'rmt_mm/backbone/layers.py', PARITY,
+        ('stem: no GELU before the last convolution',
+         '*conv_norm(dim // 2, dim, 2, norm_cfg), nn.GELU()', '*conv_norm(dim // 2, dim, 2, norm_cfg), nn.Identity()'),
+        ('Linear on the CPU is a product', "if x.device.type == 'cpu' and", 'if False and',
+         'tests/backbone/test_linear.py'),
+        ('norm_cfg does not reach the convolutions', 'build_norm_layer(norm_cfg, out_channels)[1]',
+         "build_norm_layer(dict(type='BN'), out_channels)[1]", f'{BACKBONE} -k norm'),
+        ('deploy: identity beside the centre', 'self.weight[:, :, 1, 1] += 1', 'self.weight[:, :, 0, 1] += 1', DEPLOY)),
+    *_group(
+        'rmt_mm/backbone/deploy.py', DEPLOY,
+        ('deploy: the last norm of the stem stays', 'in (0, 3, 6, 9):', 'in (0, 3, 6):'),
+        ('deploy: LayerScale leaves the bias', 'projection.bias.mul_(gamma.flatten())', 'pass')),
+    *_group(
+        'rmt_mm/backbone/rmt.py', BACKBONE,
+        ('eps of the first LayerNorm of a block', 'self.norm1 = nn.LayerNorm(dim, eps=1e-6)',
+         'self.norm1 = nn.LayerNorm(dim, eps=1e-8)'),
+        ('eps of the second LayerNorm of a block', 'self.norm2 = nn.LayerNorm(dim, eps=1e-6)',
+         'self.norm2 = nn.LayerNorm(dim, eps=1e-8)'),
+        ('eps of the output norms', 'nn.LayerNorm(dim))', 'nn.LayerNorm(dim, eps=1e-6))'),
+        ('drop path on attention alone', 'x = x + self.drop_path(out if gamma is None else gamma * out)',
+         'out = out if gamma is None else gamma * out\n            '
+         'x = x + (self.drop_path(out) if layer is self.attn else out)'),
+        ('drop path of a constant rate', 'drop_path_rate * i / max(1, sum(depths) - 1)', 'drop_path_rate'),
+        ('unsorted out_indices', 'tuple(sorted({index % NUM_STAGES for index in out_indices}))',
+         'tuple(index % NUM_STAGES for index in out_indices)'),
+        ('all stages run', 'if stage == self.out_indices[-1]:', 'if False:'),
+        ('outputs in channels-last memory', 'outs.append(out.permute(0, 3, 1, 2).contiguous())',
+         'outs.append(out.permute(0, 3, 1, 2))'),
+        ('with_cp does nothing', 'if self.with_cp[stage] and x.requires_grad:', 'if False:'),
+        ('with_cp draws another drop path', 'cp.checkpoint(block, x, use_reentrant=False)',
+         'cp.checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)'),
+        ('with_cp in all stages', 'if self.with_cp[stage] and', 'if any(self.with_cp) and'),
+        ('frozen stages: the stem learns', 'frozen = [self.stem] if self.frozen_stages >= 0 else []', 'frozen = []'),
+        ('frozen stages: one less', 'in range(self.frozen_stages):', 'in range(self.frozen_stages - 1):'),
+        ('frozen stages: only gradients', '            module.eval()\n            module.requires_grad_(False)',
+         '            module.requires_grad_(False)'),
+        ('norm_eval does nothing', 'if mode and self.norm_eval:', 'if False:'),
+        ('norm_eval always', 'if mode and self.norm_eval:', 'if mode:'),
+        ('layer depth: downsampling below its stage', 'layer = sum(depths[:int(rest[0]) + 1]) + 1',
+         'layer = sum(depths[:int(rest[0]) + 1])'),
+        ('layer depth: blocks of a stage at once', 'layer = sum(depths[:int(rest[0])]) + int(rest[1]) + 1',
+         'layer = sum(depths[:int(rest[0])]) + 1'),
+        ('LayerScale of one branch', 'self.gamma2 = nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init)))',
+         'self.gamma2 = None'),
+        ('layer_scale_init is ignored', 'gamma1 = nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init)))',
+         'gamma1 = nn.Parameter(torch.full((1, 1, 1, dim), 1e-6))'),
+        ('initialisation of another spread', "layer='Linear', std=0.02, bias=0.)", "layer='Linear', std=0.1, bias=0.)"),
+        ('init_cfg Pretrained loads nothing', 'if is_pretrained(cfg):', 'if False:', f'{OFFICIAL} -k init_cfg')),
+    *_group(
+        'rmt_mm/flops.py', 'tests/backbone/test_flops.py -k backbone',
+        ('multiply-adds: one product of attention', "2 * args[0].numel() * keys", 'args[0].numel() * keys'),
+        ('multiply-adds: decomposed attention as whole', 'height + width if decomposed else height * width',
+         'height * width'),
+        ('multiply-adds: hooks stay', 'hook.remove()', 'pass', 'tests/backbone/test_flops.py -k hooks')),
+
+    # Training
+    *_group(
+        'rmt_mm/training/layer_decay.py', 'tests/configs/test_configs.py -k layer_decay',
+        ('layer decay: one layer off', '(num_layers - 1 - layer)', '(num_layers - layer)'),
+        ('layer decay: custom rates are lost', "group.get('lr', self.base_lr)", 'self.base_lr'),
+        ('layer decay: any rate', 'or not 0 < rate <= 1', 'or not 0 <= rate')),
+
+    # Classification
+    *_group(
+        'rmt_mm/classification/mix_token.py', TOKEN_CLASSIFIER,
+        ('MixToken: another Beta', 'np.random.beta(alpha, alpha)', 'np.random.beta(2 * alpha, 2 * alpha)'),
+        ('MixToken: always Beta(1, 1)', 'np.random.beta(alpha, alpha)', 'np.random.beta(1., 1.)'),
+        ('MixToken: the rest is pasted', 'rand_bbox((height, width), lam)', 'rand_bbox((height, width), 1 - lam)'),
+        ('MixToken: height and width exchanged', 'rand_bbox((height, width), lam)', 'rand_bbox((width, height), lam)'),
+        ('MixToken: the batch is not flipped', 'x.flip(0)[:, :, y1:y2, x1:x2]', 'x.roll(1, 0)[:, :, y1:y2, x1:x2]'),
+        ('MixToken: lam is the pasted share', 'return 1 - (y2 - y1)', 'return (y2 - y1)')),
+    *_group(
+        'rmt_mm/classification/classifier.py', TOKEN_CLASSIFIER,
+        ('MixToken: alpha is ignored', 'width // self.STRIDE, self.mix_alpha)', 'width // self.STRIDE)'),
+        ('MixToken: the head is not told', 'mixed=box)', 'mixed=None)'),
+        ('MixToken: beside batch augmentations', "'batch_augments', None) is not None:",
+         "'batch_augments', None) is 0:")),
+    *_group(
+        'rmt_mm/classification/head.py', CLS_HEAD,
+        ('head: pooled before the norm', 'F.silu(self.norm(x)).mean((2, 3))', 'F.silu(self.norm(x).mean((2, 3)))'),
+        ('head: another activation', 'F.silu(', 'F.gelu('),
+        ('token labels: the whole auxiliary head at inference', '+ 0.5 * self.aux_logits', '+ 1.0 * self.aux_logits'),
+        ('token labels: the mean of tokens at inference', '.amax((2, 3))', '.mean((2, 3))'),
+        ('token labels: weight of the auxiliary loss', 'loss_aux=self.aux_weight *', 'loss_aux=self.cls_weight *'),
+        ('token labels: tokens stay mixed', 'aux_score = paste_flipped(aux_score, mixed)', 'pass', TOKEN_CLASSIFIER),
+        ('token labels: class targets stay unmixed', '(1 - kept) * class_target.flip(0)', '(1 - kept) * class_target',
+         TOKEN_CLASSIFIER)),
+    *_group(
+        'rmt_mm/classification/token_label.py', TOKEN_GEOMETRY,
+        ('token labels: smoothing', '(1 - self.smoothing + off) + off', '(1 - self.smoothing) + off'),
+        ('token labels: outside counts as the border', 'F.avg_pool2d(sampled * inside,', 'F.avg_pool2d(sampled,'),
+        ('token labels: transforms in the wrong order', 'for matrix in reversed(matrices):', 'for matrix in matrices:'),
+        ('token labels: one sample a cell', 'max(1, math.ceil(length - 1e-6))', '1')),
+    *_group(
+        'rmt_mm/classification/geometry.py', TOKEN_GEOMETRY,
+        ('token labels: flips are not tracked', 'matrix[axis] = -matrix[axis]', 'matrix[axis] = matrix[axis]'),
+        ('token labels: crops shifted the wrong way', '_shift(left / width, top / height)',
+         '_shift(top / height, left / width)'),
+        ('token labels: half a pixel', '_shift(0.5, 0.5) @ backward @ _shift(-0.5, -0.5)', 'backward'),
+        ('token labels: tracking draws random numbers', 'np.random.set_state(after)', 'pass')),
+    *_group(
+        'rmt_mm/classification/label_map.py', TOKEN_DATA,
+        ('label maps: pickles are executed', 'weights_only=True', 'weights_only=False'),
+        ('label maps: any class', 'indices.max() >= num_classes', 'False'),
+        ('label maps: scores are not shifted', 'scores = scores - rest', 'pass'),
+        ('label maps: classes beyond fp16', 'if label_map[1].max() > 2048:', 'if False:')),
+    *_group(
+        'rmt_mm/classification/ema_hook.py', f'{CLS_RECIPES} -k ema',
+        ('EMA: one process', "loader['batch_size'] * get_world_size()", "loader['batch_size']"),
+        ('EMA: the batch size is ignored', 'batch_size / self.base_batch_size', '1')),
+    *_group(
+        'rmt_mm/classification/dataset.py', TOKEN_DATA,
+        ('data: images without label maps', 'if missing:', 'if False:')),
+    *_group(
+        'rmt_mm/classification/dense.py', TOKEN_TOOL,
+        ('places of an image are transposed', 'view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)',
+         'view(len(x), *x.shape[2:], -1).permute(0, 3, 2, 1)')),
+
+    # Checkpoints
+    *_group(
+        'rmt_mm/checkpoints/official_names.py', f'{OFFICIAL} {PARITY}',
+        ('official names: query and key exchanged', "[parts[which] for which in 'qkv']",
+         "[parts[which] for which in 'kqv']"),
+        ('official names: the norms of a block exchanged', "retention_layer_norm.*', 'stages.#.#.norm1.*'",
+         "retention_layer_norm.*', 'stages.#.#.norm2.*'"),
+        ('official names: what is unknown is dropped', """            unknown.append(name)
+        converted[new] = tensor""", """            continue
+        converted[new] = tensor""", 'tests/checkpoints')),
+    *_group(
+        'rmt_mm/checkpoints/official.py', CONVERTER,
+        ('converter: the average instead of the raw weights', "('state_dict', 'model', 'model_ema')",
+         "('state_dict', 'model_ema', 'model')"),
+        ('converter: stem of one channel', 'weight.sum(dim=1, keepdim=True)', 'weight.mean(dim=1, keepdim=True)'),
+        ('converter: stem of four channels', '* (have / channels)', '* 1.0'),
+        ('converter: missing tensors', 'if missing:', 'if False:'),
+        ('converter: positions of another decay', 'rtol=5e-3, atol=1e-5', 'rtol=5e3, atol=1e5', 'tests/checkpoints')),
+    *_group(
+        'rmt_mm/checkpoints/loading.py', OFFICIAL,
+        ('loading: missing tensors', "((missing, 'it lacks'), ", '('),
+        ('loading: wrong shapes', 'if given is None or given.shape == tensor.shape:', 'if True:'),
+        ('loading: official files unconverted', 'if is_official(below or state_dict):', 'if False:'),
+        ('loading: models of others', 'if not is_ours(below or state_dict):', 'if False:')),
+    *_group(
+        'rmt_mm/checkpoints/files.py', CONVERTER,
+        ('files: pickles are executed', 'map_location=map_location, weights_only=True', 'map_location=map_location, '
+         'weights_only=False'),
+        ('files: damage is not looked for', '        _check_archive(path, sums=',
+         '        0 and _check_archive(path, sums='),
+        ('files: written in place', 'os.replace(temporary, path)',
+         "open(path, 'wb').write(open(temporary, 'rb').read())"),
+        ('files: replaced unasked', 'if osp.exists(path) and not force:', 'if False:'),
+        ('files: the switch stays off', "os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'", 'pass',
+         f'{CONVERTER} -k force_safe_loading')),
+
+    # What mmengine's own files need
+    *_group(
+        'rmt_mm/compat.py', COMPAT,
+        ('allowance: mmengine\'s history', '[HistoryBuffer, ', '['),
+        ('allowance: any attribute', "if owner is not HistoryBuffer or name not in", 'if False and name not in')),
+
+    # Data checks
+    *_group(
+        'rmt_mm/training/data_check.py', DATA_CHECK,
+        ('data check: class counts', 'given != len(classes)', 'False'),
+        ('data check: empty data sets', 'if len(dataset) == 0:', 'if False:'),
+        ('data check: region proposals are classes', " and 'rpn' not in name", '')),
+
+    # Command line
+    *_group(
+        'rmt_mm/cli/config.py', OPTIONS,
+        ('tools: pickles are executed', '    force_safe_loading()', '    pass'),
+        ('tools: unknown options', '_check_options(cfg, args.cfg_options)', 'pass', f'{TOOLS} -k option_that'),
+        ('tools: folders that cannot be written', '_check_work_dir(cfg.work_dir)', 'pass', f'{TOOLS} -k work_dir')),
+    *_group(
+        'rmt_mm/cli/data_files.py', f'{TOOLS} -k missing',
+        ('tools: missing annotations', 'if ann_file and not', 'if False and not'),
+        ('tools: missing folders', 'if root and not', 'if False and not')),
+    *_group(
+        'rmt_mm/cli/options.py', OPTIONS,
+        ('--amp does nothing', "wrapper.type = 'AmpOptimWrapper'", 'pass'),
+        ('--tta: an ordinary model', 'cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)', 'pass'),
+        ('--tta: ordinary images', 'dataset.pipeline = cfg.tta_pipeline', 'pass')),
+    *_group(
+        'rmt_mm/cli/runner.py', OPTIONS,
+        ('CPU: SyncBN stays', "norm['type'] = 'BN'", 'pass'),
+        ('CPU: AMP stays', "wrapper['type'] = 'OptimWrapper'", 'pass'),
+        ('--resume begins anew', 'return find_latest_checkpoint(work_dir) if', 'return None if',
+         f'{TOOLS} -k interrupted')),
+    *_group(
+        'rmt_mm/config_path.py', 'tests/configs/test_configs.py -k by_name',
+        ('bases are configs', "and path.parent.name != '_base_':", ':')),
+    *_group(
+        'rmt_mm/cli/model_check.py', f'{TOOLS} -k neck',
+        ('tools: a neck that does not fit', 'list(wanted) != [given[i] for i in index]', 'False')),
+    *_group(
+        'tools/train.py', OPTIONS,
+        ('--auto-scale-lr does nothing', 'cfg.auto_scale_lr.enable = True', 'pass')),
+    *_group(
+        'tools/test.py', OPTIONS,
+        ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
+]

@@ -1,0 +1,155 @@
+"""Break the code on purpose, one edit at a time, and see whether the tests notice.
+
+    python tests/mutants/run.py                 all of mutants.py, two at a time
+    python tests/mutants/run.py -k attention    those whose name or file has the word
+    python tests/mutants/run.py --resume        without what was found killed in these very files before
+
+Every edit is made in a copy of the working tree, and only the tests that it names are run. A mutant that they let
+through survives. The exit status is 1 if one survives, if an edit no longer applies, or if the tests fail without it.
+"""
+import argparse
+import hashlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+from mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / 'work_dirs/mutants.json'
+KILLED, SURVIVED, BROKEN = 'killed', 'SURVIVED', 'BROKEN'
+TESTS_PASSED, TESTS_FAILED = 0, 1  # pytest's exit statuses
+TIME_LIMIT = 1800
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-k', metavar='WORD', default='', help='only mutants whose name or file has this word')
+    parser.add_argument('-n', type=int, default=2, metavar='N', help='run N at a time (default: 2)')
+    parser.add_argument('--resume', action='store_true', help='leave out what was killed before in the same files')
+    parser.add_argument('--list', action='store_true', help='check that the edits apply, and run nothing')
+    return parser.parse_args()
+
+
+def source_files() -> List[Path]:
+    """Return the files of the working tree, those not yet committed included, relative to its root."""
+    command = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')
+    return sorted(Path(name) for name in names if name and (ROOT / name).is_file())
+
+
+def fingerprint(files: List[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file).encode() + b'\0' + (ROOT / file).read_bytes())
+    return digest.hexdigest()
+
+
+def mutate(mutant: Mutant, root: Path) -> str:
+    """Return the text of the file below ``root`` with the edit.
+
+    Raises:
+        ValueError: the file is not there, or has the old text not exactly once.
+    """
+    path = root / mutant.file
+    if not path.is_file():
+        raise ValueError(f'there is no {mutant.file}')
+    text = path.read_text()
+    count = text.count(mutant.old)
+    if count != 1:
+        raise ValueError(f'{mutant.file} has the text {mutant.old!r} {count} times, not once')
+    return text.replace(mutant.old, mutant.new)
+
+
+def run_tests(tests: str, folder: Path) -> Tuple[int, str]:
+    """Run pytest in a copy of the tree; return its exit status and the end of its output."""
+    env = dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE='1')
+    env.setdefault('OMP_NUM_THREADS', '1')
+    command = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', '--show-capture=no',
+               *tests.split()]  # yapf: disable
+    try:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIME_LIMIT)
+    except subprocess.TimeoutExpired:
+        return TESTS_FAILED, f'no end after {TIME_LIMIT} s'
+    return done.returncode, done.stdout[-1500:] + done.stderr[-1500:]
+
+
+def judge(mutant: Mutant, folder: Path) -> Tuple[str, str]:
+    """Return what became of a mutant, and the output to show."""
+    path = folder / mutant.file
+    original = path.read_text()
+    path.write_text(mutate(mutant, folder))
+    try:
+        status, output = run_tests(mutant.tests, folder)
+    finally:
+        path.write_text(original)
+    if status == TESTS_FAILED:
+        return KILLED, ''
+    return (SURVIVED, '') if status == TESTS_PASSED else (BROKEN, output)
+
+
+def main() -> int:
+    args = parse_args()
+    chosen = [m for m in MUTANTS if args.k in m.name or args.k in m.file]
+    failures = []
+    for mutant in chosen:
+        try:
+            mutate(mutant, ROOT)
+        except ValueError as error:
+            failures.append(f'{mutant.name}: the edit no longer applies: {error}')
+    print(*failures, f'{len(chosen) - len(failures)} of {len(chosen)} edits apply', sep='\n', flush=True)
+    if failures or args.list:
+        return bool(failures)
+
+    files = source_files()
+    tree = fingerprint(files)
+    record: Dict[str, List[str]] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    known = set(record.get(tree, [])) if args.resume else set()
+    chosen = [m for m in chosen if m.name not in known]
+
+    with tempfile.TemporaryDirectory(prefix='mutants-') as temporary:
+        folders: queue.Queue[Path] = queue.Queue()
+        for i in range(args.n):
+            folder = Path(temporary, str(i))
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / file, folder / file)
+            folders.put(folder)
+
+        def in_a_copy(function, *arguments):
+            folder = folders.get()
+            try:
+                return function(*arguments, folder)
+            finally:
+                folders.put(folder)
+
+        with ThreadPoolExecutor(args.n) as pool:
+            suites = sorted({mutant.tests for mutant in chosen})
+            for suite, (status, output) in zip(suites, pool.map(lambda s: in_a_copy(run_tests, s), suites)):
+                if status != TESTS_PASSED:
+                    failures.append(f'without any edit, `pytest {suite}` ends with {status}:\n{output}')
+            print(*failures, f'{len(suites) - len(failures)} of {len(suites)} sets of tests pass without edits',
+                  sep='\n', flush=True)
+            if failures:
+                return 1
+            for mutant, (verdict, output) in zip(chosen, pool.map(lambda m: in_a_copy(judge, m), chosen)):
+                print(f'{verdict:8}  {mutant.name}  ({mutant.file})\n{output}'.rstrip(), flush=True)
+                if verdict == KILLED:
+                    known.add(mutant.name)
+                else:
+                    failures.append(f'{verdict} {mutant.name}')
+                RECORD.parent.mkdir(exist_ok=True)
+                RECORD.write_text(json.dumps({tree: sorted(known)}))
+    print(f'{len(chosen) - len(failures)} of {len(chosen)} killed', *failures, sep='\n')
+    return bool(failures)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
