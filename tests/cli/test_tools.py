@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from rmt_mm import cli
+
 from support import ROOT
 
 CONFIG = 'configs/detection/mask-rcnn_rmt-mini_fpn_digits.py'
@@ -111,6 +113,30 @@ def failing(*args):
 
 def test_missing_config():
     assert 'configs/none.py does not exist' in failing('tools/train.py', 'configs/none.py')
+
+
+@pytest.mark.parametrize('name', ['mask-rcnn_rmt-mini_fpn_digits', 'mask-rcnn_rmt-mini_fpn_digits.py',
+                                  'detection/mask-rcnn_rmt-mini_fpn_digits', CONFIG])
+def test_configs_by_name(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.find_config(name) == str(ROOT / CONFIG)
+
+
+@pytest.mark.parametrize('name, hint', [
+    ('mask-rcnn_rmt-mini_fpn_digit', 'did you mean mask-rcnn_rmt-mini_fpn_digits'),
+    ('mine/mask-rcnn_rmt-mini_fpn_digits.py', f'rmt_mm has one of this name: {ROOT / CONFIG}'), ('', 'does not exist')])
+def test_names_of_no_config(name, hint):
+    with pytest.raises(cli.UsageError, match='does not exist') as caught:
+        cli.find_config(name)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['model = 1', 'x = 1', '_base_ = ["none.py"]', 'raise ValueError(3)', 'a = {}["b"]',
+                                  'a = 1 / 0', 'assert False', 'with open("a"): pass', 'model = dict('])
+def test_configs_that_cannot_be_read(tmp_path, text):
+    path = write_config(tmp_path, text)
+    with pytest.raises(cli.UsageError, match=f'config {path} '):
+        cli.read_config(str(path))
 
 
 def test_missing_data_folder(tmp_path):
