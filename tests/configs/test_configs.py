@@ -354,6 +354,8 @@ def test_config_by_name(root):
         'mask-rcnn_rmt-l_fpn_amp-1x_coco', 'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco'
     ]
     assert not any('runtime' in name for name in rmt_mm.list_configs())
+    with pytest.raises(FileNotFoundError, match="no config 'det_1x'"):  # what others inherit from is none
+        rmt_mm.get_config_path('det_1x')
 
 
 def test_every_package_is_installed(root):
