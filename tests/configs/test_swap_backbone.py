@@ -69,7 +69,9 @@ def make_batch(cfg):
         return dict(inputs=list(images), data_samples=[SegDataSample(gt_sem_seg=x, metainfo=shapes) for x in labels])
     from mmpretrain.structures import DataSample
     samples = [DataSample().set_gt_label(label) for label in range(2)]
-    views = images if cfg.model.type == 'ImageClassifier' else [images, images.flip(-1)]
+    for sample in samples:  # of 32 pixels each, in tokens of 4; SimMIM alone reads it
+        sample.set_field(torch.eye(SIDE // 32).repeat_interleave(8, 0).repeat_interleave(8, 1), 'mask')
+    views = images if cfg.model.type in ('ImageClassifier', 'SimMIM') else [images, images.flip(-1)]
     return dict(inputs=views, data_samples=samples)
 
 
