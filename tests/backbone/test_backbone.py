@@ -138,11 +138,13 @@ def test_drop_path_acts_on_both_branches_and_not_on_cpe():
     torch.testing.assert_close(seen['block'], seen['cpe'], rtol=0, atol=0)
 
     model = build(drop_path_rate=0.5).train()  # of two blocks in stage 2 the first has 0.3, on either branch
-    branches = []
-    model.stages[2][0].drop_path.register_forward_hook(lambda module, args, out: branches.append((args[0], out)))
+    branches = [], []
+    block = model.stages[2][0]
+    for drop_path, calls in zip((block.drop_path1, block.drop_path2), branches):
+        drop_path.register_forward_hook(lambda module, args, out, calls=calls: calls.append((args[0], out)))
     for _ in range(20):
         model(torch.rand(16, 3, 32, 32))
-    for given, kept in (zip(*branches[i::2]) for i in (0, 1)):
+    for given, kept in (zip(*calls) for calls in branches):
         given, kept = torch.cat(given).flatten(1), torch.cat(kept).flatten(1)
         dropped = (kept == 0).all(1)
         torch.testing.assert_close(kept[~dropped], given[~dropped] / 0.7)

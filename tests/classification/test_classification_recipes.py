@@ -51,7 +51,7 @@ def test_models(name):
     assert sum(p.numel() for p in model.parameters()) == params
     assert isinstance(model.head, RMTTokenLabelHead) == ('_tl_' in name)
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) == 8  # stem, downsampling, head
-    rates = [block.drop_path.drop_prob for stage in model.backbone.stages for block in stage]
+    rates = [block.drop_path1.drop_prob for stage in model.backbone.stages for block in stage]
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(drop_path)
     with torch.no_grad():
