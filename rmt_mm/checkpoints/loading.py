@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..arch import ARCHS
 from ..errors import CheckpointError
-from .files import SAFETENSORS, local_copy, read_checkpoint
+from .files import is_safetensors, local_copy, read_checkpoint
 from .official import NO_NORMS, list_some, parse_checkpoint, pick_state_dict
 from .official_names import is_official, is_ours
 
@@ -171,7 +171,8 @@ def check_checkpoint_file(path: str, resume: bool = False) -> None:
         FileNotFoundError: there is no such file.
         CheckpointError: a file that cannot be read safely, or that must be converted first.
     """
-    content = read_checkpoint(local_copy(path))  # with its data: on the meta device, torch checks no sizes
+    local = local_copy(path)
+    content = read_checkpoint(local)  # with its data: on the meta device, torch checks no sizes
     try:
         _, state_dict, _ = pick_state_dict(content)
     except CheckpointError as error:
@@ -182,5 +183,8 @@ def check_checkpoint_file(path: str, resume: bool = False) -> None:
                               'a program; start from its weights, with load_from and without resume.')
     if is_official(state_dict):
         raise CheckpointError(f'{path} is an official RMT checkpoint: convert it with {CONVERTER} {path} DST.pth.')
-    if path.endswith(SAFETENSORS):
+    with open(local, 'rb') as file:
+        head = file.read(9)
+    if is_safetensors(head):
         raise CheckpointError(f'{path}: mmengine reads no .safetensors; convert it with {CONVERTER} {path} DST.pth.')
+    read_checkpoint(local, 'meta', allow_types=())  # as mmengine, which leaves no argparse.Namespace out
