@@ -7,6 +7,7 @@ import pickletools
 import re
 import struct
 import tarfile
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -36,8 +37,9 @@ _PLAIN = re.compile(r'torch(\.cuda)?\.[A-Z]\w*Storage|torch\._utils\._rebuild_(t
 _OTHER_TENSORS = re.compile(r'torch\.(_\w+|storage|serialization|sparse|cuda|nn\.parameter)\..*|torch\.\w*Tensor')
 # Nothing of these is left out either: torch refuses most of them whatever is allowed.
 _PROGRAMS = re.compile(r'(os|posix|nt|sys|subprocess|pty|runpy)\..*|builtins\.(eval|exec|compile|__import__)')
-# Official files keep the command line in one.
-_LEFT_OUT = ('argparse.Namespace', )
+# Official files keep the command line in one. The converter leaves it out without being asked.
+OFFICIAL_TYPES = ('argparse.Namespace', )
+_LIST_IN_USE = threading.Lock()  # torch has one list for all threads
 
 # Unpacked, a zip file may be this many times as large as it is, and this much larger. torch.save does not compress.
 UNPACKED_TIMES, UNPACKED_BYTES = 4, 64 * 2**20
@@ -161,7 +163,7 @@ def _globals(file: BinaryIO) -> Set[str]:
 def _listed(allow_types: Sequence[str]) -> 'OrderedDict[str, Callable]':
     """Return what is on torch's list while a file is read, by the name that a pickle has for it."""
     theirs = torch.serialization.get_safe_globals() if hasattr(torch.serialization, 'get_safe_globals') else []
-    entries = [*theirs, *map(_placeholder, (*allow_types, *_LEFT_OUT)), *STAND_INS]  # a later one takes precedence
+    entries = [*theirs, *map(_placeholder, allow_types), *STAND_INS]  # a later one takes precedence
     listed = OrderedDict()
     for entry in entries:
         listed[entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'] = entry
@@ -176,14 +178,15 @@ def _only(allowed: List[Callable]) -> Iterator[None]:
     if not hasattr(torch.serialization, 'add_safe_globals'):
         yield
         return
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
-    try:
-        yield
-    finally:
+    with _LIST_IN_USE:
+        before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        torch.serialization.add_safe_globals(allowed)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _placeholder(name: str) -> type:
@@ -207,8 +210,9 @@ def _refusal(path: str, names: List[str], allowed: Sequence[str]) -> CheckpointE
     if len(names) <= 10 and all(map(_is_full_name, names)):
         with contextlib.suppress(CheckpointError):
             safe_load(path, 'meta', [*allowed, *names])
-            return CheckpointError(f'{text}; read_checkpoint leaves out what allow_types names.', 'allow_type',
-                                   allow_type=[*allowed, *names])
+            advised = [name for name in (*allowed, *names) if name not in OFFICIAL_TYPES]
+            return CheckpointError(f'{text}; read_checkpoint leaves out what allow_types names.',
+                                   'allow_type' if advised else 'convert', allow_type=advised)
     return CheckpointError(f'{text}; save the tensors alone, as a state_dict.')
 
 

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 
 from ..compat import allow_own_checkpoints
 from ..errors import CheckpointError, MissingCheckpointError, printable
-from ..safe_load import DAMAGE, LEGACY_MAGIC, ZIP_MAGIC, safe_load
+from ..safe_load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
 
 # What else is found under the name of a checkpoint, by its first bytes.
 OTHER_FORMATS = (
@@ -33,17 +33,18 @@ SAFETENSORS = '.safetensors'
 SUFFIXES = ('.pth', '.pt', SAFETENSORS)
 
 
-def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = ()) -> dict:
+def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = OFFICIAL_TYPES) -> dict:
     """Read a checkpoint without executing anything that it holds.
 
-    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.safe_load.safe_load`. The
-    ``argparse.Namespace`` of the authors' files is left out; what mmengine itself writes is allowed.
+    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.safe_load.safe_load`. What mmengine itself
+    writes is allowed.
 
     Args:
         path (str): a ``.pth`` or a ``.safetensors`` file.
         map_location (str): where the tensors go; ``'meta'`` leaves their data unread. Default ``'cpu'``.
         allow_types (Sequence[str]): full names of further types that the file may hold, such as
-            ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called.
+            ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Default:
+            ``argparse.Namespace``, in which the authors' files keep the command line.
 
     Returns:
         dict: the file's contents; those of a safetensors file under ``state_dict`` and ``meta``.
@@ -62,11 +63,10 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
             head = file.read(512)
         if not head:
             raise CheckpointError(f'{path} is empty: it may have been cut off while it was written or downloaded.')
-        safetensors = head[8:9] == b'{'  # after 8 bytes of length, which look like anything
-        for pattern, text in () if safetensors or head.startswith(LEGACY_MAGIC) else OTHER_FORMATS:
+        for pattern, text in () if is_safetensors(head) or head.startswith(LEGACY_MAGIC) else OTHER_FORMATS:
             if pattern.match(head):
                 raise CheckpointError(f'{path} {text}.')
-        if safetensors or path.endswith(SAFETENSORS):
+        if is_safetensors(head) or path.endswith(SAFETENSORS):
             checkpoint = _read_safetensors(path, map_location)
         elif head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
             checkpoint = safe_load(path, map_location, allow_types)
@@ -77,6 +77,11 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a dict of tensors.')
     return checkpoint
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Tell by its first bytes whether a file is a safetensors file, whatever its name: 8 bytes of length, and JSON."""
+    return head[8:9] == b'{'
 
 
 def _safetensors(path: str):

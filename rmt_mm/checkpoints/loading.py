@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arch import ARCHS
 from ..errors import CheckpointError
-from .files import SAFETENSORS, local_copy, read_checkpoint
+from .files import is_safetensors, local_copy, read_checkpoint
 from .official import (
     FEWER_NORMS,
     NO_NORMS,
@@ -272,7 +272,10 @@ def check_checkpoint_file(path: str, resume: bool = False) -> str:
                               'a program; start from its weights, with load_from and without resume.')
     if is_official(state_dict):
         raise CheckpointError(f'{path} is an official RMT checkpoint, which must be converted first.', 'convert')
-    if path.endswith(SAFETENSORS):
+    with open(local, 'rb') as file:
+        head = file.read(9)
+    if is_safetensors(head):
         raise CheckpointError(f'{path}: mmengine reads no .safetensors, which must be converted to .pth first.',
                               'convert')
+    read_checkpoint(local, 'meta', allow_types=())  # as mmengine, which leaves no argparse.Namespace out
     return local

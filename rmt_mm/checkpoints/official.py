@@ -193,7 +193,7 @@ def parse_checkpoint(checkpoint: dict,
     backbone = {**buffers, **backbone}
     names = _dict(meta.get('dataset_meta')) or {key: meta.get(key.upper()) for key in ('classes', 'palette')}
     names = {key: value for key, value in names.items() if value is not None}
-    plain = {key: value for key, value in names.items() if _is_plain(key) and _is_plain(value)}
+    plain = {key: value for key, value in names.items() if isinstance(key, str) and _is_plain(value)}
     if len(plain) < len(names):
         notes.append(f'left out of dataset_meta: {list_some([str(name) for name in names if name not in plain])}')
     parsed = OfficialModel(kind, size, arch, model, weights, backbone, head, notes=notes, dataset_meta=plain)
@@ -405,8 +405,9 @@ def _dict(value) -> dict:
 def _is_plain(value: object, depth: int = 4) -> bool:
     """Tell whether a value is of the kind that JSON can hold, and not nested deeply."""
     if isinstance(value, (list, tuple, dict)):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
+        keys, parts = (value.keys(), value.values()) if isinstance(value, dict) else ((), value)
+        return depth > 0 and all(isinstance(key, (str, int)) for key in keys) and \
+            all(_is_plain(part, depth - 1) for part in parts)
     return value is None or isinstance(value, (str, bool, int, float))
 
 

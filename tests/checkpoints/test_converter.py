@@ -1,4 +1,5 @@
 """tools/model_converters/rmt_to_mm.py, run as a user runs it."""
+import argparse
 import importlib
 import os
 import pickle
@@ -571,6 +572,15 @@ def test_the_tools_check_the_very_file_that_mmengine_loads(run_tool, tmp_path, m
     for args in LOADING:
         if args[-1] != '--resume':
             assert run_tool('https://example.com/a.pth', *args).load_from == str(path)
+
+
+def test_mmengine_can_read_what_the_tools_let_through(run_tool, tmp_path):
+    """What the converter leaves out of an official file, mmengine would stop at."""
+    path = tmp_path / 'a.pth'
+    state_dict = {'stages.0.0.attn.qkv.weight': torch.zeros(2)}
+    torch.save(dict(state_dict=state_dict, args=argparse.Namespace(a=1)), path)
+    for args in LOADING:
+        assert 'argparse.Namespace' in run_tool(path, *args)
 
 
 def test_the_tools_name_the_converter(run_tool, tmp_path):

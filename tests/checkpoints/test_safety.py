@@ -264,8 +264,9 @@ def test_names_of_tensors_and_meta_are_escaped(where, tmp_path):
     assert all(line.isprintable() and len(line) < 1000 for line in lines), lines
 
 
-@pytest.mark.parametrize('meta', [dict(dataset_meta=[1]), dict(rmt_mm=[1]), dict(rmt_mm=dict(weights=[1])), [1],
-                                  dict(dataset_meta={1: 2, 'classes': {1, 2}}), dict(CLASSES=torch.zeros(2))])
+@pytest.mark.parametrize('meta', [
+    dict(dataset_meta=[1]), dict(rmt_mm=[1]), dict(rmt_mm=dict(weights=[1])), [1], dict(CLASSES=torch.zeros(2)),
+    dict(dataset_meta={1: 2, 'classes': {1, 2}, 'a': {(1, 2): 3}, (1, ): 2})])
 def test_odd_meta_is_left_out(meta, tmp_path):
     model = parse_checkpoint(dict(model=nano_state_dict('dense'), meta=meta))
     model.report()

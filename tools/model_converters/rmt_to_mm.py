@@ -10,6 +10,7 @@ from rmt_mm.checkpoints.files import check_destination, file_hash, read_checkpoi
 from rmt_mm.checkpoints.official import TASKS, WEIGHTS, OfficialModel, parse_checkpoint, pick_state_dict
 from rmt_mm.checkpoints.official_names import is_official
 from rmt_mm.errors import CheckpointError, printable
+from rmt_mm.safe_load import OFFICIAL_TYPES
 
 
 def positive(text: str) -> int:
@@ -55,7 +56,7 @@ def convert(args: argparse.Namespace) -> None:
     check_destination(args.dst, args.force)
     if osp.exists(args.dst) and osp.samefile(args.src, args.dst):
         raise CheckpointError(f'{args.dst} is SRC itself: choose another name.')
-    checkpoint = read_checkpoint(args.src, allow_types=args.allow_type)
+    checkpoint = read_checkpoint(args.src, allow_types=[*OFFICIAL_TYPES, *args.allow_type])
     try:
         model = parse_checkpoint(checkpoint, args.weights, args.task)
         adapt(model, args)
