@@ -151,11 +151,15 @@ def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor], deploy:
         notes.append(f'new: {", ".join(sorted(norms - their_norms))}; the file{"" if their_norms else ","} {why}')
     if their_norms - norms:
         notes.append(f'unused: {", ".join(sorted(their_norms - norms))}; the model does not have them')
+    if 'mask_token' in have and 'mask_token' not in wanted:
+        notes.append('unused: mask_token, of masked image modelling; the model takes no masks')
     added = [name for name in wanted if name not in have and not OWN_NAME.match(name)]
     if added:
         notes.append(f'new: {list_some(added)}; the model adds them to RMT')
     optional = {name for name in wanted if name.endswith('.num_batches_tracked')}.union(added)
     single = norms ^ their_norms
+    if 'mask_token' not in wanted:
+        single.add('mask_token')
     problems = differences(
         {name: shape for name, shape in wanted.items()
          if name in have or not (name in optional or name.split('.')[0] in single)},

@@ -364,8 +364,14 @@ def test_mask_replaces_tokens_of_the_stem():
         model(x, mask[:, ::8, ::8])
 
 
-def test_mask_token_is_not_there_unless_asked_for():
+def test_mask_token_is_not_there_unless_asked_for(tmp_path):
     assert 'mask_token' not in build().state_dict()
+    masked, plain = build(mask_token=True).state_dict(), build().state_dict()
+    for given, kwargs in ((masked, {}), (plain, dict(mask_token=True))):  # pre-training to fine-tuning, and back
+        torch.save(given, tmp_path / 'rmt.pth')
+        model = build(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'rmt.pth')), **kwargs)
+        build(**kwargs).load_state_dict(given, strict=False)
+        assert torch.equal(model.stages[0][0].attn.qkv.weight, given['stages.0.0.attn.qkv.weight'])
     weight = build(mask_token=True).mask_token
     assert 0 < weight.abs().max() < 0.1
 
