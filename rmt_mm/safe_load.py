@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
-from typing import Any, BinaryIO, Callable, Iterator, List, Sequence, Set
+from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,7 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
     with open(path, 'rb') as file:
         zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     try:
-        records = _check_archive(path) if zipped else None
-        names = _pickled_names(path, zipped)
+        names, records = _look_into_archive(path) if zipped else (_look_into_pickles(path), None)
         listed = _listed(allow_types)
         refused = sorted(name for name in names if name not in listed and not _is_plain(name))
         if refused:
@@ -104,8 +103,12 @@ def _is_plain(name: str) -> bool:
     return dtype or _PLAIN.fullmatch(name) is not None
 
 
-def _check_archive(path: str) -> Set[int]:
-    """Raise CheckpointError if a zip file is damaged or not of torch.save; return the sizes of its records."""
+def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
+    """Return the full names of what a zip file of torch.save asks for, and the sizes of its records.
+
+    Raises:
+        CheckpointError: the file is damaged, not of torch.save, or would unpack to far more than its size.
+    """
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGE as error:  # the directory is at its end
@@ -134,22 +137,20 @@ def _check_archive(path: str) -> Set[int]:
             except DAMAGE as error:
                 raise CheckpointError(f'{path} is damaged ({printable(error, 200)}): '
                                       'download or copy it again.') from error
-        return {entry.file_size for entry in entries}
+        pickled = archive.read(entries[names.index('data.pkl')])
+        return _globals(io.BytesIO(pickled)), {entry.file_size for entry in entries}
 
 
-def _pickled_names(path: str, zipped: bool) -> Set[str]:
-    """Return the full names of the types and functions that the pickles of a file ask for."""
-    if not zipped:
-        if tarfile.is_tarfile(path):  # torch would read it as its very first format
-            raise CheckpointError(f'{path} is a tar file, not a PyTorch checkpoint.')
-        with open(path, 'rb') as file:
-            return set().union(*(_globals(file) for _ in range(LEGACY_PICKLES)))
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.partition('/')[2] == 'data.pkl')
-        return _globals(io.BytesIO(archive.read(name)))
+def _look_into_pickles(path: str) -> Set[str]:
+    """Return the full names of what a file of torch's format before 1.6 asks for."""
+    if tarfile.is_tarfile(path):  # torch would read it as its very first format
+        raise CheckpointError(f'{path} is a tar file, not a PyTorch checkpoint.')
+    with open(path, 'rb') as file:
+        return set().union(*(_globals(file) for _ in range(LEGACY_PICKLES)))
 
 
 def _globals(file: BinaryIO) -> Set[str]:
+    """Return the full names of the types and functions that a pickle asks for; the file is left behind it."""
     names = set()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == 'GLOBAL':
@@ -223,7 +224,7 @@ def _has_data(tensor: Tensor, records: Set[int]) -> bool:
     return storage in records and min(tensor.stride(), default=0) >= 0 and end * tensor.element_size() <= storage
 
 
-def _check_content(path: str, content: Any, records: Set[int]) -> None:
+def _check_content(path: str, content: Any, records: Optional[Set[int]]) -> None:
     """Raise CheckpointError if there are other than dense tensors, or more elements than a file of this size explains.
 
     Args:
