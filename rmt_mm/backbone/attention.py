@@ -43,7 +43,7 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
-    # The fused kernels take four dimensions, and a bias of four: three would silently be the slow path.
+    # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
     out = F.scaled_dot_product_attention(
         *(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias.unsqueeze(0))
     return out.transpose(1, 2).unflatten(0, q.shape[:2])
@@ -143,7 +143,7 @@ class MaSA(nn.Module):
         dim, heads = x.shape[-1], (self.num_heads, self.head_dim)
         tables = tables or self.position_tables(x)
         qk, v = channels_last_linear(self.qkv, x).split((2 * dim, dim), dim=-1)
-        v = v.contiguous()  # of its own: the backward pass keeps the values, and not all that the projection gave
+        v = v.contiguous()  # a copy: the backward pass would otherwise keep the whole output of the projection
         qk = rotate(
             qk.unflatten(-1, (2 * heads[0], heads[1])),
             tables.phases(),

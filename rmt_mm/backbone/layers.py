@@ -51,8 +51,8 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[nn.Module, nn.Module]:
 class ConvStem(nn.Sequential):
     """Four 3x3 convolutions of strides 2, 1, 2, 1, from (B, in_channels, H, W) to (B, dim, H/4, W/4).
 
-    Its norms have no 'norm' in their names, on purpose: the published recipes exempt parameters from weight decay by
-    that word, and the original's stem is not among them.
+    The names of its norms do not contain 'norm', on purpose: the published recipes exempt parameters with that word in
+    their names from weight decay, and the norms of the original's stem are not exempt.
     """
 
     def __init__(self, in_channels: int, dim: int, norm_cfg: dict) -> None:

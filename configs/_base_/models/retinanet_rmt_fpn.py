@@ -9,7 +9,7 @@ model = dict(
     backbone=dict(
         type='RMT',
         arch='tiny',
-        # Only what the FPN takes: with output 0 asked for and then skipped, its norm would get no gradient.
+        # Only what the FPN takes: the norm of an output that the FPN skips would learn nothing.
         out_indices=(1, 2, 3),
         drop_path_rate=0.1,
         norm_cfg=dict(type='SyncBN', requires_grad=True)),
