@@ -53,7 +53,7 @@ class RMTBlock(nn.Module):
                 nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init))) for _ in range(2))
 
     def forward(self, x: Tensor, tables: Optional[PositionTables] = None) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C), with the position tables of the stage (by default, its own are computed)."""
+        """Map (B, H, W, C) to (B, H, W, C), with the position tables of its stage (default: computes them)."""
         x = self.cpe(x)
         x = x + self.drop_path1(scale(self.gamma1, self.attn(self.norm1(x), tables)))
         return x + self.drop_path2(scale(self.gamma2, self.ffn(self.norm2(x))))
