@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 
 from rmt_mm import RMT, cli
+from rmt_mm.checkpoints import read_checkpoint
 from rmt_mm.cli.runner import _adapt_to_cpu
 from rmt_mm.cli.weights import choose_checkpoint
 from rmt_mm.errors import CheckpointError, UsageError
@@ -219,7 +220,7 @@ def test_moving_average(config, tool, tmp_path):
     config.write_text(text + "custom_hooks = [dict(type='EMAHook')]")
     assert tool('train.py')[0] == 0
     path = tmp_path / 'work/epoch_1.pth'
-    assert 'ema_state_dict' in torch.load(path, weights_only=False)
+    assert 'ema_state_dict' in read_checkpoint(str(path))
     assert 'complete, nothing unused' in tool('test.py', path)[1]
     status, log = tool('train.py', '--resume', options=['train_cfg.max_epochs=2'])
     assert status == 0 and 'resumed epoch: 1' in log and (tmp_path / 'work/epoch_2.pth').exists()
@@ -313,7 +314,7 @@ def test_resume_of_nothing_keeps_load_from(tool, files, tmp_path):
     start, *_ = files
     status, text = tool('train.py', '--resume', options=[f'load_from={start}', 'optim_wrapper.optimizer.lr=0.'])
     assert status == 0 and f'{start} loaded into the model' in text
-    trained = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)['state_dict']
+    trained = read_checkpoint(str(tmp_path / 'work/epoch_1.pth'))['state_dict']
     assert all(torch.equal(trained[name], tensor) for name, tensor in torch.load(start)['state_dict'].items()
                if 'running' not in name and 'tracked' not in name)
 
