@@ -1,6 +1,7 @@
 """Build mmengine's Runner for the hardware at hand."""
 import contextlib
 import gc
+import importlib
 from typing import Iterator
 
 import torch
@@ -23,8 +24,9 @@ SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 def process_group() -> Iterator[None]:
     """Leave the process group, if there is one, when the block ends: all processes together, before the interpreter.
 
-    The threads of gloo abort a process (SIGABRT) that ends, or whose peers end, while they are at work. The group is
-    gone when nothing refers to it any more, so the block must not leave a Runner behind: call a function in it.
+    The threads of gloo can abort a process (SIGABRT) that ends while they run. They end with the group, which is when
+    nothing refers to it any more; ``destroy_process_group`` alone does not end them. So the block must leave no Runner
+    behind: call a function in it.
     """
     done = False
     try:
@@ -51,6 +53,9 @@ def _adapt_to_cpu(cfg: Config) -> None:
     """Replace what runs on accelerators alone: mmengine's AMP wrapper, SyncBN between processes, NCCL."""
     if cfg.launcher == 'pytorch' and not dist.is_initialized():
         # Before mmengine does it, which would choose a GPU for each process first.
+        # Defaults of its functions are the group that there is when it is imported (by torch._dynamo, in the middle of
+        # building a model), and would hold the group until the interpreter ends.
+        importlib.import_module('torch.distributed.nn.functional')
         dist.init_process_group('gloo')
         # mmengine's wrapper, without the GPU that it would take its rank for.
         if cfg.get('model_wrapper_cfg') is None:

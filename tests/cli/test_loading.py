@@ -4,8 +4,10 @@ import itertools
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 
 from rmt_mm import RMT, cli
+from rmt_mm.checkpoints import read_checkpoint
+from rmt_mm.cli.runner import _adapt_to_cpu
 from rmt_mm.cli.weights import choose_checkpoint
 from rmt_mm.errors import CheckpointError, UsageError
 
@@ -216,7 +220,7 @@ def test_moving_average(config, tool, tmp_path):
     config.write_text(text + "custom_hooks = [dict(type='EMAHook')]")
     assert tool('train.py')[0] == 0
     path = tmp_path / 'work/epoch_1.pth'
-    assert 'ema_state_dict' in torch.load(path, weights_only=False)
+    assert 'ema_state_dict' in read_checkpoint(str(path))
     assert 'complete, nothing unused' in tool('test.py', path)[1]
     status, log = tool('train.py', '--resume', options=['train_cfg.max_epochs=2'])
     assert status == 0 and 'resumed epoch: 1' in log and (tmp_path / 'work/epoch_2.pth').exists()
@@ -310,7 +314,7 @@ def test_resume_of_nothing_keeps_load_from(tool, files, tmp_path):
     start, *_ = files
     status, text = tool('train.py', '--resume', options=[f'load_from={start}', 'optim_wrapper.optimizer.lr=0.'])
     assert status == 0 and f'{start} loaded into the model' in text
-    trained = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)['state_dict']
+    trained = read_checkpoint(str(tmp_path / 'work/epoch_1.pth'))['state_dict']
     assert all(torch.equal(trained[name], tensor) for name, tensor in torch.load(start)['state_dict'].items()
                if 'running' not in name and 'tracked' not in name)
 
@@ -404,6 +408,33 @@ def test_the_process_group_ends_with_the_block(error, tmp_path):
         pass  # there is none
 
 
+def gloo_threads():
+    return sum('gloo' in path.read_text() for path in Path('/proc/self/task').glob('*/comm'))
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='threads are counted in /proc')
+def test_no_thread_of_gloo_outlives_the_block(monkeypatch):
+    """Those that did could abort the process at its end, after the training was done."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    before = gloo_threads()
+
+    def work():
+        _adapt_to_cpu(Config(dict(launcher='pytorch')))
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+        model(torch.zeros(1, 2)).sum().backward()
+        model.owner = [model]  # as Runner, hooks and loops refer to each other
+        assert gloo_threads() > before
+
+    with cli.process_group():
+        work()
+    assert gloo_threads() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
 def test_two_processes_end_well(tool, config, tmp_path):
@@ -411,8 +442,15 @@ def test_two_processes_end_well(tool, config, tmp_path):
     config.write_text(CONFIG.replace("dict(type='RMT', ", "dict(type='RMT', norm_eval=True, out_indices=(3, ), "))
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests')]))
     args = ['--launcher', 'pytorch', '--work-dir', str(tmp_path / 'work')]
+    script = tmp_path / 'script.py'
+    script.write_text(f'''
+import runpy
+from pathlib import Path
+runpy.run_path({str(ROOT / 'tools' / tool)!r}, run_name='__main__')
+assert not sum('gloo' in path.read_text() for path in Path('/proc/self/task').glob('*/comm'))
+''')
     result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', ROOT / 'tools' / tool,
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', script,
          config, *([path] if tool == 'test.py' else []), *args],
         cwd=tmp_path, env=env, capture_output=True, text=True)  # yapf: disable
     assert result.returncode == 0, result.stderr
