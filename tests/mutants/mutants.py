@@ -187,7 +187,8 @@ MUTANTS = [
          'torch.stack((phase.sin(), phase.cos()), dim=-1)'),
         ('tables of inference mode', 'with torch.inference_mode(False), torch.no_grad():', 'with torch.no_grad():',
          f'{BACKBONE} -k tables'),
-        ('rotation in the dtype of the model', 'torch.promote_types(x.dtype, phases.dtype)', 'phases.dtype', PARITY),
+        ('rotation in the dtype of the model', 'torch.promote_types(x.dtype, phases.dtype)', 'x.dtype',
+         f'{BACKBONE} -k bf16'),
         ('compiled rotation: the other way', 'u0 * cos - u1 * sin', 'u0 * cos + u1 * sin',
          'tests/backbone/test_compile.py -k eager_form')),
     *_group(
