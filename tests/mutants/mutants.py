@@ -285,7 +285,12 @@ MUTANTS = [
             'with torch.no_grad():',
             f'{BACKBONE} -k tables',
         ),
-        ('rotation in the dtype of the model', 'torch.promote_types(x.dtype, phases.dtype)', 'phases.dtype', PARITY),
+        (
+            'rotation in the dtype of the model',
+            'torch.promote_types(x.dtype, phases.dtype)',
+            'x.dtype',
+            f'{BACKBONE} -k bf16',
+        ),
         (
             'compiled rotation: the other way',
             'u0 * cos - u1 * sin',
