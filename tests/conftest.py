@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 from support import ROOT
 
@@ -13,3 +14,12 @@ def _seed():
 def root():
     """The repository's folder."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """Leave mmengine's default scope as it was: a tool that runs in the process of the tests sets it."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)

@@ -17,8 +17,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 
-from rmt_mm import RMT, cli
+from rmt_mm import RMT
 from rmt_mm.arch import ARCHS
+from rmt_mm.checkpoints import loading
 from rmt_mm.checkpoints.files import CheckpointError, file_hash, force_safe_loading, read_checkpoint, write_checkpoint
 from rmt_mm.checkpoints.official_heads import HEADS
 from rmt_mm.reference import PlainRMT
@@ -568,7 +569,7 @@ def test_mmengine_runs_no_config_of_a_checkpoint(run_tool, tmp_path):
 def test_the_tools_check_the_very_file_that_mmengine_loads(run_tool, tmp_path, monkeypatch):
     path = tmp_path / 'download.pth'
     torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}), path)
-    monkeypatch.setattr(cli, 'local_copy', {'https://example.com/a.pth': str(path)}.get)
+    monkeypatch.setattr(loading, 'local_copy', {'https://example.com/a.pth': str(path)}.get)
     for args in LOADING:
         if args[-1] != '--resume':
             assert run_tool('https://example.com/a.pth', *args).load_from == str(path)

@@ -186,7 +186,6 @@ def test_cpu(pure_python):
 @pytest.mark.parametrize('given', [None, dict(type='MMDistributedDataParallel', broadcast_buffers=True)])
 def test_several_processes_on_the_cpu(given, monkeypatch):
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend: called.append(backend))
-    monkeypatch.setattr(cli_runner.atexit, 'register', lambda function: None)
     called = []
     cfg = ours()
     cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=given, find_unused_parameters=True))
@@ -209,7 +208,7 @@ def main(monkeypatch, tmp_path):
         raise Built(cfg)
 
     def run(tool, *args):
-        for check in ('check_datasets', 'check_annotations', 'check_checkpoint_file'):
+        for check in ('check_datasets', 'check_annotations', 'check_file', 'check_init_cfgs', 'choose_checkpoint'):
             monkeypatch.setattr(cli, check, lambda *args, **kwargs: None)
         monkeypatch.setattr(cli, 'build_runner', stop)
         monkeypatch.setattr(sys, 'argv', [tool, *args, '--work-dir', str(tmp_path / 'work')])
