@@ -109,7 +109,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
     problems = []
     if given.neck is not None:
         try:
-            found = run_neck(given.neck, outs, scope)
+            found = run_neck(given.neck, outs, scope, trace=several_processes)
         except NeckError as error:
             problems = [_describe_neck(backbone, given, outs, error)]
         else:

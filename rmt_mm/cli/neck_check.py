@@ -31,13 +31,14 @@ class Features(NamedTuple):
     strides: List[int]  # 0 for vectors
 
 
-def run_neck(neck, features: Features, scope: str) -> Optional[Tuple[Features, List[List[int]]]]:
+def run_neck(neck, features: Features, scope: str, trace: bool = False) -> Optional[Tuple[Features, List[List[int]]]]:
     """Return the outputs of a neck and, for each of them, the inputs that it depends on.
 
     Args:
         neck (dict | list[dict]): the neck's config.
         features (Features): its inputs.
         scope (str): the library whose names the config uses.
+        trace (bool): find the inputs that each output depends on, by a backward pass for each. Default False: all.
 
     Returns:
         tuple | None: None if the neck cannot be built or run here, or is unknown and takes something else.
@@ -56,11 +57,12 @@ def run_neck(neck, features: Features, scope: str) -> Optional[Tuple[Features, L
             return None
     error = None
     for side in SIDES:
-        maps = [torch.zeros(1, c, side // s, side // s, requires_grad=True) for c, s in zip(*features)]
+        maps = [torch.zeros(1, c, side // s, side // s, requires_grad=trace) for c, s in zip(*features)]
         try:
-            outs = module(tuple(maps))
+            with torch.set_grad_enabled(trace):
+                outs = module(tuple(maps))
             outs = [outs] if isinstance(outs, Tensor) else list(outs)
-            used = [_find_used(out, maps) for out in outs]
+            used = [_find_used(out, maps) if trace else list(range(len(maps))) for out in outs]
         except NotImplementedError:
             return None
         except FORWARD_ERRORS as caught:

@@ -27,8 +27,16 @@ SWAPS = documented_swaps()
 FIRST = [swap.configs[0] for swap in SWAPS]
 OTHERS = [config for swap in SWAPS for config in swap.configs[1:]]
 SIDE = 128
+# One of each kind of neck and head; all the others are slow tests.
+FAST = ('faster-rcnn_r50_fpn', 'atss_r50_fpn_1x', 'rtmdet_tiny', 'yolov3', 'detr_r50', 'upernet_r50', 'pspnet', 'resnet50_',
+        'simmim')
 # Less of what costs time and is not looked at here.
 CHEAPER = dict(RandomSampler=dict(num=16), DyHead=dict(num_blocks=1))
+
+
+def some_are_slow(configs):
+    return [config if config in FIRST and Path(config).name.startswith(FAST) else
+            pytest.param(config, marks=pytest.mark.slow) for config in configs]
 
 
 def test_the_page_has_a_block_for_each_family():
@@ -114,18 +122,12 @@ def check(config, folder):
         assert sides == pytest.approx([SIDE] * len(strides), rel=0.3)
 
 
-@pytest.mark.parametrize('config', FIRST + OTHERS)
+@pytest.mark.parametrize('config', some_are_slow(FIRST + OTHERS))
 def test_tools_take_the_lines(config, tmp_path):
     path = write_user_config(config, tmp_path)
     load_config(Namespace(config=str(path), cfg_options={}, work_dir=str(tmp_path), launcher='none', local_rank=0))
 
 
-@pytest.mark.parametrize('config', FIRST)
+@pytest.mark.parametrize('config', some_are_slow(FIRST + OTHERS))
 def test_lines_of_the_page(config, tmp_path):
-    check(config, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('config', OTHERS)
-def test_other_configs_of_the_family(config, tmp_path):
     check(config, tmp_path)
