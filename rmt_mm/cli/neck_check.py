@@ -31,7 +31,10 @@ class Features(NamedTuple):
     strides: List[int]  # 0 for vectors
 
 
-def run_neck(neck, features: Features, scope: str, trace: bool = False) -> Optional[Tuple[Features, List[List[int]]]]:
+def run_neck(neck,
+             features: Features,
+             scope: str,
+             trace: bool = False) -> Optional[Tuple[Features, List[List[int]]]]:
     """Return the outputs of a neck and, for each of them, the inputs that it depends on.
 
     Args:
