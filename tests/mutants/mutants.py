@@ -164,7 +164,7 @@ MUTANTS = [
         ('base: FFN of stage 4', 'heads_ranges=(5, 5, 6, 6),\n        mlp_ratios=(4, 4, 3, 3)',
          'heads_ranges=(5, 5, 6, 6),\n        mlp_ratios=(4, 4, 4, 3)'),
         ('large: decay range', 'heads_ranges=(6, 6, 6, 6)', 'heads_ranges=(5, 5, 6, 6)',
-         'tests/checkpoints/test_official.py -k position_buffers')),
+         'tests/backbone/test_arch.py')),
     *_group(
         'rmt_mm/backbone/attention.py', ATTENTION,
         ('decomposed attention: columns with the decay of another head',
