@@ -19,6 +19,21 @@ def test_presets_by_name_and_letter(name):
     assert resolve_arch(name) == resolve_arch(name[0]) == resolve_arch(name.upper()) == ARCHS[name]
 
 
+@pytest.mark.parametrize('name, blocks, channels, heads, ffn, decay, decomposed, layer_scale', [
+    ('tiny', (2, 2, 8, 2), (64, 128, 256, 512), (4, 4, 8, 16), (3, 3, 3, 3), (4, 4, 6, 6), 2, 0),
+    ('small', (3, 4, 18, 4), (64, 128, 256, 512), (4, 4, 8, 16), (4, 4, 3, 3), (4, 4, 6, 6), 3, 0),
+    ('base', (4, 8, 25, 8), (80, 160, 320, 512), (5, 5, 10, 16), (4, 4, 3, 3), (5, 5, 6, 6), 3, 2),
+    ('large', (4, 8, 25, 8), (112, 224, 448, 640), (7, 7, 14, 20), (4, 4, 3, 3), (6, 6, 6, 6), 3, 2),
+])
+def test_presets_are_the_published_sizes(name, blocks, channels, heads, ffn, decay, decomposed, layer_scale):
+    """L's decay is in no golden output, and in no shape: it would be wrong without any other test noticing."""
+    arch = ARCHS[name]
+    assert (arch.depths, arch.embed_dims, arch.num_heads, arch.mlp_ratios) == (blocks, channels, heads, ffn)
+    assert (arch.init_values, arch.heads_ranges) == ((2, 2, 2, 2), decay)
+    assert arch.decomposed == tuple(stage < decomposed for stage in range(4))  # the first stages
+    assert arch.layer_scales == tuple(stage >= 4 - layer_scale for stage in range(4))  # the last
+
+
 def test_tiny_decomposes_two_stages_and_the_others_three():
     assert {name: sum(arch.decomposed) for name, arch in ARCHS.items()} == dict(tiny=2, small=3, base=3, large=3)
 

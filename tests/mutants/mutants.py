@@ -236,7 +236,7 @@ MUTANTS = [
             'large: decay range',
             'heads_ranges=(6, 6, 6, 6)',
             'heads_ranges=(5, 5, 6, 6)',
-            'tests/checkpoints/test_official.py -k position_buffers',
+            'tests/backbone/test_arch.py',
         ),
     ),
     *_group(
