@@ -76,6 +76,14 @@ def test_every_hook_fires_once_a_training_step(kind):
     assert sorted(fired) == sorted(hooked)
 
 
+@pytest.mark.parametrize('name', ['fc1', 'dwconv', 'fc2'])
+def test_a_single_hook_on_the_ffn_fires_once(name):
+    model, fired = RMT(SMALL_ARCH).train(), []
+    getattr(model.stages[0][0].ffn, name).register_forward_hook(lambda *args: fired.append(name))
+    sum(out.sum() for out in model(torch.rand(2, 3, 64, 64))).backward()
+    assert fired == [name]
+
+
 def test_a_hook_on_a_stage_sees_its_output():
     model, seen = RMT(SMALL_ARCH, out_norm=False).eval(), []
     for stage in model.stages:
