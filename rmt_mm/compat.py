@@ -78,10 +78,16 @@ def allow_own_checkpoints() -> None:
     mmengine keeps its message hub in a checkpoint: HistoryBuffers, NumPy arrays and scalars. mmengine 0.10.7 loads with
     torch's default, which since torch 2.6 refuses those types, and so refuses to resume its own files. They are allowed
     here, as the stand-ins of :mod:`rmt_mm.safe_types`; nothing else of the safety is switched off.
+
+    onedl-mmengine puts the types themselves on torch's list while it loads. That list is a set: which of two entries
+    of one name counts is chance, and a type does not work with a stand-in. Its types give way to the stand-ins.
     """
     import torch
+    from mmengine.runner import checkpoint
 
     from .safe_types import STAND_INS
 
     if hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and refuses them
         torch.serialization.add_safe_globals(STAND_INS)
+    if hasattr(checkpoint, 'get_torch_safe_globals'):
+        checkpoint.get_torch_safe_globals = lambda: STAND_INS

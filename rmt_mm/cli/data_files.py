@@ -27,7 +27,7 @@ def check_datasets(cfg: Config, *dataloaders: str) -> None:
             if has_remote_backend(config):
                 print_log(f'{name}: the data are not on this machine, and whether they are there is not checked.')
                 continue
-            for what, path in _paths(dataset):
+            for what, path in _paths(dataset, config):
                 _check(name, what, path, reader)
 
 
@@ -39,11 +39,15 @@ def check_annotations(cfg: Config, *evaluators: str) -> None:
                 _check(name, 'annotation file', metric['ann_file'], cfg.get('default_scope') or 'mmengine')
 
 
-def _paths(dataset: BaseDataset) -> Iterator[Tuple[str, str]]:
+def _paths(dataset: BaseDataset, config: dict) -> Iterator[Tuple[str, str]]:
     ann_file, prefixes = dataset.ann_file, dataset.data_prefix or {}
     for path in ann_file if isinstance(ann_file, (list, tuple)) else [ann_file]:
         yield 'annotation file', path
-    for path in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
+    prefixes = dict(prefixes) if isinstance(prefixes, dict) else dict(img_path=prefixes)
+    # mmdet's instance configs inherit the folder of panoptic labels from panoptic ones, and read no file of it.
+    if not any(find_dicts(config, lambda d: d.get('with_seg') or 'Panoptic' in str(d.get('type')))):
+        prefixes.pop('seg', None)
+    for path in prefixes.values():
         yield 'data folder', path
 
 

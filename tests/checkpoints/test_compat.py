@@ -81,3 +81,12 @@ def test_import_and_backbone_need_no_library_and_no_compiled_operator():
             "print(*[m for m in ('mmdet', 'mmseg', 'mmpretrain', 'mmcv.ops', 'mmcv._ext') if m in sys.modules])")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == [], done.stdout + done.stderr
+
+
+def test_each_name_has_one_meaning_while_mmengine_loads():
+    """torch keeps its list in a set: of two entries of one name, chance would choose."""
+    from mmengine.runner import checkpoint
+    theirs = checkpoint.get_torch_safe_globals() if hasattr(checkpoint, 'get_torch_safe_globals') else []
+    entries = {*torch.serialization.get_safe_globals(), *theirs}
+    names = [e[1] if isinstance(e, tuple) else f'{e.__module__}.{e.__qualname__}' for e in entries]
+    assert sorted(names) == sorted(set(names))

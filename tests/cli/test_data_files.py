@@ -57,6 +57,20 @@ class TestDetection:
         with pytest.raises(UsageError, match=words):
             check(self.coco(root, **changes), 'mmdet')
 
+    @pytest.mark.parametrize('loads, is_read', [
+        (dict(type='LoadAnnotations', with_bbox=True, with_mask=True), False),
+        (dict(type='LoadAnnotations', with_seg=True), True),
+        (dict(type='LoadPanopticAnnotations'), True),
+    ])
+    def test_label_pictures_that_nobody_reads(self, root, loads, is_read):
+        """mmdet's Mask2Former for instances inherits the folder of the panoptic one."""
+        prefix = dict(img='images', seg='annotations/panoptic_train2017/')
+        dataset = self.coco(root, data_prefix=prefix, pipeline=[dict(type='LoadImageFromFile'), loads])
+        if is_read:
+            assert 'panoptic_train2017/ does not exist' in refusal(dataset, 'mmdet')
+        else:
+            check(dataset, 'mmdet')
+
     @pytest.mark.parametrize('wrap', [
         lambda d: dict(type='RepeatDataset', times=2, dataset=d),
         lambda d: dict(type='ClassBalancedDataset', oversample_thr=1e-3, dataset=d),
