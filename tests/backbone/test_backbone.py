@@ -330,6 +330,7 @@ def test_layer_depth_follows_the_forward_pass():
     assert depths['stem.0.weight'][0] == 0
     assert depths['stages.0.0.norm1.weight'][0] == depths['norm0.weight'][0] == 1
     assert depths['downsamples.0.conv.weight'][0] == depths['stages.1.0.cpe.weight'][0] == 2
+    assert depths['stages.1.1.ffn.fc1.weight'][0] == 3 and depths['stages.2.1.attn.proj.bias'][0] == 5
     assert depths['stages.3.0.gamma1'][0] == depths['norm3.bias'][0] == 6
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)
 
