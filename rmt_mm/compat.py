@@ -80,7 +80,8 @@ def allow_own_checkpoints() -> None:
     here, as the stand-ins of :mod:`rmt_mm.safe_types`; nothing else of the safety is switched off.
 
     onedl-mmengine puts the types themselves on torch's list while it loads. That list is a set: which of two entries
-    of one name counts is chance, and a type does not work with a stand-in. Its types give way to the stand-ins.
+    of one name counts is chance, and a type does not work with a stand-in. Its list is emptied: the stand-ins are on
+    torch's already, and if they were on both, the end of its load would take them off torch's.
     """
     import torch
     from mmengine.runner import checkpoint
@@ -90,4 +91,4 @@ def allow_own_checkpoints() -> None:
     if hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and refuses them
         torch.serialization.add_safe_globals(STAND_INS)
     if hasattr(checkpoint, 'get_torch_safe_globals'):
-        checkpoint.get_torch_safe_globals = lambda: STAND_INS
+        checkpoint.get_torch_safe_globals = list
