@@ -624,7 +624,6 @@ MUTANTS = [
         ),
         ('files: damage is not looked for', 'while entry.CRC and file.read(2**20):', 'while False:', CONVERTER),
         ('files: bombs', '        if unpacked > limit:', '        if False:'),
-        ('files: sparse and other tensors', 'or item.layout != torch.strided or item.is_quantized', ''),
         ('files: tensors larger than their file', '    if total > TENSOR_TIMES', '    if 0 > TENSOR_TIMES'),
         (
             'files: what others have allowed stays forbidden',
@@ -643,7 +642,6 @@ MUTANTS = [
         ),
         ('allowance: any attribute', "known and name in ('min', 'max', 'mean', 'current')", 'known'),
         ('allowance: any dtype', 'type(kind) is str and _PLAIN_KIND.fullmatch(kind) is not None', 'True'),
-        ('allowance: sub-arrays', 'and all(part is None for part in state[2:5])', ''),
         ('allowance: data of another size', 'len(data) == math.prod(shape) * dtype.itemsize and', 'True and'),
         ('allowance: NumPy 1 alone', "for core in ('core', '_core')", "for core in ('core', )", COMPAT),
     ),
