@@ -1,6 +1,6 @@
 """The four published sizes of RMT, as data, the check of a custom size, and the formulas of decay and rotation."""
 import math
-from typing import List, NamedTuple, Tuple, Union
+from typing import List, NamedTuple, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -134,6 +134,25 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
             raise ValueError(f'arch: the decay of stage {stage} needs init_values > 0 and '
                              f'init_values + heads_ranges > 0, got {a!r} and {r!r}.')
     return size
+
+
+def resolve_out_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+    """Return the stages that ``out_indices`` names: from 0 to 3, sorted, each once.
+
+    Args:
+        out_indices (int | Sequence[int]): stages; negative ones are counted from the end.
+
+    Raises:
+        ValueError: none, or one that is no stage.
+    """
+    indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+    if not indices:
+        raise ValueError('out_indices is empty: name at least one stage, from 0 to 3.')
+    for index in indices:
+        if not isinstance(index, int) or not -NUM_STAGES <= index < NUM_STAGES:
+            raise ValueError(f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
+                             f'got {index!r} in {indices}.')
+    return tuple(sorted({index % NUM_STAGES for index in indices}))
 
 
 def log_decay(num_heads: int, init_value: float, heads_range: float) -> LogDecay:

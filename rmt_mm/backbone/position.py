@@ -41,6 +41,7 @@ def _cached(maxsize: int):
 
 
 def _column(log_decay: LogDecay, device: torch.device) -> Tensor:
+    """Return log(gamma) of every head, (heads, 1), fp32."""
     return torch.tensor(log_decay, dtype=torch.float32, device=device)[:, None]
 
 

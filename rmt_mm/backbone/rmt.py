@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..arch import NUM_STAGES, Stage, resolve_arch
+from ..arch import NUM_STAGES, Stage, resolve_arch, resolve_out_indices
 from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
 from .attention import MaSA
 from .eager import is_traced
@@ -122,7 +122,7 @@ class RMT(BaseModule):
         arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or t, s, b, l), or a dict with the keys of
             :class:`rmt_mm.arch.Arch`, four values each. Default ``'tiny'``.
         in_channels (int): channels of the input image. Default 3.
-        out_indices (Sequence[int]): stages to return, from 0 to 3, negative ones counted from the end.
+        out_indices (int | Sequence[int]): stages to return, from 0 to 3, negative ones counted from the end.
             Default (0, 1, 2, 3).
         drop_path_rate (float): stochastic depth, growing linearly over the blocks from 0 to this rate. Default 0. The
             published runs use 0.1, 0.15, 0.4, 0.5 for T, S, B, L.
@@ -160,7 +160,7 @@ class RMT(BaseModule):
     def __init__(self,
                  arch: Union[str, dict] = 'tiny',
                  in_channels: int = 3,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 out_indices: Union[int, Sequence[int]] = (0, 1, 2, 3),
                  drop_path_rate: float = 0.,
                  layer_scale_init: float = 1e-6,
                  norm_cfg: dict = dict(type='BN'),
@@ -179,7 +179,7 @@ class RMT(BaseModule):
         super().__init__(init_cfg)
         self.arch = resolve_arch(arch)
         self.in_channels = in_channels
-        self.out_indices = self._check_out_indices(out_indices)
+        self.out_indices = resolve_out_indices(out_indices)
         if not -1 <= frozen_stages <= NUM_STAGES:
             raise ValueError(f'frozen_stages must be from -1 (nothing) to {NUM_STAGES}, got {frozen_stages}.')
         if not 0 <= drop_path_rate < 1:
@@ -208,18 +208,6 @@ class RMT(BaseModule):
         if deploy:
             self._fold()
         self._freeze_stages()
-
-    @staticmethod
-    def _check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
-        if isinstance(out_indices, int):
-            out_indices = (out_indices, )
-        if not out_indices:
-            raise ValueError('out_indices is empty: name at least one stage, from 0 to 3.')
-        for index in out_indices:
-            if not -NUM_STAGES <= index < NUM_STAGES:
-                raise ValueError(f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
-                                 f'got {index} in {tuple(out_indices)}.')
-        return tuple(sorted({index % NUM_STAGES for index in out_indices}))
 
     @staticmethod
     def _init_cfg_of(pretrained: str, init_cfg: Union[dict, List[dict], None]) -> dict:

@@ -9,7 +9,7 @@ from torch import Tensor
 Box = Tuple[int, int, int, int]  # y1, y2, x1, x2, the ends excluded
 
 
-@torch._dynamo.disable  # its random numbers are NumPy's, which a compiled graph cannot draw
+@torch.compiler.disable  # its random numbers are NumPy's, which a compiled graph cannot draw
 def draw_box(height: int, width: int, alpha: float = 1.0) -> Optional[Box]:
     """Draw a box on a map of height x width whose share of the area is about 1 - lam, with lam ~ Beta(alpha, alpha).
 

@@ -6,7 +6,7 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
-from ..arch import NUM_STAGES, Arch, resolve_arch
+from ..arch import NUM_STAGES, Arch, resolve_arch, resolve_out_indices
 from ..backbone import RMT
 from ..errors import UsageError
 from .neck_check import SIDES, Features, NeckError, run_neck
@@ -14,7 +14,6 @@ from .search import find_dicts, walk
 from .types import find_classes, find_parameters, is_of_library, library, type_name
 
 IMPORT_LINE = "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)"
-STRIDES = tuple(2**(stage + 2) for stage in range(NUM_STAGES))
 # mmpretrain's heads that take vectors, (B, C).
 VECTOR_HEADS = ('LinearClsHead', 'StackedLinearClsHead', 'ArcFaceClsHead', 'MultiLabelLinearClsHead')
 # Heads of mmdet and mmseg whose in_channels lists all inputs.
@@ -98,7 +97,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
     backbone = model['backbone']
     try:
         arch = resolve_arch(backbone.get('arch', 'tiny'))
-        stages = read_out_indices(backbone.get('out_indices', range(NUM_STAGES)))
+        stages = resolve_out_indices(backbone.get('out_indices', range(NUM_STAGES)))
     except (ValueError, TypeError) as error:
         raise UsageError(f'{where}.backbone: {error}') from error
     if scope == 'mmpretrain' and not type_name(model.get('type')).endswith('Classifier'):
@@ -129,20 +128,8 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
         _note_unused(model, arch, given, needed, where)
 
 
-def read_out_indices(value: Any) -> Tuple[int, ...]:
-    """Return ``out_indices`` as RMT reads it: from 0 to 3, sorted. Raises ValueError as RMT does."""
-    indices = (value, ) if isinstance(value, int) else tuple(value)
-    for index in indices:
-        if not isinstance(index, int) or not -NUM_STAGES <= index < NUM_STAGES:
-            raise ValueError(f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
-                             f'got {index!r} in {indices}.')
-    if not indices:
-        raise ValueError('out_indices is empty: name at least one stage.')
-    return tuple(sorted({index % NUM_STAGES for index in indices}))
-
-
 def _features(arch: Arch, stages: Sequence[int]) -> Features:
-    return Features([arch.embed_dims[i] for i in stages], [STRIDES[i] for i in stages])
+    return Features([arch.embed_dims[i] for i in stages], [RMT.strides[i] for i in stages])
 
 
 def _describe_neck(backbone: dict, given: Part, outs: Features, error: Exception) -> Problem:
@@ -357,5 +344,4 @@ def _note_unused(model: dict, arch: Arch, given: Part, needed: set, where: str) 
             elif isinstance(index, int) and index >= 0:
                 settings.append(f'{where}.{name}.in_index={kept.index(index)}')
     print(f'note: nobody uses the outputs {unused} of RMT ({where}.backbone); their parameters learn nothing. Set '
-          f'{" and ".join(settings)}; should training stop for want of their gradients, find_unused_parameters=True '
-          'helps too.', file=sys.stderr)
+          f'{" and ".join(settings)}.', file=sys.stderr)

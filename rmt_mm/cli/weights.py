@@ -15,6 +15,7 @@ from ..backbone import RMT
 from ..checkpoints.loading import COPIES, check_checkpoint_file, is_pretrained
 from ..checkpoints.official import is_marked_deployed, list_some
 from ..errors import CheckpointError, UsageError
+from .model_check import is_rmt
 
 
 def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
@@ -69,7 +70,7 @@ def check_init_cfgs(cfg: Config) -> None:
         path, key = init_cfg.get('checkpoint'), f'{key}.checkpoint'
         if not isinstance(path, str) or '://' in path:
             continue
-        if owner not in ('RMT', 'mmengine.RMT', RMT):
+        if not is_rmt(owner):
             check_file(path, key)
         elif not osp.exists(osp.expanduser(path)):
             raise UsageError(f'{key}: {path} does not exist.')

@@ -6,15 +6,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rmt_mm import RMT
 
-OWN = dict(
-    embed_dims=(16, 24, 32, 48),
-    depths=(1, 1, 2, 1),
-    num_heads=(2, 2, 4, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(3, 3, 3, 3),
-    decomposed=(True, True, True, False),
-    layer_scales=(False, False, True, True))
+from support.archs import SMALL_ARCH
+
+OWN = {**SMALL_ARCH, 'layer_scales': (False, False, True, True)}
 
 
 def trained(**kwargs):

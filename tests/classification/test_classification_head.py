@@ -10,15 +10,7 @@ from mmpretrain.structures import DataSample  # noqa: E402
 
 from rmt_mm.classification import RMTClsHead, RMTTokenLabelHead  # noqa: E402
 
-TINY_ARCH = dict(
-    embed_dims=(16, 16, 32, 32),
-    depths=(1, 1, 1, 1),
-    num_heads=(2, 2, 4, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(2, 2, 2, 2),
-    decomposed=(True, True, True, False),
-    layer_scales=(False, False, True, True))
+from support.archs import LEAST_ARCH  # noqa: E402
 
 
 def build_classifier(head, arch, num_classes=1000, in_channels=512):
@@ -120,7 +112,7 @@ def test_mistakes_are_named(feats):
 
 @pytest.mark.parametrize('head', ['RMTClsHead', 'RMTTokenLabelHead'])
 def test_classifier_predicts_scores(head):
-    model = build_classifier(head, TINY_ARCH, num_classes=5, in_channels=32).eval()
+    model = build_classifier(head, LEAST_ARCH, num_classes=5, in_channels=32).eval()
     predictions = model(torch.randn(2, 3, 50, 70), mode='predict')
     for prediction in predictions:
         assert prediction.pred_score.shape == (5, )

@@ -17,21 +17,13 @@ from rmt_mm.classification import classifier as classifier_module  # noqa: E402
 from rmt_mm.classification.mix_token import draw_box, kept_fraction, paste_flipped  # noqa: E402
 from rmt_mm.errors import TokenLabelError  # noqa: E402
 
-ARCH = dict(
-    embed_dims=(16, 16, 32, 32),
-    depths=(1, 1, 1, 1),
-    num_heads=(2, 2, 4, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(2, 2, 2, 2),
-    decomposed=(True, True, True, False),
-    layer_scales=(False, False, False, False))
+from support.archs import LEAST_ARCH  # noqa: E402
 
 
 def build(num_classes=5, **kwargs):
     cfg = dict(
         type='TokenLabelClassifier',
-        backbone=dict(type='RMT', arch=ARCH, out_indices=(3, ), out_norm=False),
+        backbone=dict(type='RMT', arch=LEAST_ARCH, out_indices=(3, ), out_norm=False),
         head=dict(type='RMTTokenLabelHead', num_classes=num_classes, in_channels=32, hidden_channels=16))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build({**cfg, **kwargs})

@@ -215,6 +215,12 @@ MUTANTS = [
     *_group(
         'rmt_mm/arch.py',
         PARITY,
+        (
+            'unsorted out_indices',
+            'tuple(sorted({index % NUM_STAGES for index in indices}))',
+            'tuple(index % NUM_STAGES for index in indices)',
+            BACKBONE,
+        ),
         ('decay: the far end is reached', 'heads_range * i / num_heads', 'heads_range * i / max(1, num_heads - 1)'),
         (
             'rotation: without the endpoint',
@@ -366,11 +372,6 @@ MUTANTS = [
         ('drop path on attention alone', 'x + self.drop_path2(scale(', 'x + (scale('),
         ('drop path on the FFN alone', 'x + self.drop_path1(scale(', 'x + (scale('),
         ('drop path of a constant rate', 'drop_path_rate * i / max(1, num_blocks - 1)', 'drop_path_rate'),
-        (
-            'unsorted out_indices',
-            'tuple(sorted({index % NUM_STAGES for index in out_indices}))',
-            'tuple(index % NUM_STAGES for index in out_indices)',
-        ),
         ('all stages run', 'range(self.out_indices[-1] + 1)', 'range(NUM_STAGES)'),
         (
             'outputs in channels-last memory',

@@ -1,4 +1,4 @@
-"""A small arch, for tests whose subject is not a size."""
+"""Small archs, for tests whose subject is not a size."""
 
 # Every kind of stage: decomposed and full attention, with LayerScale and without, one block and two.
 SMALL_ARCH = dict(
@@ -10,3 +10,6 @@ SMALL_ARCH = dict(
     mlp_ratios=(3, 3, 3, 3),
     decomposed=(True, True, False, False),
     layer_scales=(False, False, False, True))
+
+# For tests of what is behind the backbone: the least, with as many channels as the head of the tests takes.
+LEAST_ARCH = {**SMALL_ARCH, 'embed_dims': (16, 16, 32, 32), 'depths': (1, 1, 1, 1)}

@@ -19,7 +19,7 @@ from typing import Callable, Dict, List, Tuple
 
 import cv2
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
@@ -64,7 +64,8 @@ class WholeImages(Dataset):
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config of an mmpretrain classifier, or timm:NAME')
+    parser.add_argument(
+        'config', metavar='CONFIG', help='config of an mmpretrain classifier, the name of one of ours, or timm:NAME')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help="its checkpoint; for timm also 'pretrained'")
     parser.add_argument('images', metavar='IMAGES', help='folder of images, with folders in it or not')
     parser.add_argument('out', metavar='OUT', help='folder of label maps to make or to complete')
@@ -140,7 +141,7 @@ def load_timm(args: argparse.Namespace) -> Tuple[nn.Module, nn.Module]:
 
 
 def load_mmpretrain(args: argparse.Namespace) -> Tuple[nn.Module, nn.Module]:
-    cfg = Config.fromfile(args.config)
+    cfg = cli.read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.model.pop('init_cfg', None)
     model = get_model(cfg, pretrained=False)
@@ -151,8 +152,6 @@ def load_mmpretrain(args: argparse.Namespace) -> Tuple[nn.Module, nn.Module]:
 def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]:
     """Return the function from a batch of images to dense logits (B, num_classes, h, w)."""
     is_timm = args.config.startswith('timm:')
-    if not is_timm and not osp.isfile(args.config):
-        raise cli.UsageError(f'config {args.config} does not exist.')
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
     except (RuntimeError, *cli.BUILD_ERRORS) as error:
@@ -191,7 +190,10 @@ def main() -> None:
     args = parse_args()
     unreadable = []
     with cli.one_sentence(ValueError, OSError):
-        if not (args.config.startswith('timm:') and args.checkpoint == 'pretrained'):
+        is_timm = args.config.startswith('timm:')
+        if not is_timm:
+            args.config = cli.find_config(args.config)
+        if not (is_timm and args.checkpoint == 'pretrained'):
             cli.force_safe_loading()
             args.checkpoint = cli.check_checkpoint_file(args.checkpoint)
         names = list_images(args.images)

@@ -5,7 +5,6 @@
 """
 import argparse
 
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
@@ -15,7 +14,7 @@ from rmt_mm.checkpoints.files import check_destination, write_checkpoint
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the name of one of ours')
     parser.add_argument('checkpoint', help='checkpoint of a model with RMT as backbone')
     parser.add_argument('out', help='checkpoint to write')
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
@@ -24,8 +23,8 @@ def main() -> None:
         cli.force_safe_loading()
         check_destination(args.out, args.force)
         args.checkpoint = cli.check_checkpoint_file(args.checkpoint)
-        cfg = Config.fromfile(args.config)
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        cfg = cli.read_config(cli.find_config(args.config))
+        init_default_scope(cli.library(cfg))
         model = MODELS.build(cfg.model)
         try:
             checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
