@@ -1,4 +1,5 @@
 """The four published sizes of RMT, as data, the check of a custom size, and the formulas of decay and rotation."""
+
 import math
 from typing import List, NamedTuple, Sequence, Tuple, Union
 
@@ -52,7 +53,8 @@ ARCHS = {
         heads_ranges=(4, 4, 6, 6),
         mlp_ratios=(3, 3, 3, 3),
         decomposed=(True, True, False, False),
-        layer_scales=(False, False, False, False)),
+        layer_scales=(False, False, False, False),
+    ),
     'small': Arch(
         embed_dims=(64, 128, 256, 512),
         depths=(3, 4, 18, 4),
@@ -61,7 +63,8 @@ ARCHS = {
         heads_ranges=(4, 4, 6, 6),
         mlp_ratios=(4, 4, 3, 3),
         decomposed=(True, True, True, False),
-        layer_scales=(False, False, False, False)),
+        layer_scales=(False, False, False, False),
+    ),
     'base': Arch(
         embed_dims=(80, 160, 320, 512),
         depths=(4, 8, 25, 8),
@@ -70,7 +73,8 @@ ARCHS = {
         heads_ranges=(5, 5, 6, 6),
         mlp_ratios=(4, 4, 3, 3),
         decomposed=(True, True, True, False),
-        layer_scales=(False, False, True, True)),
+        layer_scales=(False, False, True, True),
+    ),
     'large': Arch(
         embed_dims=(112, 224, 448, 640),
         depths=(4, 8, 25, 8),
@@ -79,7 +83,8 @@ ARCHS = {
         heads_ranges=(6, 6, 6, 6),
         mlp_ratios=(4, 4, 3, 3),
         decomposed=(True, True, True, False),
-        layer_scales=(False, False, True, True)),
+        layer_scales=(False, False, True, True),
+    ),
 }
 
 
@@ -102,15 +107,19 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
         for name, preset in ARCHS.items():
             if arch.lower() in (name, name[0]):
                 return preset
-        raise ValueError(f'Unknown arch {arch!r}: choose one of {", ".join(ARCHS)} '
-                         '(or t, s, b, l), or give a dict of your own size.')
+        raise ValueError(
+            f'Unknown arch {arch!r}: choose one of {", ".join(ARCHS)} (or t, s, b, l), or give a dict of your own size.'
+        )
     if not isinstance(arch, dict):
         raise TypeError(f'arch must be a str or a dict, got {type(arch).__name__}.')
 
     wanted, given = set(Arch._fields), set(arch)
     if wanted != given:
-        problems = [f'{text} {", ".join(sorted(map(str, keys)))}'
-                    for text, keys in (('unknown:', given - wanted), ('missing:', wanted - given)) if keys]
+        problems = [
+            f'{text} {", ".join(sorted(map(str, keys)))}'
+            for text, keys in (('unknown:', given - wanted), ('missing:', wanted - given))
+            if keys
+        ]
         raise ValueError(f'arch has wrong keys ({"; ".join(problems)}). It takes {", ".join(Arch._fields)}.')
     for key, values in arch.items():
         if not isinstance(values, (list, tuple)) or len(values) != NUM_STAGES:
@@ -125,14 +134,18 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
         if dim % heads:
             raise ValueError(f'arch: {heads} heads do not divide the {dim} channels of stage {stage}.')
         if dim // heads % 2:
-            raise ValueError(f'arch: heads of stage {stage} have {dim} / {heads} = {dim // heads} channels; '
-                             'an even size is needed, since the rotation works on pairs.')
+            raise ValueError(
+                f'arch: heads of stage {stage} have {dim} / {heads} = {dim // heads} channels; '
+                'an even size is needed, since the rotation works on pairs.'
+            )
     if size.embed_dims[0] % 2:
         raise ValueError(f'arch: embed_dims[0] must be even (the stem starts at half of it), got {size.embed_dims[0]}.')
     for stage, (a, r) in enumerate(zip(size.init_values, size.heads_ranges)):
         if a <= 0 or a + r <= 0:
-            raise ValueError(f'arch: the decay of stage {stage} needs init_values > 0 and '
-                             f'init_values + heads_ranges > 0, got {a!r} and {r!r}.')
+            raise ValueError(
+                f'arch: the decay of stage {stage} needs init_values > 0 and '
+                f'init_values + heads_ranges > 0, got {a!r} and {r!r}.'
+            )
     return size
 
 
@@ -145,13 +158,15 @@ def resolve_out_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ..
     Raises:
         ValueError: none, or one that is no stage.
     """
-    indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     if not indices:
         raise ValueError('out_indices is empty: name at least one stage, from 0 to 3.')
     for index in indices:
         if not isinstance(index, int) or not -NUM_STAGES <= index < NUM_STAGES:
-            raise ValueError(f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
-                             f'got {index!r} in {indices}.')
+            raise ValueError(
+                f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
+                f'got {index!r} in {indices}.'
+            )
     return tuple(sorted({index % NUM_STAGES for index in indices}))
 
 
@@ -163,7 +178,7 @@ def log_decay(num_heads: int, init_value: float, heads_range: float) -> LogDecay
         init_value (float): a. Head 0, the most local, decays by 1 - 2^-a a token.
         heads_range (float): r. The far end a + r is never reached (released code).
     """
-    return tuple(math.log1p(-2.0**-(init_value + heads_range * i / num_heads)) for i in range(num_heads))
+    return tuple(math.log1p(-(2.0 ** -(init_value + heads_range * i / num_heads))) for i in range(num_heads))
 
 
 def rotary_angles(head_dim: int) -> Tensor:
@@ -173,4 +188,4 @@ def rotary_angles(head_dim: int) -> Tensor:
     """
     # On the CPU whatever the device, so that every device sees the same angles: an error of one unit in the last
     # place is multiplied by an index of up to 67,200.
-    return 1.0 / 10000**torch.linspace(0, 1, head_dim // 2, dtype=torch.float32, device='cpu')
+    return 1.0 / 10000 ** torch.linspace(0, 1, head_dim // 2, dtype=torch.float32, device='cpu')

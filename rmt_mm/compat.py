@@ -1,4 +1,5 @@
 """What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
+
 from importlib import metadata
 from typing import Dict, Optional, Tuple
 
@@ -26,7 +27,7 @@ def _installed(package: str) -> Optional[Tuple[str, str]]:
 def _numbers(version: str) -> Tuple[int, ...]:
     numbers = []
     for part in version.split('+')[0].split('.'):
-        digits = part[:len(part) - len(part.lstrip('0123456789'))]
+        digits = part[: len(part) - len(part.lstrip('0123456789'))]
         if not digits:
             break
         numbers.append(int(digits))
@@ -46,21 +47,30 @@ def find_stack_problem(found: Dict[str, Tuple[str, str]]) -> Optional[str]:
     have = ', '.join(f'{distribution} {version}' for distribution, version in found.values()) or 'none of them'
     for package in ('mmcv', 'mmengine'):
         if package not in found:
-            return (f'rmt_mm needs mmcv >= 2.0 and mmengine, and found {have}: '
-                    'run `pip install "rmt-mm[openmmlab]"` or `pip install "rmt-mm[onedl]"`.')
+            return (
+                f'rmt_mm needs mmcv >= 2.0 and mmengine, and found {have}: '
+                'run `pip install "rmt-mm[openmmlab]"` or `pip install "rmt-mm[onedl]"`.'
+            )
     for package, (distribution, version) in found.items():
         minimum = MINIMUM[package]
         if _numbers(version) < minimum:
             wanted = f'{package} >= {".".join(map(str, minimum))}'
             mend = 'pip uninstall -y mmcv-full && ' if distribution == 'mmcv-full' else ''
-            return (f'rmt_mm needs {wanted}, and found {distribution} {version} (installed: {have}): run '
-                    f'`{mend}pip install "mmcv>=2.0.0,<2.2.0" "mmengine>=0.10.0" "mmdet>=3.3.0"`.')
+            return (
+                f'rmt_mm needs {wanted}, and found {distribution} {version} (installed: {have}): run '
+                f'`{mend}pip install "mmcv>=2.0.0,<2.2.0" "mmengine>=0.10.0" "mmdet>=3.3.0"`.'
+            )
     # mmdet 3.3.0 asserts mmcv < 2.2.0 at import; the continuation has lifted that.
-    if found.get('mmdet', ('', ''))[0] == 'mmdet' and _numbers(found['mmcv'][1]) >= (2, 2) \
-            and _numbers(found['mmdet'][1]) <= (3, 3, 0):
-        return (f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, '
-                '< 2.2.0: run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with '
-                '`pip install "rmt-mm[onedl]"`.')
+    if (
+        found.get('mmdet', ('', ''))[0] == 'mmdet'
+        and _numbers(found['mmcv'][1]) >= (2, 2)
+        and _numbers(found['mmdet'][1]) <= (3, 3, 0)
+    ):
+        return (
+            f'mmdet {found["mmdet"][1]} refuses {found["mmcv"][0]} {found["mmcv"][1]} and needs mmcv >= 2.0.0, '
+            '< 2.2.0: run `pip install "mmcv>=2.0.0,<2.2.0"`, or change to the continuation with '
+            '`pip install "rmt-mm[onedl]"`.'
+        )
     return None
 
 

@@ -1,4 +1,5 @@
 """Where the configs are, in a checkout as in an installed package."""
+
 import difflib
 from pathlib import Path
 from typing import List
@@ -7,7 +8,8 @@ _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries them inside the package; a checkout (and so an editable install) has them beside it.
 CONFIG_DIR = next(
     (folder for folder in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs') if (folder / '_base_').is_dir()),
-    _PACKAGE / 'configs')
+    _PACKAGE / 'configs',
+)
 
 
 def list_configs(pattern: str = '*') -> List[str]:
@@ -29,7 +31,7 @@ def get_config_path(name: str) -> str:
         FileNotFoundError: there is no such config; the message names the closest ones.
     """
     stem = Path(name).name
-    stem = stem[:-len('.py')] if stem.endswith('.py') else stem
+    stem = stem[: -len('.py')] if stem.endswith('.py') else stem
     for path in CONFIG_DIR.glob('*/*.py'):
         if path.stem == stem and path.parent.name != '_base_':
             return str(path)

@@ -3,6 +3,7 @@
 Three kinds are told apart: convolutions, Linear layers (and other products with weights), and attention, by which any
 product of two activations is meant. MaSA's products are counted by formula, whichever kernel computes them.
 """
+
 from collections import Counter
 from typing import Dict, Tuple
 
@@ -60,7 +61,6 @@ class MacCounter(TorchDispatchMode):
         return super().__exit__(*exc_info)
 
     def _hook(self, module: nn.Module, kind: str) -> None:
-
         def enter(module, args):
             self._inside.append(kind)
 
@@ -135,4 +135,5 @@ def count(model: nn.Module, shape: Tuple[int, int], device: str = 'meta') -> Dic
         params=sum(p.numel() for p in model.parameters()),
         params_backbone=sum(p.numel() for p in model.backbone.parameters()),
         **{kind: counter.macs[kind] for kind in ('convolution', 'linear', 'attention')},
-        activations=sum(counter.activations.values()))
+        activations=sum(counter.activations.values()),
+    )

@@ -4,6 +4,7 @@ Every distance, mask and rotation is built where it is used; attention is a matr
 matrix product. Modules and parameters are laid out and named as in the official checkpoints, so that those load
 directly. Feature maps are (B, H, W, C). Tests compare :class:`rmt_mm.RMT` with it; the benchmark measures against it.
 """
+
 import math
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 def decay(num_heads, a, r):
     """gamma_i = 1 - 2^(-a - r * i / n)"""
-    return torch.tensor([1 - 2.0**(-a - r * i / num_heads) for i in range(num_heads)])
+    return torch.tensor([1 - 2.0 ** (-a - r * i / num_heads) for i in range(num_heads)])
 
 
 def log_manhattan(gamma, height, width):
@@ -40,7 +41,6 @@ def rotate(x, angle):
 
 
 class DWConv(nn.Module):
-
     def __init__(self, dim, kernel):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
@@ -50,7 +50,6 @@ class DWConv(nn.Module):
 
 
 class Retention(nn.Module):
-
     def __init__(self, dim, num_heads, a, r, decomposed):
         super().__init__()
         self.num_heads, self.a, self.r, self.decomposed = num_heads, a, r, decomposed
@@ -61,7 +60,7 @@ class Retention(nn.Module):
         batch, height, width, dim = x.shape
         n, d = self.num_heads, dim // self.num_heads
         # torch.linspace has its endpoint: angle_j = 10000^(-j / (d/2 - 1))
-        angle = 1.0 / 10000**torch.linspace(0, 1, d // 2)
+        angle = 1.0 / 10000 ** torch.linspace(0, 1, d // 2)
         gamma = decay(n, self.a, self.r)
         q, k, v = self.q_proj(x), self.k_proj(x) / math.sqrt(d), self.v_proj(x)
         lepe = self.lepe(v)
@@ -83,7 +82,6 @@ class Retention(nn.Module):
 
 
 class FFN(nn.Module):
-
     def __init__(self, dim, hidden):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
@@ -95,7 +93,6 @@ class FFN(nn.Module):
 
 
 class Block(nn.Module):
-
     def __init__(self, dim, num_heads, a, r, ratio, decomposed, layer_scale):
         super().__init__()
         self.pos = DWConv(dim, 3)
@@ -115,7 +112,6 @@ class Block(nn.Module):
 
 
 class Downsample(nn.Module):
-
     def __init__(self, dim, out_dim):
         super().__init__()
         self.reduction = nn.Conv2d(dim, out_dim, 3, 2, 1)
@@ -126,7 +122,6 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-
     def __init__(self, depth, dim, out_dim, **block):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, **block) for _ in range(depth))
@@ -135,15 +130,22 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-
     def __init__(self, dim):
         super().__init__()
         half = dim // 2
         self.proj = nn.Sequential(
-            nn.Conv2d(3, half, 3, 2, 1), nn.BatchNorm2d(half), nn.GELU(),
-            nn.Conv2d(half, half, 3, 1, 1), nn.BatchNorm2d(half), nn.GELU(),
-            nn.Conv2d(half, dim, 3, 2, 1), nn.BatchNorm2d(dim), nn.GELU(),
-            nn.Conv2d(dim, dim, 3, 1, 1), nn.BatchNorm2d(dim))  # yapf: disable
+            nn.Conv2d(3, half, 3, 2, 1),
+            nn.BatchNorm2d(half),
+            nn.GELU(),
+            nn.Conv2d(half, half, 3, 1, 1),
+            nn.BatchNorm2d(half),
+            nn.GELU(),
+            nn.Conv2d(half, dim, 3, 2, 1),
+            nn.BatchNorm2d(dim),
+            nn.GELU(),
+            nn.Conv2d(dim, dim, 3, 1, 1),
+            nn.BatchNorm2d(dim),
+        )
 
 
 class PlainRMT(nn.Module):
@@ -158,9 +160,19 @@ class PlainRMT(nn.Module):
         dims = arch.embed_dims
         self.patch_embed = Stem(dims[0])
         self.layers = nn.ModuleList(
-            Stage(s.depth, s.dim, out_dim, num_heads=s.num_heads, a=s.init_value, r=s.heads_range, ratio=s.mlp_ratio,
-                  decomposed=s.decomposed, layer_scale=s.layer_scale)
-            for s, out_dim in zip(arch.stages(), dims[1:] + (None, )))
+            Stage(
+                s.depth,
+                s.dim,
+                out_dim,
+                num_heads=s.num_heads,
+                a=s.init_value,
+                r=s.heads_range,
+                ratio=s.mlp_ratio,
+                decomposed=s.decomposed,
+                layer_scale=s.layer_scale,
+            )
+            for s, out_dim in zip(arch.stages(), dims[1:] + (None,))
+        )
         self.extra_norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
 
     def forward(self, x):

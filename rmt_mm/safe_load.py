@@ -1,4 +1,5 @@
 """Read files of ``torch.save`` without executing what they hold, and with no more memory than they can need."""
+
 import contextlib
 import io
 import os.path as osp
@@ -22,9 +23,24 @@ from .errors import CheckpointError, printable
 from .safe_types import STAND_INS
 
 # What the readers of torch, NumPy, zip and JSON raise for nonsense.
-DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
-          MemoryError, SystemError, SyntaxError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
-          pickle.UnpicklingError)
+DAMAGE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    SystemError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
 ZIP_MAGIC = b'PK\x03\x04'
 # torch's format before 1.6 starts with this pickled number, and has four more pickles before the data.
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -32,13 +48,15 @@ LEGACY_PICKLES = 5
 
 # What torch's own list has and checkpoints hold: dense tensors and plain values. The rest of that list makes other
 # kinds of tensors, whose indices it does not check, and tensors and storages of memory that nobody has written.
-_PLAIN = re.compile(r'torch(\.cuda)?\.[A-Z]\w*Storage|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|'
-                    r'torch\.(Size|device)|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|complex)')
+_PLAIN = re.compile(
+    r'torch(\.cuda)?\.[A-Z]\w*Storage|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|'
+    r'torch\.(Size|device)|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|complex)'
+)
 _OTHER_TENSORS = re.compile(r'torch\.(_\w+|storage|serialization|sparse|cuda|nn\.parameter)\..*|torch\.\w*Tensor')
 # Nothing of these is left out either: torch refuses most of them whatever is allowed.
 _PROGRAMS = re.compile(r'(os|posix|nt|sys|subprocess|pty|runpy)\..*|builtins\.(eval|exec|compile|__import__)')
 # Official files keep the command line in one. The converter leaves it out without being asked.
-OFFICIAL_TYPES = ('argparse.Namespace', )
+OFFICIAL_TYPES = ('argparse.Namespace',)
 _LIST_IN_USE = threading.Lock()  # torch has one list for all threads
 
 # Unpacked, a zip file may be this many times as large as it is, and this much larger. torch.save does not compress.
@@ -66,8 +84,9 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
     """
     for name in allow_types:
         if not _is_full_name(name):
-            raise CheckpointError(f'{printable(name, 100)!r} is not the full name of a type, such as '
-                                  'yacs.config.CfgNode.')
+            raise CheckpointError(
+                f'{printable(name, 100)!r} is not the full name of a type, such as yacs.config.CfgNode.'
+            )
     with open(path, 'rb') as file:
         zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     try:
@@ -77,8 +96,10 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         if refused:
             raise _refusal(path, refused, allow_types)
         if not hasattr(torch.serialization, 'add_safe_globals') and not names.isdisjoint(listed):
-            raise CheckpointError(f'{path} holds more than tensors, which torch {torch.__version__} cannot read '
-                                  'safely: install torch 2.5 or later.')
+            raise CheckpointError(
+                f'{path} holds more than tensors, which torch {torch.__version__} cannot read '
+                'safely: install torch 2.5 or later.'
+            )
         with _only(list(listed.values())):
             content = torch.load(path, map_location=map_location, weights_only=True)
         _check_content(path, content, records)
@@ -88,8 +109,9 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         # torch wraps the reason in advice to trust the file.
         error = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
         reason = printable(' '.join(str(error).split()) or type(error).__name__, 200)
-        raise CheckpointError(f'{path} is damaged, or is not a PyTorch checkpoint, or holds what no checkpoint needs '
-                              f'({reason}).') from error
+        raise CheckpointError(
+            f'{path} is damaged, or is not a PyTorch checkpoint, or holds what no checkpoint needs ({reason}).'
+        ) from error
     return content
 
 
@@ -99,7 +121,7 @@ def _is_full_name(name: str) -> bool:
 
 
 def _is_plain(name: str) -> bool:
-    dtype = name.startswith('torch.') and isinstance(getattr(torch, name[len('torch.'):], None), torch.dtype)
+    dtype = name.startswith('torch.') and isinstance(getattr(torch, name[len('torch.') :], None), torch.dtype)
     return dtype or _PLAIN.fullmatch(name) is not None
 
 
@@ -126,8 +148,10 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
         limit = UNPACKED_TIMES * osp.getsize(path) + UNPACKED_BYTES
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > limit:
-            raise CheckpointError(f'{path} would unpack to {unpacked} bytes, more than {UNPACKED_TIMES} times its size '
-                                  f'and {UNPACKED_BYTES // 2**20} MiB, and was not read.')
+            raise CheckpointError(
+                f'{path} would unpack to {unpacked} bytes, more than {UNPACKED_TIMES} times its size '
+                f'and {UNPACKED_BYTES // 2**20} MiB, and was not read.'
+            )
         for entry in entries:
             try:
                 # 0 stands for a sum that was not computed: torch.serialization.set_crc32_options.
@@ -135,8 +159,9 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
                     while entry.CRC and file.read(2**20):
                         pass
             except DAMAGE as error:
-                raise CheckpointError(f'{path} is damaged ({printable(error, 200)}): '
-                                      'download or copy it again.') from error
+                raise CheckpointError(
+                    f'{path} is damaged ({printable(error, 200)}): download or copy it again.'
+                ) from error
         pickled = archive.read(entries[names.index('data.pkl')])
         return _globals(io.BytesIO(pickled)), {entry.file_size for entry in entries}
 
@@ -202,18 +227,25 @@ def _refusal(path: str, names: List[str], allowed: Sequence[str]) -> CheckpointE
     shown = ', '.join(printable(name, 100) for name in names[:10])
     shown += f' and {len(names) - 10} more' if len(names) > 10 else ''
     if any(_PROGRAMS.fullmatch(name) for name in names):
-        return CheckpointError(f'{path} was refused: it holds {shown}, which no checkpoint needs and which can run any '
-                               'program. Do not open this file.')
+        return CheckpointError(
+            f'{path} was refused: it holds {shown}, which no checkpoint needs and which can run any '
+            'program. Do not open this file.'
+        )
     if any(_OTHER_TENSORS.fullmatch(name) for name in names):
-        return CheckpointError(f'{path} was refused: it holds {shown}, so tensors or storages of a kind that no '
-                               'checkpoint of a model needs; save its state_dict() of dense tensors.')
+        return CheckpointError(
+            f'{path} was refused: it holds {shown}, so tensors or storages of a kind that no '
+            'checkpoint of a model needs; save its state_dict() of dense tensors.'
+        )
     text = f'{path} was refused: it holds objects of type {shown}, and unpickling them can run any code'
     if len(names) <= 10 and all(map(_is_full_name, names)):
         with contextlib.suppress(CheckpointError):
             safe_load(path, 'meta', [*allowed, *names])
             advised = [name for name in (*allowed, *names) if name not in OFFICIAL_TYPES]
-            return CheckpointError(f'{text}; read_checkpoint leaves out what allow_types names.',
-                                   'allow_type' if advised else 'convert', allow_type=advised)
+            return CheckpointError(
+                f'{text}; read_checkpoint leaves out what allow_types names.',
+                'allow_type' if advised else 'convert',
+                allow_type=advised,
+            )
     return CheckpointError(f'{text}; save the tensors alone, as a state_dict.')
 
 
@@ -247,5 +279,7 @@ def _check_content(path: str, content: Any, records: Optional[Set[int]]) -> None
                 vars(item).clear()  # a file may set any attribute, and hide methods such as items
             stack.extend(dict.values(item) if isinstance(item, dict) else item)
     if total > TENSOR_TIMES * osp.getsize(path) + TENSOR_BYTES:
-        raise CheckpointError(f'{path} holds tensors of {total} bytes, more than {TENSOR_TIMES} times its size and '
-                              f'{TENSOR_BYTES // 2**30} GiB, and was not read.')
+        raise CheckpointError(
+            f'{path} holds tensors of {total} bytes, more than {TENSOR_TIMES} times its size and '
+            f'{TENSOR_BYTES // 2**30} GiB, and was not read.'
+        )

@@ -6,6 +6,7 @@ bytes into pointers, and ``numpy.array`` reads any address that an object's ``__
 NumPy or mmengine is put on the list itself. On it, under the names that a pickle has for them, are the stand-ins below.
 Each makes one plain thing, and raises ``pickle.UnpicklingError`` for everything that mmengine does not write.
 """
+
 import functools
 import math
 import pickle
@@ -38,12 +39,17 @@ class _DType:
     def __setstate__(self, state: Any) -> None:
         # (version, byte order, sub-array, names, fields, itemsize, alignment, flags)
         _require(
-            type(state) is tuple and len(state) == 8 and type(state[1]) is str and state[1] in ('<', '>', '|', '=')
-            and all(part is None for part in state[2:5]), 'a NumPy dtype that is not plain')
+            type(state) is tuple
+            and len(state) == 8
+            and type(state[1]) is str
+            and state[1] in ('<', '>', '|', '=')
+            and all(part is None for part in state[2:5]),
+            'a NumPy dtype that is not plain',
+        )
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def __reduce__(self):
-        return np.dtype, (self.dtype.str, )  # a copy is a real dtype
+        return np.dtype, (self.dtype.str,)  # a copy is a real dtype
 
 
 def _plain_dtype(dtype: Any) -> np.dtype:
@@ -60,7 +66,7 @@ class _Array(np.ndarray):
 
     def __new__(cls, *args: Any) -> '_Array':
         _require(not args, 'a NumPy array with other arguments')
-        return super().__new__(cls, (0, ))
+        return super().__new__(cls, (0,))
 
     def __setstate__(self, state: Any) -> None:
         # A second state would free memory that views of the first one use.
@@ -68,10 +74,14 @@ class _Array(np.ndarray):
         _, shape, dtype, fortran, data = state
         dtype = _plain_dtype(dtype)
         _require(
-            type(shape) is tuple and len(shape) <= 32 and all(type(size) is int and size >= 0 for size in shape)
-            and type(data) is bytes and len(data) == math.prod(shape) * dtype.itemsize and
-            (len(data) > 0 or math.prod(size or 1 for size in shape) * dtype.itemsize <= _EMPTY_BYTES),
-            'a NumPy array whose data does not fit its shape')
+            type(shape) is tuple
+            and len(shape) <= 32
+            and all(type(size) is int and size >= 0 for size in shape)
+            and type(data) is bytes
+            and len(data) == math.prod(shape) * dtype.itemsize
+            and (len(data) > 0 or math.prod(size or 1 for size in shape) * dtype.itemsize <= _EMPTY_BYTES),
+            'a NumPy array whose data does not fit its shape',
+        )
         if dtype.kind == 'U' and data:
             letters = np.frombuffer(data, np.dtype('u4').newbyteorder(dtype.byteorder))
             _require(letters.max() <= 0x10FFFF, 'a string that is not Unicode')
@@ -119,7 +129,10 @@ class _HistoryBuffer(HistoryBuffer):
         history, counts, max_length = map(state.get, ('_log_history', '_count_history', 'max_length'))
         _require(
             all(type(a) in (_Array, np.ndarray) and a.ndim == 1 and a.dtype.kind in 'biuf' for a in (history, counts))
-            and len(history) == len(counts) and type(max_length) is int, 'a HistoryBuffer that is damaged')
+            and len(history) == len(counts)
+            and type(max_length) is int,
+            'a HistoryBuffer that is damaged',
+        )
         self._log_history, self._count_history, self.max_length = np.array(history), np.array(counts), max_length
         self.__class__ = HistoryBuffer
 

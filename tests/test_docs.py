@@ -1,4 +1,5 @@
 """README and docs name files that exist."""
+
 import re
 
 import pytest

@@ -1,4 +1,5 @@
 """The direction of imports: CONTRIBUTING.md states it, and every import in the package is held to it."""
+
 import ast
 import subprocess
 import sys
@@ -27,12 +28,12 @@ def imports(path):
     package = path.relative_to(ROOT / 'rmt_mm').parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = (*package[:len(package) - node.level + 1], *(node.module or '').split('.'))
+            base = (*package[: len(package) - node.level + 1], *(node.module or '').split('.'))
             base = [part for part in base if part]
             yield from ['.'.join(base)] if node.module else ['.'.join((*base, alias.name)) for alias in node.names]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
-            yield from (name[len('rmt_mm.'):] for name in names if name.startswith('rmt_mm.'))
+            yield from (name[len('rmt_mm.') :] for name in names if name.startswith('rmt_mm.'))
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT / 'rmt_mm')))
@@ -53,9 +54,11 @@ def test_every_room_is_listed():
 
 
 def test_import_pulls_in_no_command_line_and_no_library():
-    code = ('import sys, mmengine, mmcv; before = set(sys.modules); import rmt_mm; rmt_mm.RMT; '
-            "print(*sorted(name for name in set(sys.modules) - before if name.startswith('rmt_mm.cli') "
-            "or name.split('.')[0] in ('argparse', 'mmdet', 'mmseg', 'mmpretrain')))")
+    code = (
+        'import sys, mmengine, mmcv; before = set(sys.modules); import rmt_mm; rmt_mm.RMT; '
+        "print(*sorted(name for name in set(sys.modules) - before if name.startswith('rmt_mm.cli') "
+        "or name.split('.')[0] in ('argparse', 'mmdet', 'mmseg', 'mmpretrain')))"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ''

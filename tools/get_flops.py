@@ -5,6 +5,7 @@
 Nothing is computed where shapes are enough, so that no size needs memory or time; detectors that choose queries by
 their scores are run on the CPU. One multiply-add is one multiplication and one addition ("GFLOPs" in most papers).
 """
+
 import argparse
 import json
 
@@ -24,7 +25,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='size of the image (default: 800 1280 in detection, 512 2048 in segmentation, 224 224 in classification)')
+        help='size of the image (default: 800 1280 in detection, 512 2048 in segmentation, 224 224 in classification)',
+    )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     return parser.parse_args()
 
@@ -56,8 +58,10 @@ def measure(config: str, shape=None) -> dict:
         try:
             counts, computed = flops.count(model, shape, device='cpu'), True
         except (RuntimeError, AssertionError, TypeError, LookupError) as error:
-            raise cli.UsageError(f'the model of {config} does not run on an image of {shape[0]} x {shape[1]}: '
-                                 f'{type(error).__name__}: {error}') from error
+            raise cli.UsageError(
+                f'the model of {config} does not run on an image of {shape[0]} x {shape[1]}: '
+                f'{type(error).__name__}: {error}'
+            ) from error
 
     gmac = {kind: counts[kind] / 1e9 for kind in ('convolution', 'linear', 'attention')}
     total = sum(gmac.values())
@@ -72,23 +76,27 @@ def measure(config: str, shape=None) -> dict:
         gmac_attention=gmac['attention'],
         # The paper counts classifiers in another way than detectors and segmentors.
         gmac_published=total * 1e9 / 2**30 if scope == 'mmpretrain' else gmac['convolution'] + gmac['linear'],
-        published_convention='all multiply-adds / 2^30' if scope == 'mmpretrain' else
-        'multiply-adds / 10^9 of convolutions and Linear layers, without attention products',
+        published_convention='all multiply-adds / 2^30'
+        if scope == 'mmpretrain'
+        else 'multiply-adds / 10^9 of convolutions and Linear layers, without attention products',
         activations=counts['activations'],
-        computed=computed)
+        computed=computed,
+    )
 
 
 def describe(report: dict) -> str:
-    return '\n'.join((
-        f'{report["config"]}, image of {report["shape"][0]} x {report["shape"][1]}',
-        f'parameters          {report["params"] / 1e6:9.2f} M, backbone {report["params_backbone"] / 1e6:.2f} M',
-        f'multiply-adds       {report["gmac"]:9.2f} G',
-        f'  convolutions      {report["gmac_convolution"]:9.2f} G',
-        f'  Linear layers     {report["gmac_linear"]:9.2f} G',
-        f'  attention         {report["gmac_attention"]:9.2f} G, queries with keys, and weights with values',
-        f'counted as in paper {report["gmac_published"]:9.2f} G, {report["published_convention"]}',
-        f'activations         {report["activations"] / 1e6:9.2f} M, elements that these put out',
-    ))
+    return '\n'.join(
+        (
+            f'{report["config"]}, image of {report["shape"][0]} x {report["shape"][1]}',
+            f'parameters          {report["params"] / 1e6:9.2f} M, backbone {report["params_backbone"] / 1e6:.2f} M',
+            f'multiply-adds       {report["gmac"]:9.2f} G',
+            f'  convolutions      {report["gmac_convolution"]:9.2f} G',
+            f'  Linear layers     {report["gmac_linear"]:9.2f} G',
+            f'  attention         {report["gmac_attention"]:9.2f} G, queries with keys, and weights with values',
+            f'counted as in paper {report["gmac_published"]:9.2f} G, {report["published_convention"]}',
+            f'activations         {report["activations"] / 1e6:9.2f} M, elements that these put out',
+        )
+    )
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 A file gets the table of a task between the lines <!-- models: TASK --> and <!-- end of models -->, TASK being the name
 of a folder of configs/. With --check nothing is written, and the exit status says whether the tables are up to date.
 """
+
 import argparse
 import re
 import sys

@@ -1,7 +1,8 @@
 """Evaluate a checkpoint with a config of mmdetection, mmsegmentation or mmpretrain (its default_scope decides which).
 
-    python tools/test.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py work_dirs/.../epoch_12.pth
+python tools/test.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py work_dirs/.../epoch_12.pth
 """
+
 import argparse
 
 from mmengine.evaluator import DumpResults
@@ -11,8 +12,7 @@ from rmt_mm.training.data_check import build_data
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of one of ours')
     parser.add_argument('checkpoint', help='checkpoint file')
     cli.add_common_arguments(parser)
@@ -49,6 +49,7 @@ def dump_metric(cfg, path: str) -> DumpResults:
     """Return the metric that pickles predictions to ``path``; mmdet's stores masks as RLE."""
     if cli.library(cfg) == 'mmdet':
         from mmdet.evaluation import DumpDetResults
+
         return DumpDetResults(out_file_path=path)
     return DumpResults(out_file_path=path)
 

@@ -1,7 +1,8 @@
 """Train a config of mmdetection, mmsegmentation or mmpretrain (its default_scope decides which).
 
-    python tools/train.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py
+python tools/train.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py
 """
+
 import argparse
 import sys
 
@@ -10,8 +11,7 @@ from rmt_mm.training.data_check import build_data
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of one of ours')
     cli.add_common_arguments(parser)
     parser.add_argument(
@@ -19,12 +19,14 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue from PATH, or without it from the last checkpoint in the work dir (from the start if none)')
+        help='continue from PATH, or without it from the last checkpoint in the work dir (from the start if none)',
+    )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by actual batch size / auto_scale_lr.base_batch_size')
+        help='scale the learning rate by actual batch size / auto_scale_lr.base_batch_size',
+    )
     return parser.parse_args()
 
 
@@ -48,8 +50,11 @@ def run(args: argparse.Namespace) -> None:
         with cli.one_sentence():
             runner.train()
     except KeyboardInterrupt:
-        print(f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'
-              f'  python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume', file=sys.stderr)
+        print(
+            f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'
+            f'  python {sys.argv[0]} {args.config} --work-dir {cfg.work_dir} --resume',
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

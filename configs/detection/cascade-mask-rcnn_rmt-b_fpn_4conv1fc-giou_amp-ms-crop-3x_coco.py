@@ -1,4 +1,3 @@
 _base_ = './cascade-mask-rcnn_rmt-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.4), neck=dict(in_channels=[80, 160, 320, 512]))
+model = dict(backbone=dict(arch='base', drop_path_rate=0.4), neck=dict(in_channels=[80, 160, 320, 512]))

@@ -9,5 +9,7 @@ model = dict(
         num_stages=4,
         out_indices=(0, 1, 2, 3),
         norm_cfg=dict(type='BN'),
-        norm_eval=False),
-    neck=dict(in_channels=[64, 128, 256, 512]))
+        norm_eval=False,
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,7 +1,6 @@
 _base_ = './mask-rcnn_rmt-s_fpn_amp-ms-crop-3x_coco.py'
 
-model = dict(
-    backbone=dict(arch='large', drop_path_rate=0.5), neck=dict(in_channels=[112, 224, 448, 640]))
+model = dict(backbone=dict(arch='large', drop_path_rate=0.5), neck=dict(in_channels=[112, 224, 448, 640]))
 
 # 8 GPUs with 1 image each, at the learning rate that B has with 2
 train_dataloader = dict(batch_size=1)

@@ -1,6 +1,8 @@
 _base_ = [
-    '../_base_/models/mask-rcnn_rmt_fpn.py', '../_base_/datasets/coco_instance_ms-crop.py',
-    '../_base_/schedules/det_3x.py', '../_base_/det_runtime.py'
+    '../_base_/models/mask-rcnn_rmt_fpn.py',
+    '../_base_/datasets/coco_instance_ms-crop.py',
+    '../_base_/schedules/det_3x.py',
+    '../_base_/det_runtime.py',
 ]
 
 model = dict(backbone=dict(arch='small', drop_path_rate=0.15))

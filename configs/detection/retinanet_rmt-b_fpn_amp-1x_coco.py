@@ -1,4 +1,3 @@
 _base_ = './retinanet_rmt-t_fpn_amp-1x_coco.py'
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.4), neck=dict(in_channels=[160, 320, 512]))
+model = dict(backbone=dict(arch='base', drop_path_rate=0.4), neck=dict(in_channels=[160, 320, 512]))

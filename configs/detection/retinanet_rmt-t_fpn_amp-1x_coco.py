@@ -1,6 +1,8 @@
 _base_ = [
-    '../_base_/models/retinanet_rmt_fpn.py', '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/det_1x.py', '../_base_/det_runtime.py'
+    '../_base_/models/retinanet_rmt_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/det_1x.py',
+    '../_base_/det_runtime.py',
 ]
 
 # 1e-4 for every parameter, norms included

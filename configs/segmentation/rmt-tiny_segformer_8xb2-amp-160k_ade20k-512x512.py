@@ -1,7 +1,9 @@
 # Ours, untrained: RMT under SegFormer's head, with mmseg's settings for it (the head learns ten times as fast).
 _base_ = [
-    '../_base_/models/upernet_rmt.py', '../_base_/datasets/ade20k_512x512.py',
-    '../_base_/schedules/seg_upernet_160k.py', '../_base_/seg_runtime.py'
+    '../_base_/models/upernet_rmt.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/seg_upernet_160k.py',
+    '../_base_/seg_runtime.py',
 ]
 
 model = dict(
@@ -15,7 +17,9 @@ model = dict(
         num_classes=150,
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
-    auxiliary_head=None)
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=None,
+)
 
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'head': dict(lr_mult=10.)}))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'head': dict(lr_mult=10.0)}))

@@ -1,4 +1,5 @@
 """The backbone: attention, its position tables, the layers around it, and their assembly."""
+
 from .attention import MaSA
 from .rmt import RMT
 

@@ -8,6 +8,7 @@ says so in the official repository's issue 21). This is the released form:
 
 with rotated Q and K. Decomposed, it runs along every row and then along every column, with the same Q and K.
 """
+
 import functools
 from importlib.util import find_spec
 from typing import Callable, Optional
@@ -45,7 +46,8 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """
     # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
     out = F.scaled_dot_product_attention(
-        *(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias.unsqueeze(0))
+        *(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias.unsqueeze(0)
+    )
     return out.transpose(1, 2).unflatten(0, q.shape[:2])
 
 
@@ -59,7 +61,7 @@ def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -
 def attend_full(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
     _, height, width, heads, head_dim = q.shape
-    if heads * (height * width)**2 > MAX_BIAS_ELEMENTS:
+    if heads * (height * width) ** 2 > MAX_BIAS_ELEMENTS:
         flex = q.is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # its smallest
         return (attend_full_flex if flex else attend_full_by_row)(q, k, v, tables)
     bias = tables.whole(q.dtype).unsqueeze(0)
@@ -147,7 +149,8 @@ class MaSA(nn.Module):
         qk = rotate(
             qk.unflatten(-1, (2 * heads[0], heads[1])),
             tables.phases(),
-            overwrite=not qk.requires_grad and may_overwrite(self.qkv, nn.Linear))
+            overwrite=not qk.requires_grad and may_overwrite(self.qkv, nn.Linear),
+        )
         q, k = qk.chunk(2, dim=3)
         attend = attend_decomposed if self.decomposed else attend_full
         out = attend(q, k, v.unflatten(-1, heads), tables).flatten(-2).permute(0, 3, 1, 2)

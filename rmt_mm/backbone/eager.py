@@ -3,6 +3,7 @@
 A compiler, a tracer or a functional transform records operations instead of running them: it needs the plain form. A
 forward hook may keep an output: it must not be overwritten after the hook has seen it.
 """
+
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -39,8 +40,11 @@ def is_plain(layer: nn.Module, kind: type) -> bool:
 
     Quantised, parametrised or wrapped layers are of another class; hooks see, or change, what goes in and out.
     """
-    return type(layer) is kind and not any(getattr(layer, name, None) for name in _HOOKS) \
+    return (
+        type(layer) is kind
+        and not any(getattr(layer, name, None) for name in _HOOKS)
         and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    )
 
 
 def may_overwrite(layer: nn.Module, kind: type) -> bool:

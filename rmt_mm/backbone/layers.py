@@ -1,4 +1,5 @@
 """The layers around attention: Linear layers of maps, stem, downsampling, depthwise convolution and FFN."""
+
 from typing import Tuple
 
 import torch
@@ -27,8 +28,13 @@ def channels_last_linear(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Tensor: (B, H, W, out_features).
     """
-    if x.device.type == 'cpu' and x.dtype == torch.float32 and torch.backends.mkldnn.enabled \
-            and is_plain(layer, nn.Linear) and not is_traced():
+    if (
+        x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.enabled
+        and is_plain(layer, nn.Linear)
+        and not is_traced()
+    ):
         return F.conv2d(x.permute(0, 3, 1, 2), layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
     return layer(x)
 
@@ -57,10 +63,14 @@ class ConvStem(nn.Sequential):
 
     def __init__(self, in_channels: int, dim: int, norm_cfg: dict) -> None:
         super().__init__(
-            *conv_norm(in_channels, dim // 2, 2, norm_cfg), nn.GELU(),
-            *conv_norm(dim // 2, dim // 2, 1, norm_cfg), nn.GELU(),
-            *conv_norm(dim // 2, dim, 2, norm_cfg), nn.GELU(),
-            *conv_norm(dim, dim, 1, norm_cfg))
+            *conv_norm(in_channels, dim // 2, 2, norm_cfg),
+            nn.GELU(),
+            *conv_norm(dim // 2, dim // 2, 1, norm_cfg),
+            nn.GELU(),
+            *conv_norm(dim // 2, dim, 2, norm_cfg),
+            nn.GELU(),
+            *conv_norm(dim, dim, 1, norm_cfg),
+        )
 
     def fold(self) -> None:
         """Fuse every BatchNorm into the convolution before it."""
@@ -129,8 +139,12 @@ class FFN(nn.Module):
         # The hidden maps are most of what a training step holds. Only fc1's is kept; GELU and the depthwise
         # convolution are computed again in the backward pass, without fc2, since its result is not needed there.
         # Hooks would see the second computation too: where there are any, nothing is computed again.
-        if x.requires_grad and not is_recorded() and is_plain(self.dwconv, ResidualDWConv) \
-                and is_plain(self.fc2, nn.Linear):
+        if (
+            x.requires_grad
+            and not is_recorded()
+            and is_plain(self.dwconv, ResidualDWConv)
+            and is_plain(self.fc2, nn.Linear)
+        ):
             return checkpoint(self._activate_and_project, x, use_reentrant=False, preserve_rng_state=False)
         return self._activate_and_project(x)
 

@@ -3,6 +3,7 @@
 All tables are computed in fp32, whatever the model's or the process's default dtype: token indices reach 67,200 on
 COCO, above fp16's maximum and far above the integers that bf16 can represent.
 """
+
 import functools
 from typing import Optional, Tuple
 
@@ -22,7 +23,6 @@ def _cached(maxsize: int):
     """
 
     def decorate(build):
-
         @functools.lru_cache(maxsize)
         def build_once(*args):
             # A tensor made in inference mode could not be used in training later.
@@ -62,8 +62,9 @@ def manhattan_bias(log_decay: LogDecay, height: int, width: int, device: torch.d
 
 
 @_cached(maxsize=4)
-def manhattan_bias_by_row(log_decay: LogDecay, height: int, width: int, device: torch.device,
-                          dtype: torch.dtype) -> Tensor:
+def manhattan_bias_by_row(
+    log_decay: LogDecay, height: int, width: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Return log D over a map, row by row of queries, as a view of a table that is H / 2 times smaller.
 
     log D of queries in row y and keys in row y' depends on y - y' alone, so a table over the 2H - 1 differences holds
@@ -134,8 +135,10 @@ class PositionTables:
     def lines(self, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
         """Return :func:`line_bias` of a row, (heads, W, W), and of a column, (heads, H, H)."""
         if self._lines is None or self._lines[0].dtype != dtype:
-            self._lines = (line_bias(self.log_decay, self.width, self.device, dtype),
-                           line_bias(self.log_decay, self.height, self.device, dtype))
+            self._lines = (
+                line_bias(self.log_decay, self.width, self.device, dtype),
+                line_bias(self.log_decay, self.height, self.device, dtype),
+            )
         return self._lines
 
     def whole(self, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,5 @@
 """RMT, the backbone: a convolutional stem and four stages of blocks with Manhattan self-attention."""
+
 from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -35,7 +36,7 @@ class RMTBlock(nn.Module):
         layer_scale_init (float): initial value of LayerScale, if the stage has it. Default 1e-6.
     """
 
-    def __init__(self, stage: Stage, drop_path: float = 0., layer_scale_init: float = 1e-6) -> None:
+    def __init__(self, stage: Stage, drop_path: float = 0.0, layer_scale_init: float = 1e-6) -> None:
         super().__init__()
         dim = stage.dim
         self.cpe = ResidualDWConv(dim)
@@ -50,7 +51,8 @@ class RMTBlock(nn.Module):
             # Four dimensions, as in the released code: the ImageNet recipe exempts 1-D parameters from weight decay,
             # and LayerScale is not among them.
             self.gamma1, self.gamma2 = (
-                nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init))) for _ in range(2))
+                nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init))) for _ in range(2)
+            )
 
     def forward(self, x: Tensor, tables: Optional[PositionTables] = None) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C), with the position tables of its stage (default: computes them)."""
@@ -157,25 +159,27 @@ class RMT(BaseModule):
 
     strides = (4, 8, 16, 32)
 
-    def __init__(self,
-                 arch: Union[str, dict] = 'tiny',
-                 in_channels: int = 3,
-                 out_indices: Union[int, Sequence[int]] = (0, 1, 2, 3),
-                 drop_path_rate: float = 0.,
-                 layer_scale_init: float = 1e-6,
-                 norm_cfg: dict = dict(type='BN'),
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: Union[bool, Sequence[bool]] = False,
-                 out_norm: bool = True,
-                 mask_token: bool = False,
-                 deploy: bool = False,
-                 pretrained: Optional[str] = None,
-                 init_cfg: Union[dict, List[dict], None] = None) -> None:
+    def __init__(
+        self,
+        arch: Union[str, dict] = 'tiny',
+        in_channels: int = 3,
+        out_indices: Union[int, Sequence[int]] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float = 1e-6,
+        norm_cfg: dict = dict(type='BN'),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: Union[bool, Sequence[bool]] = False,
+        out_norm: bool = True,
+        mask_token: bool = False,
+        deploy: bool = False,
+        pretrained: Optional[str] = None,
+        init_cfg: Union[dict, List[dict], None] = None,
+    ) -> None:
         if pretrained is not None:
             init_cfg = self._init_cfg_of(pretrained, init_cfg)
         if init_cfg is None:
-            init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.)
+            init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0)
         super().__init__(init_cfg)
         self.arch = resolve_arch(arch)
         self.in_channels = in_channels
@@ -186,7 +190,7 @@ class RMT(BaseModule):
             raise ValueError(f'drop_path_rate must be from 0 up to, but not including, 1, got {drop_path_rate}.')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = (with_cp, ) * NUM_STAGES if isinstance(with_cp, bool) else tuple(with_cp)
+        self.with_cp = (with_cp,) * NUM_STAGES if isinstance(with_cp, bool) else tuple(with_cp)
         if len(self.with_cp) != NUM_STAGES:
             raise ValueError(f'with_cp must be a bool or have {NUM_STAGES} of them, one a stage, got {with_cp!r}.')
 
@@ -198,7 +202,8 @@ class RMT(BaseModule):
         self.downsamples = nn.ModuleList(Downsample(dims[i], dims[i + 1], norm_cfg) for i in range(NUM_STAGES - 1))
         self.stages = nn.ModuleList(
             RMTStage((RMTBlock(stage, next(drop_paths), layer_scale_init) for _ in range(stage.depth)), recompute)
-            for stage, recompute in zip(self.arch.stages(), self.with_cp))
+            for stage, recompute in zip(self.arch.stages(), self.with_cp)
+        )
         self.out_norm = out_norm
         if out_norm:
             for i in self.out_indices:
@@ -214,8 +219,10 @@ class RMT(BaseModule):
         if init_cfg is not None:
             raise ValueError('pretrained and init_cfg say the same in two ways: set one of them.')
         if pretrained.startswith(('open-mmlab://', 'openmmlab://', 'torchvision://', 'mmcls://')):
-            raise ValueError(f'pretrained={pretrained!r} names weights of another backbone, which RMT cannot load: set '
-                             'model.pretrained=None, and model.backbone.init_cfg to weights of RMT if you have any.')
+            raise ValueError(
+                f'pretrained={pretrained!r} names weights of another backbone, which RMT cannot load: set '
+                'model.pretrained=None, and model.backbone.init_cfg to weights of RMT if you have any.'
+            )
         return dict(type='Pretrained', checkpoint=pretrained)
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
@@ -232,8 +239,10 @@ class RMT(BaseModule):
             H_i = ceil(H / 2^(i + 2)).
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'RMT was built with in_channels={self.in_channels} and takes '
-                             f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.')
+            raise ValueError(
+                f'RMT was built with in_channels={self.in_channels} and takes '
+                f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.'
+            )
         # torch.func.vmap knows no memory formats.
         x = self.stem(x if is_traced() else x.contiguous(memory_format=torch.channels_last))
         if mask is not None:
@@ -336,15 +345,15 @@ class RMT(BaseModule):
         num_layers = sum(depths) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
-        part, *rest = param_name[len(prefix):].split('.')
+        part, *rest = param_name[len(prefix) :].split('.')
         if part in ('stem', 'mask_token'):
             layer = 0
         elif part == 'stages':
-            layer = sum(depths[:int(rest[0])]) + int(rest[1]) + 1
+            layer = sum(depths[: int(rest[0])]) + int(rest[1]) + 1
         elif part == 'downsamples':
-            layer = sum(depths[:int(rest[0]) + 1]) + 1
+            layer = sum(depths[: int(rest[0]) + 1]) + 1
         elif part.startswith('norm'):
-            layer = sum(depths[:int(part[len('norm'):]) + 1])
+            layer = sum(depths[: int(part[len('norm') :]) + 1])
         else:
             layer = num_layers - 1
         return layer, num_layers

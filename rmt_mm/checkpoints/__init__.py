@@ -1,9 +1,15 @@
 """Checkpoint files: reading and writing them safely, the authors' layout, and loading into a backbone."""
+
 from .files import force_safe_loading, read_checkpoint, write_checkpoint
 from .loading import is_pretrained, load_pretrained, refuse_foreign
 from .official_names import convert_official_state_dict
 
 __all__ = [
-    'convert_official_state_dict', 'force_safe_loading', 'is_pretrained', 'load_pretrained', 'read_checkpoint',
-    'refuse_foreign', 'write_checkpoint'
+    'convert_official_state_dict',
+    'force_safe_loading',
+    'is_pretrained',
+    'load_pretrained',
+    'read_checkpoint',
+    'refuse_foreign',
+    'write_checkpoint',
 ]

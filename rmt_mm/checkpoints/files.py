@@ -1,4 +1,5 @@
 """Checkpoint files: read without executing anything that they hold, and written atomically."""
+
 import contextlib
 import hashlib
 import http.client
@@ -20,14 +21,19 @@ from ..safe_load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_lo
 
 # What else is found under the name of a checkpoint, by its first bytes.
 OTHER_FORMATS = (
-    (re.compile(rb'\s*<(!doctype|html|\?xml)', re.IGNORECASE),
-     'is a web page, not a checkpoint: open the link in a browser and save the file that it leads to'),
+    (
+        re.compile(rb'\s*<(!doctype|html|\?xml)', re.IGNORECASE),
+        'is a web page, not a checkpoint: open the link in a browser and save the file that it leads to',
+    ),
     (re.compile(rb'version https://git-lfs'), 'is a Git LFS pointer, not the checkpoint itself: run `git lfs pull`'),
     (re.compile(rb'\x89HDF\r\n'), 'is an HDF5 file (Keras, TensorFlow), not a PyTorch checkpoint'),
     (re.compile(rb'\x93NUMPY'), 'is a NumPy array, not a PyTorch checkpoint'),
     (re.compile(rb'\x1f\x8b|BZh|\xfd7zXZ|Rar!|7z\xbc\xaf'), 'is a compressed archive: unpack it first'),
-    (re.compile(rb'\x80[\x02-\x05]'), 'is a plain pickle (as PaddlePaddle and Detectron write them), '
-     'not a PyTorch checkpoint, and is not opened because a pickle can run any code'),
+    (
+        re.compile(rb'\x80[\x02-\x05]'),
+        'is a plain pickle (as PaddlePaddle and Detectron write them), '
+        'not a PyTorch checkpoint, and is not opened because a pickle can run any code',
+    ),
 )
 SAFETENSORS = '.safetensors'
 SUFFIXES = ('.pth', '.pt', SAFETENSORS)
@@ -88,8 +94,9 @@ def _safetensors(path: str):
     try:
         import safetensors.torch
     except ImportError as error:
-        raise CheckpointError(f'{path}: .safetensors files need the package safetensors: '
-                              'run `pip install safetensors`.') from error
+        raise CheckpointError(
+            f'{path}: .safetensors files need the package safetensors: run `pip install safetensors`.'
+        ) from error
     return safetensors
 
 
@@ -226,8 +233,10 @@ def local_copy(path: str) -> str:
     print_log(f'Downloading {printable(path)} to {cached}', logger='current')
     temporary = ''
     try:
-        with urllib.request.urlopen(path, timeout=60) as response, \
-                tempfile.NamedTemporaryFile(dir=folder, suffix='.part', delete=False) as file:
+        with (
+            urllib.request.urlopen(path, timeout=60) as response,
+            tempfile.NamedTemporaryFile(dir=folder, suffix='.part', delete=False) as file,
+        ):
             temporary = file.name
             shutil.copyfileobj(response, file, 2**20)
             length = response.headers.get('Content-Length', '')

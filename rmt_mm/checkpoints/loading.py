@@ -1,4 +1,5 @@
 """Load checkpoints, those of the authors included, into a backbone: completely, or with an error."""
+
 import logging
 import os.path as osp
 import re
@@ -29,8 +30,9 @@ from .official_names import Shapes, is_official, is_ours
 # The layers of a block, each with a weight.
 LAYERS = ('cpe', 'norm1', 'attn.qkv', 'attn.lce', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.dwconv', 'ffn.fc2')
 # What the modules of RMT are called.
-OWN_NAME = re.compile(r'stem\.|downsamples\.|norm\d+\.|stages\.\d+\.\d+\.(gamma[12]$|(' +
-                      '|'.join(map(re.escape, LAYERS)) + r')\.)')
+OWN_NAME = re.compile(
+    r'stem\.|downsamples\.|norm\d+\.|stages\.\d+\.\d+\.(gamma[12]$|(' + '|'.join(map(re.escape, LAYERS)) + r')\.)'
+)
 # The names under which models keep a second copy of a network, which a checkpoint of the network alone does not have.
 COPIES = re.compile(r'(^|\.)(teacher\w*|ema\w*|encoder_k|momentum\w*|target\w*)\.')
 
@@ -48,10 +50,9 @@ def is_address(path: str) -> bool:
     return '://' in path and not path.startswith(('http://', 'https://'))
 
 
-def load_pretrained(backbone: nn.Module,
-                    checkpoint: str,
-                    prefix: Optional[str] = None,
-                    map_location: str = 'cpu') -> None:
+def load_pretrained(
+    backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None, map_location: str = 'cpu'
+) -> None:
     """Load a checkpoint into an RMT backbone, completely or with an error.
 
     It stands in for mmengine's ``PretrainedInit``, with the same arguments, and differs in that it converts the
@@ -87,20 +88,23 @@ def _read(checkpoint: str, map_location: str) -> dict:
     if not is_address(checkpoint):
         return read_checkpoint(local_copy(osp.expanduser(checkpoint)), map_location)
     if not re.match(r'(\S+:)?(s3|petrel)://', checkpoint):
-        raise CheckpointError(f'{checkpoint} is a name in the lists of mmengine, which have no RMT: give a file, or an '
-                              'http(s), s3:// or petrel:// address.')
+        raise CheckpointError(
+            f'{checkpoint} is a name in the lists of mmengine, which have no RMT: give a file, or an '
+            'http(s), s3:// or petrel:// address.'
+        )
     with get_local_path(checkpoint) as path:
         return read_checkpoint(path, map_location)
 
 
-def _backbone_state_dict(backbone: nn.Module, content: dict,
-                         prefix: Optional[str]) -> Tuple[Dict[str, Tensor], List[str]]:
+def _backbone_state_dict(
+    backbone: nn.Module, content: dict, prefix: Optional[str]
+) -> Tuple[Dict[str, Tensor], List[str]]:
     """Return the backbone's tensors in a checkpoint under our names, and a report."""
     _, state_dict, notes = pick_state_dict(content)
     # torch.compile puts a module of this name around the one that it compiles.
     state_dict = {name.replace('_orig_mod.', ''): tensor for name, tensor in state_dict.items()}
     prefix = 'backbone.' if prefix is None else prefix.rstrip('.') + '.'
-    below = {name[len(prefix):]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    below = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     if not below and prefix != 'backbone.':
         raise CheckpointError(f'none of its {len(state_dict)} tensors has a name that starts with {prefix!r}.')
     if is_official(below or state_dict):
@@ -109,8 +113,10 @@ def _backbone_state_dict(backbone: nn.Module, content: dict,
         for reason in (NO_NORMS, FEWER_NORMS):
             model.missing.pop(reason, None)  # for check_state_dict to say, if the model has any
         converted = model.to_ours()['state_dict']
-        return ({name[len('backbone.'):]: tensor for name, tensor in converted.items()},
-                ['an official checkpoint, converted', *model.report()])
+        return (
+            {name[len('backbone.') :]: tensor for name, tensor in converted.items()},
+            ['an official checkpoint, converted', *model.report()],
+        )
     require_rmt(below or state_dict)
     if below and len(below) < len(state_dict):
         notes = [f'used: the {len(below)} tensors named {prefix}*, of {len(state_dict)}', *notes]
@@ -136,8 +142,12 @@ def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor], deploy:
     """
     wanted = _shapes(backbone)
     have = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    layers = (f'stages.{stage}.{block}.{layer}.weight' for stage, depth in enumerate(backbone.arch.depths)
-              for block in range(depth) for layer in LAYERS)
+    layers = (
+        f'stages.{stage}.{block}.{layer}.weight'
+        for stage, depth in enumerate(backbone.arch.depths)
+        for block in range(depth)
+        for layer in LAYERS
+    )
     if not wanted.keys() >= {'stem.0.weight', *layers}:
         return ['not checked: layers of RMT were replaced in the model']
     if not have.keys() <= wanted.keys():
@@ -161,23 +171,32 @@ def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor], deploy:
     if 'mask_token' not in wanted:
         single.add('mask_token')
     problems = differences(
-        {name: shape for name, shape in wanted.items()
-         if name in have or not (name in optional or name.split('.')[0] in single)},
-        {name: shape for name, shape in have.items() if name.split('.')[0] not in single})
+        {
+            name: shape
+            for name, shape in wanted.items()
+            if name in have or not (name in optional or name.split('.')[0] in single)
+        },
+        {name: shape for name, shape in have.items() if name.split('.')[0] not in single},
+    )
     if not problems:
         return notes
     stem, our_stem = have.get('stem.0.weight', ()), wanted['stem.0.weight']
     if len(stem) == 4 and stem[1] != our_stem[1] and (stem[0], *stem[2:]) == (our_stem[0], *our_stem[2:]):
-        raise CheckpointError(f'its stem is for images of {stem[1]} channels, and that of the model for {our_stem[1]} '
-                              '(in_channels).', 'in_channels', channels=our_stem[1])
-    raise CheckpointError(f'its tensors are not those of the model{_sizes(backbone, state_dict)}: '
-                          f'{", ".join(problems)}.')
+        raise CheckpointError(
+            f'its stem is for images of {stem[1]} channels, and that of the model for {our_stem[1]} (in_channels).',
+            'in_channels',
+            channels=our_stem[1],
+        )
+    raise CheckpointError(
+        f'its tensors are not those of the model{_sizes(backbone, state_dict)}: {", ".join(problems)}.'
+    )
 
 
 def _shapes(backbone: nn.Module) -> Shapes:
     """Return names and shapes of what a backbone's state dict has to hold."""
-    computed = {f'{name}.{buffer}' for name, module in backbone.named_modules()
-                for buffer in module._non_persistent_buffers_set}
+    computed = {
+        f'{name}.{buffer}' for name, module in backbone.named_modules() for buffer in module._non_persistent_buffers_set
+    }
     tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
     return {name: tuple(tensor.shape) for name, tensor in tensors if name not in computed}
 
@@ -191,11 +210,15 @@ def _check_form(backbone: nn.Module, wanted: Shapes, have: Shapes, marked: bool)
     """Raise CheckpointError if either file or model is in the form for inference, and not the other."""
     theirs, ours = is_deployed(have), is_deployed(wanted)
     if (theirs and not ours) or (marked and not backbone.deploy):
-        raise CheckpointError('it is of the form for inference (RMT.switch_to_deploy), and the model is not: set '
-                              'model.backbone.deploy=True for it.')
+        raise CheckpointError(
+            'it is of the form for inference (RMT.switch_to_deploy), and the model is not: set '
+            'model.backbone.deploy=True for it.'
+        )
     if ours and not theirs and 'stem.0.weight' in have:
-        raise CheckpointError('it is an ordinary checkpoint, and the model has the form for inference: leave '
-                              'model.backbone.deploy at False for it.')
+        raise CheckpointError(
+            'it is an ordinary checkpoint, and the model has the form for inference: leave '
+            'model.backbone.deploy at False for it.'
+        )
 
 
 def _sizes(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> str:
@@ -219,20 +242,28 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
         state_dict (dict[str, Tensor]): of the backbone or of a model around it.
         prefix (str): what stands before the backbone's names.
     """
-    below = {name[len(prefix):]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    below = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     if is_official(below):
-        raise CheckpointError("this is an official RMT checkpoint: a backbone's init_cfg takes it as it is, and for "
-                              'anything else it must be converted.', 'convert')
+        raise CheckpointError(
+            "this is an official RMT checkpoint: a backbone's init_cfg takes it as it is, and for "
+            'anything else it must be converted.',
+            'convert',
+        )
     if not below and COPIES.search(prefix):
-        print_log(f'The checkpoint has nothing below {prefix!r}: this copy of the network is not loaded.',
-                  logger='current', level=logging.WARNING)
+        print_log(
+            f'The checkpoint has nothing below {prefix!r}: this copy of the network is not loaded.',
+            logger='current',
+            level=logging.WARNING,
+        )
         return
     own = {name: tensor for name, tensor in below.items() if OWN_NAME.match(name)}
     if not below or (not own and not prefix and is_ours(below)):
         where = f'below {prefix!r}' if prefix else 'without a prefix'
-        raise CheckpointError(f'the checkpoint has no tensor of RMT {where}, and nothing would be loaded: '
-                              "init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone finds its part in the "
-                              'file of a whole model, and takes that of a backbone alone.')
+        raise CheckpointError(
+            f'the checkpoint has no tensor of RMT {where}, and nothing would be loaded: '
+            "init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone finds its part in the "
+            'file of a whole model, and takes that of a backbone alone.'
+        )
     try:
         # A backbone by itself takes from a file what is its own.
         check_state_dict(backbone, below if prefix else own or below)
@@ -240,8 +271,9 @@ def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: s
         hint = ''
         if own and own.keys() < _shapes(backbone).keys() and not is_deployed(own):
             hint = ' To load a part on purpose, complete it: {**model.state_dict(), **part}.'
-        raise CheckpointError(f'checkpoint{" below " + repr(prefix) if prefix else ""}: {error}{hint}', error.remedy,
-                              **error.facts) from error
+        raise CheckpointError(
+            f'checkpoint{" below " + repr(prefix) if prefix else ""}: {error}{hint}', error.remedy, **error.facts
+        ) from error
 
 
 def check_checkpoint_file(path: str, resume: bool = False) -> str:
@@ -272,14 +304,17 @@ def check_checkpoint_file(path: str, resume: bool = False) -> str:
         raise error.at(path) from error
     # mmengine writes meta['cfg']. It runs meta['config'], as a Python config, to look for gpu_ids in it.
     if resume and isinstance(content.get('meta'), dict) and 'config' in content['meta']:
-        raise CheckpointError(f"{path} was not written by mmengine: to resume from it would run its meta['config'] as "
-                              'a program; start from its weights, with load_from and without resume.')
+        raise CheckpointError(
+            f"{path} was not written by mmengine: to resume from it would run its meta['config'] as "
+            'a program; start from its weights, with load_from and without resume.'
+        )
     if is_official(state_dict):
         raise CheckpointError(f'{path} is an official RMT checkpoint, which must be converted first.', 'convert')
     with open(local, 'rb') as file:
         head = file.read(9)
     if is_safetensors(head):
-        raise CheckpointError(f'{path}: mmengine reads no .safetensors, which must be converted to .pth first.',
-                              'convert')
+        raise CheckpointError(
+            f'{path}: mmengine reads no .safetensors, which must be converted to .pth first.', 'convert'
+        )
     read_checkpoint(local, 'meta', allow_types=())  # as mmengine, which leaves no argparse.Namespace out
     return local

@@ -1,4 +1,5 @@
 """From the authors' checkpoints to ours and back: what a file is, whether it is complete, and a report."""
+
 import os.path as osp
 import re
 from dataclasses import dataclass, field
@@ -27,19 +28,21 @@ StateDict = Dict[str, Tensor]
 
 # What a kind can be reduced to.
 REDUCTIONS = {
-    'classification': ('dense', ),
+    'classification': ('dense',),
     'token_label': ('classification', 'dense'),
     'dense': (),
-    'detector': ('dense', ),
-    'segmentor': ('dense', ),
+    'detector': ('dense',),
+    'segmentor': ('dense',),
 }
 TASKS = ('auto', *REDUCTIONS)
 WEIGHTS = ('auto', 'model', 'model_ema')
 NO_NORMS = 'a classifier has no output norms: those of a dense model start anew'
 FEWER_NORMS = 'trained without these outputs: their norms start anew in a model that has them'
 # A block, by official names and by ours.
-_BLOCK = re.compile(r'(?:layers\.(\d{1,3})\.blocks|stages\.(\d{1,3}))\.(\d{1,3})\.'
-                    r'((?:retention_layer_norm|norm1)\.weight$)?')
+_BLOCK = re.compile(
+    r'(?:layers\.(\d{1,3})\.blocks|stages\.(\d{1,3}))\.(\d{1,3})\.'
+    r'((?:retention_layer_norm|norm1)\.weight$)?'
+)
 
 
 @dataclass
@@ -151,18 +154,22 @@ class OfficialModel:
         dropped = sum(map(len, self.dropped.values()))
         used = len(self.backbone) + len(self.head)
         used -= sum(POSITION_BUFFER.fullmatch(name) is not None for name in self.backbone)
-        lines = [f'kind: {self.kind}' + (f' ({self.model})' if self.model else ''), f'arch: {self.size}',
-                 f'weights: {printable(self.weights, 100)}', f'tensors used: {used}', f'dropped: {dropped}']
+        lines = [
+            f'kind: {self.kind}' + (f' ({self.model})' if self.model else ''),
+            f'arch: {self.size}',
+            f'weights: {printable(self.weights, 100)}',
+            f'tensors used: {used}',
+            f'dropped: {dropped}',
+        ]
         lines += [f'  {list_some(names)}: {reason}' for reason, names in self.dropped.items()]
         lines.append(f'missing: {sum(map(len, self.missing.values()))}')
         lines += [f'  {list_some(names)}: {reason}' for reason, names in self.missing.items()]
         return lines + self.notes
 
 
-def parse_checkpoint(checkpoint: dict,
-                     weights: str = 'auto',
-                     task: str = 'auto',
-                     sizes: Mapping[str, Arch] = ARCHS) -> OfficialModel:
+def parse_checkpoint(
+    checkpoint: dict, weights: str = 'auto', task: str = 'auto', sizes: Mapping[str, Arch] = ARCHS
+) -> OfficialModel:
     """Find out what a checkpoint holds, and that it is complete.
 
     Args:
@@ -182,8 +189,10 @@ def parse_checkpoint(checkpoint: dict,
     weights, state_dict, notes = pick_state_dict(checkpoint, weights)
     meta = _dict(checkpoint.get('meta'))
     if is_deployed(state_dict) or is_marked_deployed(checkpoint):
-        raise CheckpointError('it is of the form for inference (RMT.switch_to_deploy), from which no way leads back: '
-                              'take the checkpoint that it was made of.')
+        raise CheckpointError(
+            'it is of the form for inference (RMT.switch_to_deploy), from which no way leads back: '
+            'take the checkpoint that it was made of.'
+        )
     backbone, head = _split(state_dict)
     buffers = _dict(checkpoint.get('official_only'))
     remembered = _dict(meta.get('rmt_mm')).get('weights')  # by a file of ours
@@ -217,8 +226,9 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     if weights != 'auto':
         if weights not in groups:
             there = ', '.join(key for key in ('model', 'model_ema', 'state_dict') if key in groups)
-            raise CheckpointError(f'the file has no {weights!r}; it has {there or "a bare state dict"}.', 'weights',
-                                  weights='auto')
+            raise CheckpointError(
+                f'the file has no {weights!r}; it has {there or "a bare state dict"}.', 'weights', weights='auto'
+            )
         key = weights
     else:
         key = next((key for key in ('state_dict', 'model', 'model_ema') if key in groups), None)
@@ -247,7 +257,7 @@ def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
     prefix = 'backbone.' if any(name.startswith('backbone.') for name in state_dict) else ''
     heads = re.compile(r'(?!backbone\.)' if prefix else r'(proj|norm|head|aux_head)\.')
     head = {name: tensor for name, tensor in state_dict.items() if heads.match(name)}
-    backbone = {name[len(prefix):]: tensor for name, tensor in state_dict.items() if name not in head}
+    backbone = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name not in head}
     try:
         if ours:
             backbone = revert_to_official_state_dict(backbone)
@@ -261,8 +271,10 @@ def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
 def require_rmt(state_dict: StateDict) -> None:
     """Raise CheckpointError if no tensor has a name of the blocks of :class:`rmt_mm.RMT`, whatever stands before."""
     if not is_ours(state_dict):
-        raise CheckpointError(f'this is not a checkpoint of RMT: none of its {len(state_dict)} tensors has such a name '
-                              f'(it has {list_some(list(state_dict))}).')
+        raise CheckpointError(
+            f'this is not a checkpoint of RMT: none of its {len(state_dict)} tensors has such a name '
+            f'(it has {list_some(list(state_dict))}).'
+        )
 
 
 def is_deployed(names: Iterable[str]) -> bool:
@@ -288,8 +300,12 @@ def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
             return description.task, model
     if task == 'dense':
         return 'detector', None
-    raise CheckpointError(f'the heads of this model are none of {", ".join(HEADS)} (it has {list_some(list(head))}); '
-                          "its backbone alone can be taken: task 'dense'.", 'task', task='dense')
+    raise CheckpointError(
+        f'the heads of this model are none of {", ".join(HEADS)} (it has {list_some(list(head))}); '
+        "its backbone alone can be taken: task 'dense'.",
+        'task',
+        task='dense',
+    )
 
 
 def measure(state_dict: StateDict) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
@@ -320,12 +336,16 @@ def differences(wanted: Shapes, have: Shapes) -> List[str]:
     missing = [name for name in wanted if name not in have]
     unexpected = [name for name in have if name not in wanted]
     wrong = [name for name in have if name in wanted and tuple(have[name]) != tuple(wanted[name])]
-    found = [f'{len(names)} {what} ({list_some(names)})'
-             for names, what in ((missing, 'missing'), (unexpected, 'unexpected')) if names]
+    found = [
+        f'{len(names)} {what} ({list_some(names)})'
+        for names, what in ((missing, 'missing'), (unexpected, 'unexpected'))
+        if names
+    ]
     if wrong:
         name = wrong[0]
-        found.append(f'{len(wrong)} of the wrong shape ({list_some([name])} is {tuple(have[name])}, '
-                     f'not {tuple(wanted[name])})')
+        found.append(
+            f'{len(wrong)} of the wrong shape ({list_some([name])} is {tuple(have[name])}, not {tuple(wanted[name])})'
+        )
     return found
 
 
@@ -334,8 +354,10 @@ def _reduce(parsed: OfficialModel, task: str) -> None:
     if task in ('auto', parsed.kind):
         return
     if task not in REDUCTIONS[parsed.kind]:
-        raise CheckpointError(f'the file is of kind {parsed.kind}, not {task}: for it, the task is one of auto, '
-                              f'{", ".join((parsed.kind, *REDUCTIONS[parsed.kind]))}.')
+        raise CheckpointError(
+            f'the file is of kind {parsed.kind}, not {task}: for it, the task is one of auto, '
+            f'{", ".join((parsed.kind, *REDUCTIONS[parsed.kind]))}.'
+        )
     unwanted = [name for name in parsed.head if task == 'dense' or name.startswith('aux_head.')]
     for name in unwanted:
         del parsed.head[name]
@@ -348,13 +370,17 @@ def _check(parsed: OfficialModel) -> None:
     """Raise CheckpointError if tensors are missing, unexpected or of the wrong shape."""
     arch, head = parsed.arch, parsed.head
     aux = head.get('aux_head.weight')
-    if aux is not None and aux.shape[1:] == (1024, ) != arch.embed_dims[-1:]:
+    if aux is not None and aux.shape[1:] == (1024,) != arch.embed_dims[-1:]:
         raise CheckpointError(
             f'the auxiliary head takes 1024 channels, where the released code has {arch.embed_dims[-1]}: a known '
             "mismatch between a released token-label model and its code. Task 'classification' leaves that head out; "
-            'the logits are then those of the main head alone.', 'task', task='classification')
-    absent = [i for i in range(len(arch.depths))
-              if not any(name.startswith(f'extra_norms.{i}.') for name in parsed.backbone)]
+            'the logits are then those of the main head alone.',
+            'task',
+            task='classification',
+        )
+    absent = [
+        i for i in range(len(arch.depths)) if not any(name.startswith(f'extra_norms.{i}.') for name in parsed.backbone)
+    ]
     if parsed.kind == 'dense' and absent:
         parsed.missing[NO_NORMS if len(absent) == len(arch.depths) else FEWER_NORMS] = [f'norm{i}' for i in absent]
     elif parsed.model == 'RetinaNet' and 0 in absent:
@@ -372,15 +398,20 @@ def _check(parsed: OfficialModel) -> None:
     have = {name: tuple(tensor.shape) for name, tensor in {**parsed.backbone, **head}.items()}
 
     # Computed, or counters that no result depends on: torch, too, does without.
-    optional = [name for name in wanted if name not in have
-                and (POSITION_BUFFER.fullmatch(name) or name.endswith('.num_batches_tracked'))]
+    optional = [
+        name
+        for name in wanted
+        if name not in have and (POSITION_BUFFER.fullmatch(name) or name.endswith('.num_batches_tracked'))
+    ]
     if optional:
         parsed.missing['computed by the model'] = optional
     optional += [f'extra_norms.{i}.{kind}' for i in absent for kind in ('weight', 'bias')]
     problems = differences({name: shape for name, shape in wanted.items() if name not in optional}, have)
     if problems:
-        raise CheckpointError(f'the tensors are not those of a {parsed.model or parsed.kind} checkpoint of RMT '
-                              f'{parsed.size}: {", ".join(problems)}.')
+        raise CheckpointError(
+            f'the tensors are not those of a {parsed.model or parsed.kind} checkpoint of RMT '
+            f'{parsed.size}: {", ".join(problems)}.'
+        )
 
     buffers = [name for name in have if POSITION_BUFFER.fullmatch(name)]
     if buffers:
@@ -394,8 +425,10 @@ def _check_positions(parsed: OfficialModel) -> None:
         # Loose enough for files in half precision; another decay range is tens of per cent away.
         if theirs is not None and not theirs.float().cpu().allclose(ours, rtol=5e-3, atol=1e-5):
             first, wanted = ([round(value, 4) for value in buffer.tolist()[:3]] for buffer in (theirs, ours))
-            raise CheckpointError(f'{name} starts with {first}, and that of RMT {parsed.size} with {wanted}: the model '
-                                  'was trained with another decay or rotation and would not work with this one.')
+            raise CheckpointError(
+                f'{name} starts with {first}, and that of RMT {parsed.size} with {wanted}: the model '
+                'was trained with another decay or rotation and would not work with this one.'
+            )
 
 
 def _dict(value) -> dict:
@@ -406,8 +439,11 @@ def _is_plain(value: object, depth: int = 4) -> bool:
     """Tell whether a value is of the kind that JSON can hold, and not nested deeply."""
     if isinstance(value, (list, tuple, dict)):
         keys, parts = (value.keys(), value.values()) if isinstance(value, dict) else ((), value)
-        return depth > 0 and all(isinstance(key, (str, int)) for key in keys) and \
-            all(_is_plain(part, depth - 1) for part in parts)
+        return (
+            depth > 0
+            and all(isinstance(key, (str, int)) for key in keys)
+            and all(_is_plain(part, depth - 1) for part in parts)
+        )
     return value is None or isinstance(value, (str, bool, int, float))
 
 

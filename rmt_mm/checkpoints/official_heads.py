@@ -3,6 +3,7 @@
 mmdet 3 and mmseg 1 still use these names, so that nothing is renamed; the tables let a converter tell what is missing,
 unexpected or of another size. D stands for the backbone's channels, N for the number of classes.
 """
+
 from typing import Callable, NamedTuple, Tuple
 
 from .official_names import Shapes, batch_norm, layer
@@ -32,18 +33,27 @@ def _fpn(dims: Dims) -> Shapes:
 
 
 def _rpn() -> Shapes:
-    return {**layer('rpn_head.rpn_conv', 256, 256, 3, 3), **layer('rpn_head.rpn_cls', 3, 256, 1, 1),
-            **layer('rpn_head.rpn_reg', 12, 256, 1, 1)}
+    return {
+        **layer('rpn_head.rpn_conv', 256, 256, 3, 3),
+        **layer('rpn_head.rpn_cls', 3, 256, 1, 1),
+        **layer('rpn_head.rpn_reg', 12, 256, 1, 1),
+    }
 
 
 def _mask_head(name: str, classes: int) -> Shapes:
-    return {**_convs(f'{name}.convs', 4), **layer(f'{name}.upsample', 256, 256, 2, 2),
-            **layer(f'{name}.conv_logits', classes, 256, 1, 1)}
+    return {
+        **_convs(f'{name}.convs', 4),
+        **layer(f'{name}.upsample', 256, 256, 2, 2),
+        **layer(f'{name}.conv_logits', classes, 256, 1, 1),
+    }
 
 
 def _box_head(name: str, classes: int) -> Shapes:
-    return {**layer(f'{name}.fc_cls', classes + 1, 1024), **layer(f'{name}.fc_reg', 4 * classes, 1024),
-            **layer(f'{name}.shared_fcs.0', 1024, 256 * 7 * 7)}
+    return {
+        **layer(f'{name}.fc_cls', classes + 1, 1024),
+        **layer(f'{name}.fc_reg', 4 * classes, 1024),
+        **layer(f'{name}.shared_fcs.0', 1024, 256 * 7 * 7),
+    }
 
 
 def faster_rcnn(dims: Dims, classes: int) -> Shapes:
@@ -109,17 +119,24 @@ class Head(NamedTuple):
 
 
 HEADS = {
-    'Cascade Mask R-CNN':
-    Head('detector', cascade_mask_rcnn, 'roi_head.bbox_head.0.', 'roi_head.bbox_head.0.fc_cls.weight',
-         lambda rows: rows - 1),
-    'Mask R-CNN':
-    Head('detector', mask_rcnn, 'roi_head.mask_head.', 'roi_head.bbox_head.fc_cls.weight', lambda rows: rows - 1),
-    'Faster R-CNN':
-    Head('detector', faster_rcnn, 'roi_head.bbox_head.', 'roi_head.bbox_head.fc_cls.weight', lambda rows: rows - 1),
-    'RetinaNet':
-    Head('detector', retinanet, 'bbox_head.retina_', 'bbox_head.retina_cls.weight', lambda rows: rows // 9),
-    'UperNet':
-    Head('segmentor', upernet, 'decode_head.psp_modules.', 'decode_head.conv_seg.weight', lambda rows: rows),
-    'Semantic FPN':
-    Head('segmentor', semantic_fpn, 'decode_head.scale_heads.', 'decode_head.conv_seg.weight', lambda rows: rows),
+    'Cascade Mask R-CNN': Head(
+        'detector',
+        cascade_mask_rcnn,
+        'roi_head.bbox_head.0.',
+        'roi_head.bbox_head.0.fc_cls.weight',
+        lambda rows: rows - 1,
+    ),
+    'Mask R-CNN': Head(
+        'detector', mask_rcnn, 'roi_head.mask_head.', 'roi_head.bbox_head.fc_cls.weight', lambda rows: rows - 1
+    ),
+    'Faster R-CNN': Head(
+        'detector', faster_rcnn, 'roi_head.bbox_head.', 'roi_head.bbox_head.fc_cls.weight', lambda rows: rows - 1
+    ),
+    'RetinaNet': Head(
+        'detector', retinanet, 'bbox_head.retina_', 'bbox_head.retina_cls.weight', lambda rows: rows // 9
+    ),
+    'UperNet': Head('segmentor', upernet, 'decode_head.psp_modules.', 'decode_head.conv_seg.weight', lambda rows: rows),
+    'Semantic FPN': Head(
+        'segmentor', semantic_fpn, 'decode_head.scale_heads.', 'decode_head.conv_seg.weight', lambda rows: rows
+    ),
 }

@@ -1,4 +1,5 @@
 """The authors' checkpoints: the names and shapes of their tensors, and what these are called here."""
+
 import re
 from typing import Dict, Iterable, List, Optional, Pattern, Tuple
 
@@ -38,8 +39,10 @@ POSITION_BUFFER = re.compile(r'layers\.\d+\.Relpos\.(angle|decay)')
 
 def _renames(names: Iterable[Tuple[str, str]]) -> List[Tuple[Pattern, str]]:
     """Return, for pairs of old and new template, what finds the old one and a format string of the new one."""
-    return [(re.compile(re.escape(old).replace(r'\#', r'(\d+)').replace(r'\*', '(.+)')), re.sub('[#*]', '{}', new))
-            for old, new in names]
+    return [
+        (re.compile(re.escape(old).replace(r'\#', r'(\d+)').replace(r'\*', '(.+)')), re.sub('[#*]', '{}', new))
+        for old, new in names
+    ]
 
 
 _TO_OURS = _renames(_NAMES)
@@ -93,8 +96,10 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
             unknown.append(name)
         converted[new] = tensor
     if unknown:
-        raise ValueError(f'{len(unknown)} names are not those of an official RMT checkpoint, '
-                         f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.')
+        raise ValueError(
+            f'{len(unknown)} names are not those of an official RMT checkpoint, '
+            f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.'
+        )
     for name, parts in qkv.items():
         missing = [which for which in 'qkv' if which not in parts]
         if missing:
@@ -120,7 +125,7 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
     """
     reverted, unknown = {}, []
     for name, tensor in state_dict.items():
-        name = name[len('backbone.'):] if name.startswith('backbone.') else name
+        name = name[len('backbone.') :] if name.startswith('backbone.') else name
         match = _QKV_OURS.fullmatch(name)
         if match:
             stage, block, kind = match.groups()
@@ -133,8 +138,10 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
             unknown.append(name)
         reverted[new] = tensor
     if unknown:
-        raise ValueError(f'{len(unknown)} names are not those of an RMT of this package, '
-                         f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.')
+        raise ValueError(
+            f'{len(unknown)} names are not those of an RMT of this package, '
+            f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.'
+        )
     return reverted
 
 
@@ -153,8 +160,8 @@ def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) ->
         shapes.update(batch_norm(f'patch_embed.proj.{3 * i + 1}', widths[i + 1]))
     for i, stage in enumerate(arch.stages()):
         dim, stage_name, hidden = stage.dim, f'layers.{i}', int(stage.dim * stage.mlp_ratio)
-        shapes[f'{stage_name}.Relpos.angle'] = (dim // stage.num_heads, )
-        shapes[f'{stage_name}.Relpos.decay'] = (stage.num_heads, )
+        shapes[f'{stage_name}.Relpos.angle'] = (dim // stage.num_heads,)
+        shapes[f'{stage_name}.Relpos.decay'] = (stage.num_heads,)
         for j in range(stage.depth):
             block = f'{stage_name}.blocks.{j}'
             if stage.layer_scale:
@@ -194,13 +201,17 @@ def layer(name: str, *weight: int) -> Shapes:
 
 def layer_norm(name: str, dim: int) -> Shapes:
     """Return the shapes of a LayerNorm."""
-    return {f'{name}.weight': (dim, ), f'{name}.bias': (dim, )}
+    return {f'{name}.weight': (dim,), f'{name}.bias': (dim,)}
 
 
 def batch_norm(name: str, dim: int) -> Shapes:
     """Return the shapes of a BatchNorm."""
-    return {**layer_norm(name, dim), f'{name}.running_mean': (dim, ), f'{name}.running_var': (dim, ),
-            f'{name}.num_batches_tracked': ()}
+    return {
+        **layer_norm(name, dim),
+        f'{name}.running_mean': (dim,),
+        f'{name}.running_var': (dim,),
+        f'{name}.num_batches_tracked': (),
+    }
 
 
 def position_buffers(arch: Arch) -> Dict[str, Tensor]:

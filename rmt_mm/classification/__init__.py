@@ -1,4 +1,5 @@
 """RMT as mmpretrain classifiers: the head, and training with token labels."""
+
 from ..errors import TokenLabelError
 from .classifier import TokenLabelClassifier
 from .dataset import TokenLabelDataset, TokenLabelImageNet
@@ -11,6 +12,14 @@ from .token_label import LoadLabelMap, MakeTokenLabels
 register_model_names()
 
 __all__ = [
-    'BatchScaledEMAHook', 'LoadLabelMap', 'MakeTokenLabels', 'RMTClsHead', 'RMTTokenLabelHead', 'TokenLabelClassifier',
-    'TokenLabelDataset', 'TokenLabelError', 'TokenLabelImageNet', 'TrackGeometry'
+    'BatchScaledEMAHook',
+    'LoadLabelMap',
+    'MakeTokenLabels',
+    'RMTClsHead',
+    'RMTTokenLabelHead',
+    'TokenLabelClassifier',
+    'TokenLabelDataset',
+    'TokenLabelError',
+    'TokenLabelImageNet',
+    'TrackGeometry',
 ]

@@ -1,4 +1,5 @@
 """An image classifier that is trained with token labels and MixToken."""
+
 from typing import List, Optional
 
 from mmpretrain.models import ImageClassifier
@@ -35,8 +36,10 @@ class TokenLabelClassifier(ImageClassifier):
     def __init__(self, *args, mix_alpha: float = 1.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
-            raise TokenLabelError('TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would '
-                                  'leave their token labels behind: remove train_cfg.augments.')
+            raise TokenLabelError(
+                'TokenLabelClassifier mixes tokens itself, and Mixup or CutMix of the images would '
+                'leave their token labels behind: remove train_cfg.augments.'
+            )
         self.mix_alpha = mix_alpha
         # The hook stays, and what it does is in self._mixed: a compiled model does not see that hooks come and go.
         self._mixed: Optional[Tensor] = None
@@ -57,8 +60,10 @@ class TokenLabelClassifier(ImageClassifier):
         """
         height, width = inputs.shape[-2:]
         if height % self.STRIDE or width % self.STRIDE:
-            raise TokenLabelError(f'Training with token labels needs inputs whose height and width are multiples of '
-                                  f'{self.STRIDE}, got {height} x {width}.')
+            raise TokenLabelError(
+                f'Training with token labels needs inputs whose height and width are multiples of '
+                f'{self.STRIDE}, got {height} x {width}.'
+            )
         tokens = height // self.STRIDE, width // self.STRIDE
         box = draw_box(*tokens, self.mix_alpha) if self.mix_alpha > 0 else None
         if box is not None:

@@ -1,4 +1,5 @@
 """Image folders with a label map for every image."""
+
 import os
 import os.path as osp
 from typing import List, Set
@@ -19,8 +20,9 @@ def _list_files(root: str) -> Set[str]:
         found.update(osp.join(folder, name) for name in names)
         # a link to a folder above has no end
         here = osp.join(osp.realpath(folder), '')
-        subfolders[:] = [name for name in subfolders
-                         if not here.startswith(osp.join(osp.realpath(osp.join(folder, name)), ''))]
+        subfolders[:] = [
+            name for name in subfolders if not here.startswith(osp.join(osp.realpath(osp.join(folder, name)), ''))
+        ]
     return found
 
 
@@ -31,8 +33,10 @@ class _WithLabelMaps:
         data_list = super().load_data_list()
         root = self.data_prefix.get('label_map_path')
         if not root:
-            raise TokenLabelError(f"{type(self).__name__} needs the folder of label maps: "
-                                  "data_prefix=dict(img_path='train', label_map_path='token_labels/train').")
+            raise TokenLabelError(
+                f'{type(self).__name__} needs the folder of label maps: '
+                "data_prefix=dict(img_path='train', label_map_path='token_labels/train')."
+            )
         if not osp.isdir(root):
             raise TokenLabelError(f'The folder of label maps {root} does not exist; {_HOW}.')
         found, missing = _list_files(root), []
@@ -45,7 +49,8 @@ class _WithLabelMaps:
         if missing:
             raise TokenLabelError(
                 f'{root} has no label map ({" or ".join(EXTENSIONS)}) for {len(missing)} of {len(data_list)} images, '
-                f'such as {", ".join(missing[:3])}; {_HOW}.')
+                f'such as {", ".join(missing[:3])}; {_HOW}.'
+            )
         return data_list
 
 

@@ -3,6 +3,7 @@
 The last feature map is classified place by place: what comes after it (the pooling, which then has nothing to pool, and
 the classifier) is run on every place as if it were an image of its own.
 """
+
 from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
@@ -28,12 +29,13 @@ def dense_logits(model: ImageClassifier, inputs: Tensor) -> Tensor:
         raise ValueError(
             f'The backbone {type(model.backbone).__name__} gives no feature map (B, C, h, w) to be classified place by '
             'place. Many can: transformers with model.backbone.out_type=featmap, ConvNeXt with '
-            'model.backbone.gap_before_final_norm=False.')
+            'model.backbone.gap_before_final_norm=False.'
+        )
     places = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1], 1, 1)
     if model.with_neck:
-        feats = model.neck((places, ))
+        feats = model.neck((places,))
     else:  # our heads pool; others without a neck take pooled features
-        feats = (places if isinstance(model.head, RMTClsHead) else places.flatten(1), )
+        feats = (places if isinstance(model.head, RMTClsHead) else places.flatten(1),)
     logits = model.head(feats)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(places):
         raise ValueError(f'The head {type(model.head).__name__} gives no logits for single places.')
@@ -44,8 +46,10 @@ def timm_dense_logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """Classify the places of the last feature map of a timm model; see :func:`dense_logits`."""
     x = model.forward_features(inputs)
     if x.dim() != 4:
-        raise ValueError(f'{type(model).__name__} of timm gives no feature map to be classified place by place: take a '
-                         'convolutional or hierarchical model.')
+        raise ValueError(
+            f'{type(model).__name__} of timm gives no feature map to be classified place by place: take a '
+            'convolutional or hierarchical model.'
+        )
     channels_last = getattr(model, 'output_fmt', 'NCHW') == 'NHWC'
     x = x if channels_last else x.permute(0, 2, 3, 1)
     places = x.reshape(-1, 1, 1, x.shape[3])

@@ -1,4 +1,5 @@
 """An EMA of the weights whose decay follows the batch size."""
+
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from mmpretrain.engine.hooks import EMAHook
@@ -24,7 +25,7 @@ class BatchScaledEMAHook(EMAHook):
 
     def momentum(self, batch_size: int) -> float:
         """Return mmengine's momentum, which is 1 - decay, at a batch size."""
-        return 1 - self.decay**(batch_size / self.base_batch_size)
+        return 1 - self.decay ** (batch_size / self.base_batch_size)
 
     def before_run(self, runner: Runner) -> None:
         loader = runner.cfg.get('train_dataloader') or dict(batch_size=self.base_batch_size)  # none: a test alone

@@ -1,4 +1,5 @@
 """Where pixels go: a record of what geometric transforms do to an image."""
+
 from typing import List, Optional
 
 import cv2
@@ -23,11 +24,11 @@ _MOVE = (RandomFlip, RandomResizedCrop, Rotate, Shear, Translate)
 
 
 def _scale(x: float, y: float) -> np.ndarray:
-    return np.diag([x, y, 1.])
+    return np.diag([x, y, 1.0])
 
 
 def _shift(x: float, y: float) -> np.ndarray:
-    return np.array([[1., 0., x], [0., 1., y], [0., 0., 1.]])
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
 def _warp_matrix(op: BaseAugTransform, height: int, width: int) -> np.ndarray:
@@ -94,9 +95,11 @@ class TrackGeometry(BaseTransform):
         self.transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in transforms]
         for transform in self.transforms:
             for op in transform.transforms if isinstance(transform, RandAugment) else [transform]:
-                if not isinstance(op, _MOVE + _KEEP_PLACES + (BaseAugTransform, )):
-                    raise TokenLabelError(f'TrackGeometry does not know what {type(op).__name__} does to the geometry: '
-                                          'if it moves no pixels, put it after TrackGeometry in the pipeline.')
+                if not isinstance(op, _MOVE + _KEEP_PLACES + (BaseAugTransform,)):
+                    raise TokenLabelError(
+                        f'TrackGeometry does not know what {type(op).__name__} does to the geometry: '
+                        'if it moves no pixels, put it after TrackGeometry in the pipeline.'
+                    )
 
     def transform(self, results: dict) -> Optional[dict]:
         matrices = list(results.get('label_transforms', ()))

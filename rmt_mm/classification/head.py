@@ -1,4 +1,5 @@
 """The classification heads of RMT, as the released code has them."""
+
 from typing import List, Optional, Tuple
 
 import torch
@@ -32,13 +33,15 @@ class RMTClsHead(ClsHead):
         ValueError: ``num_classes`` is not positive.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
-                 hidden_channels: int = 1024,
-                 norm_cfg: dict = dict(type='BN'),
-                 init_cfg: Optional[dict] = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        hidden_channels: int = 1024,
+        norm_cfg: dict = dict(type='BN'),
+        init_cfg: Optional[dict] = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+        **kwargs,
+    ) -> None:
         super().__init__(init_cfg=init_cfg, **kwargs)
         if num_classes <= 0:
             raise ValueError(f'num_classes must be a positive integer, got {num_classes}.')
@@ -81,14 +84,10 @@ class RMTTokenLabelHead(RMTClsHead):
         **kwargs: those of :class:`RMTClsHead`, without ``loss``.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
-                 cls_weight: float = 1.0,
-                 aux_weight: float = 0.5,
-                 **kwargs) -> None:
-        super().__init__(
-            num_classes, in_channels, loss=dict(type='CrossEntropyLoss', use_soft=True), **kwargs)
+    def __init__(
+        self, num_classes: int, in_channels: int, cls_weight: float = 1.0, aux_weight: float = 0.5, **kwargs
+    ) -> None:
+        super().__init__(num_classes, in_channels, loss=dict(type='CrossEntropyLoss', use_soft=True), **kwargs)
         self.cls_weight = cls_weight
         self.aux_weight = aux_weight
         self.aux_fc = nn.Linear(in_channels, num_classes)
@@ -101,10 +100,7 @@ class RMTTokenLabelHead(RMTClsHead):
         """Compute logits, (B, num_classes), from the backbone's outputs."""
         return super().forward(feats) + 0.5 * self.aux_logits(feats).amax((2, 3))
 
-    def loss(self,
-             feats: Tuple[Tensor, ...],
-             data_samples: List[DataSample],
-             mixed: Optional[Box] = None) -> dict:
+    def loss(self, feats: Tuple[Tensor, ...], data_samples: List[DataSample], mixed: Optional[Box] = None) -> dict:
         """Compute both losses.
 
         Args:
@@ -121,21 +117,27 @@ class RMTTokenLabelHead(RMTClsHead):
         """
         cls_score, aux_score = super().forward(feats), self.aux_logits(feats)
         if 'token_score' not in data_samples[0] or 'class_score' not in data_samples[0]:
-            raise TokenLabelError('RMTTokenLabelHead needs class_score and token_score in the data samples: the '
-                                  'training pipeline must end with MakeTokenLabels and '
-                                  "PackInputs(algorithm_keys=('class_score', 'token_score')).")
+            raise TokenLabelError(
+                'RMTTokenLabelHead needs class_score and token_score in the data samples: the '
+                'training pipeline must end with MakeTokenLabels and '
+                "PackInputs(algorithm_keys=('class_score', 'token_score'))."
+            )
         class_target = torch.stack([sample.class_score for sample in data_samples]).to(cls_score.device)
         token_target = torch.stack([sample.token_score for sample in data_samples]).to(cls_score.device)
         if token_target.shape != aux_score.shape:
-            raise TokenLabelError(f'The token labels have shape {tuple(token_target.shape)} and the last stage gives '
-                                  f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made '
-                                  'for the image that enters the model, with as many classes as the head.')
+            raise TokenLabelError(
+                f'The token labels have shape {tuple(token_target.shape)} and the last stage gives '
+                f'{tuple(aux_score.shape)} (batch, classes, height, width): the labels must be made '
+                'for the image that enters the model, with as many classes as the head.'
+            )
         if mixed is not None:
             aux_score = paste_flipped(aux_score, mixed)  # its own inverse: each token's logits go back to its image
             kept = kept_fraction(mixed, aux_score.shape[-2:])
             class_target = kept * class_target + (1 - kept) * class_target.flip(0)
         return dict(
             loss_cls=self.cls_weight * self.loss_module(cls_score, class_target),
-            loss_aux=self.aux_weight * self.loss_module(
-                aux_score.permute(0, 2, 3, 1).flatten(0, 2),
-                token_target.permute(0, 2, 3, 1).flatten(0, 2)))
+            loss_aux=self.aux_weight
+            * self.loss_module(
+                aux_score.permute(0, 2, 3, 1).flatten(0, 2), token_target.permute(0, 2, 3, 1).flatten(0, 2)
+            ),
+        )

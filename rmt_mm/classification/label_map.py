@@ -4,6 +4,7 @@ A file holds one array (2, k, h, w), usually fp16: scores in [0], class indices 
 cell of an h x w grid over the *whole* image. k = 5 and h = w = 18 in the maps of the published runs. Scores are logits:
 classes left out count as 0, and a softmax over all classes follows.
 """
+
 import math
 import os
 import os.path as osp
@@ -47,23 +48,29 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
         raise TokenLabelError(f'Label map {path}{of_image} cannot be read ({error.strerror or error}).') from error
     except DAMAGE as error:  # CheckpointError is one of them
         reason = printable(' '.join(str(error).split()).rstrip('.') or type(error).__name__, 400)
-        raise TokenLabelError(f'Label map {path}{of_image} cannot be read, it is truncated or no label map '
-                              f'({reason}).') from error
+        raise TokenLabelError(
+            f'Label map {path}{of_image} cannot be read, it is truncated or no label map ({reason}).'
+        ) from error
     if not isinstance(label_map, Tensor) or label_map.dim() != 4 or label_map.shape[0] != 2 or not label_map.numel():
         found = tuple(label_map.shape) if isinstance(label_map, Tensor) else type(label_map).__name__
-        raise TokenLabelError(f'Label map {path}{of_image} must be an array (2, k, h, w) of scores and class indices, '
-                              f'and is {found}.')
+        raise TokenLabelError(
+            f'Label map {path}{of_image} must be an array (2, k, h, w) of scores and class indices, and is {found}.'
+        )
     if label_map.numel() > MAX_NUMBERS or label_map.is_complex():
-        raise TokenLabelError(f'Label map {path}{of_image} is {label_map.dtype} of shape {tuple(label_map.shape)}; a '
-                              f'label map has real numbers, at most {MAX_NUMBERS} of them.')
+        raise TokenLabelError(
+            f'Label map {path}{of_image} is {label_map.dtype} of shape {tuple(label_map.shape)}; a '
+            f'label map has real numbers, at most {MAX_NUMBERS} of them.'
+        )
     label_map = label_map.float()
     if not label_map.isfinite().all():
         raise TokenLabelError(f'Label map {path}{of_image} has scores or class indices that are not finite.')
     indices = label_map[1]
     if indices.min() < 0 or indices.max() >= num_classes or (indices != indices.round()).any():
-        raise TokenLabelError(f'Label map {path}{of_image} has class indices from {indices.min():g} to '
-                              f'{indices.max():g}; they must be integers from 0 to num_classes - 1 = '
-                              f'{num_classes - 1}.')
+        raise TokenLabelError(
+            f'Label map {path}{of_image} has class indices from {indices.min():g} to '
+            f'{indices.max():g}; they must be integers from 0 to num_classes - 1 = '
+            f'{num_classes - 1}.'
+        )
     return label_map
 
 
@@ -77,8 +84,10 @@ def _read_npz(path: str) -> Tensor:
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = read_header[version](file)
             if dtype.kind not in 'biuf' or math.prod(shape) > MAX_NUMBERS or len(shape) != 4 or min(shape) < 0:
-                raise CheckpointError(f'its array is {dtype} of shape {shape}; a label map is (2, k, h, w) real '
-                                      f'numbers, at most {MAX_NUMBERS} of them.')
+                raise CheckpointError(
+                    f'its array is {dtype} of shape {shape}; a label map is (2, k, h, w) real '
+                    f'numbers, at most {MAX_NUMBERS} of them.'
+                )
         with archive.open(name) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
     return torch.from_numpy(array.astype(np.float32))

@@ -1,4 +1,5 @@
 """MixToken: a box of each sample's feature map is replaced by that of its counterpart in the flipped batch."""
+
 from typing import Optional, Sequence, Tuple, Union
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Our classifiers by name in mmpretrain: ``get_model``, ``list_models`` and the inferencers."""
+
 from mmpretrain.apis.model import ModelHub
 
 from ..config_path import CONFIG_DIR

@@ -1,4 +1,5 @@
 """From an image's label map to the soft targets of its tokens."""
+
 import functools
 import math
 from typing import Sequence, Tuple
@@ -14,8 +15,9 @@ from ..errors import TokenLabelError
 from .label_map import load_label_map
 
 
-def crop_label_map(label_map: Tensor, matrices: Sequence[np.ndarray], size: Tuple[int, int],
-                   num_classes: int) -> Tensor:
+def crop_label_map(
+    label_map: Tensor, matrices: Sequence[np.ndarray], size: Tuple[int, int], num_classes: int
+) -> Tensor:
     """Average a label map over the cells of a grid laid on the transformed image.
 
     For a box without rotation and shear this is RoIAlign with its adaptive number of samples; a cell's share outside
@@ -35,7 +37,7 @@ def crop_label_map(label_map: Tensor, matrices: Sequence[np.ndarray], size: Tupl
     dense = scores.new_zeros(len(present), *scores.shape[1:]).scatter_(0, positions, scores)
 
     # Enough samples that neighbours are at most one cell of the label map apart, as RoIAlign has it.
-    whole = functools.reduce(np.matmul, matrices, np.diag([scores.shape[2], scores.shape[1], 1.]))
+    whole = functools.reduce(np.matmul, matrices, np.diag([scores.shape[2], scores.shape[1], 1.0]))
     lengths = np.linalg.norm(whole[:2, :2], axis=0) / np.array([size[1], size[0]])
     samples_x, samples_y = (max(1, math.ceil(length - 1e-6)) for length in lengths)
     x = (torch.arange(size[1] * samples_x) + 0.5) / (size[1] * samples_x)
@@ -71,10 +73,11 @@ class LoadLabelMap(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         if 'label_map_path' not in results:
-            raise TokenLabelError('LoadLabelMap needs label_map_path: use TokenLabelDataset or TokenLabelImageNet, '
-                                  'with label_map_path in data_prefix.')
-        results['label_map'] = load_label_map(
-            results['label_map_path'], self.num_classes, results.get('img_path', ''))
+            raise TokenLabelError(
+                'LoadLabelMap needs label_map_path: use TokenLabelDataset or TokenLabelImageNet, '
+                'with label_map_path in data_prefix.'
+            )
+        results['label_map'] = load_label_map(results['label_map_path'], self.num_classes, results.get('img_path', ''))
         return results
 
     def __repr__(self) -> str:
@@ -108,12 +111,15 @@ class MakeTokenLabels(BaseTransform):
     def transform(self, results: dict) -> dict:
         for key, source in (('label_map', 'LoadLabelMap'), ('label_transforms', 'TrackGeometry')):
             if key not in results:
-                raise TokenLabelError(f'MakeTokenLabels needs {key}, which {source} adds: put it before it in the '
-                                      'pipeline.')
+                raise TokenLabelError(
+                    f'MakeTokenLabels needs {key}, which {source} adds: put it before it in the pipeline.'
+                )
         height, width = results['img'].shape[:2]
         if height % self.stride or width % self.stride:
-            raise TokenLabelError(f'Token labels need an image whose height and width are multiples of {self.stride}, '
-                                  f'got {height} x {width}: change the scale of RandomResizedCrop.')
+            raise TokenLabelError(
+                f'Token labels need an image whose height and width are multiples of {self.stride}, '
+                f'got {height} x {width}: change the scale of RandomResizedCrop.'
+            )
         for key, size in (('token_score', (height // self.stride, width // self.stride)), ('class_score', (1, 1))):
             scores = crop_label_map(results['label_map'], results['label_transforms'], size, self.num_classes)
             off = self.smoothing / self.num_classes
@@ -122,5 +128,6 @@ class MakeTokenLabels(BaseTransform):
         return results
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(num_classes={self.num_classes}, stride={self.stride}, '
-                f'smoothing={self.smoothing})')
+        return (
+            f'{type(self).__name__}(num_classes={self.num_classes}, stride={self.stride}, smoothing={self.smoothing})'
+        )

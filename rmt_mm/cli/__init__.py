@@ -1,4 +1,5 @@
 """What the command-line tools share. The library does not import this package."""
+
 from ..checkpoints.files import force_safe_loading
 from ..checkpoints.loading import check_checkpoint_file
 from ..errors import UsageError
@@ -11,8 +12,27 @@ from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
 
 __all__ = [
-    'BUILD_ERRORS', 'UsageError', 'add_common_arguments', 'build_runner', 'check_annotations', 'check_backbones',
-    'check_checkpoint_file', 'check_datasets', 'check_file', 'check_init_cfgs', 'choose_checkpoint', 'draw_predictions',
-    'find_config', 'force_safe_loading', 'library', 'load_config', 'one_sentence', 'process_group', 'read_config',
-    'use_amp', 'use_auto_scale_lr', 'use_tta', 'watch_loading'
+    'BUILD_ERRORS',
+    'UsageError',
+    'add_common_arguments',
+    'build_runner',
+    'check_annotations',
+    'check_backbones',
+    'check_checkpoint_file',
+    'check_datasets',
+    'check_file',
+    'check_init_cfgs',
+    'choose_checkpoint',
+    'draw_predictions',
+    'find_config',
+    'force_safe_loading',
+    'library',
+    'load_config',
+    'one_sentence',
+    'process_group',
+    'read_config',
+    'use_amp',
+    'use_auto_scale_lr',
+    'use_tta',
+    'watch_loading',
 ]

@@ -1,4 +1,5 @@
 """Apply ``--cfg-options`` to a config, and name the settings that would change nothing."""
+
 import argparse
 import difflib
 import inspect
@@ -14,9 +15,19 @@ from .types import REGISTRIES, find_classes, find_parameters, library
 
 # What mmengine's Runners and the tools read from a config, beside the arguments of the Runners.
 _READ_FROM_CFG = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'env_cfg',
-    'find_unused_parameters', 'init_weights_for_test_or_val', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
-    'tta_model', 'tta_pipeline'
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'env_cfg',
+    'find_unused_parameters',
+    'init_weights_for_test_or_val',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
 }
 _ARGUMENTS = {*inspect.signature(Runner.__init__).parameters, *inspect.signature(FlexibleRunner.__init__).parameters}
 KNOWN_KEYS = (_ARGUMENTS | _READ_FROM_CFG) - {'self', 'cfg'}
@@ -94,21 +105,28 @@ def _check_top_level(cfg: Config, option: str, keys: List[str]) -> None:
     key, rest = keys[0], ''.join(f'.{k}' for k in keys[1:])
     instead = _find_overruling(cfg, key)
     if instead:
-        raise UsageError(f'--cfg-options {option} would change nothing: the config has {instead}, which mmengine takes '
-                         f'instead; set {instead}{rest}.')
+        raise UsageError(
+            f'--cfg-options {option} would change nothing: the config has {instead}, which mmengine takes '
+            f'instead; set {instead}{rest}.'
+        )
     if key in KNOWN_KEYS:
         return
     places = _find_copies(cfg, key, cfg[key]) if key in cfg else _find_names(cfg, key)
     if places:
         shown = [place + rest for place in places[:6]] + ([f'{len(places) - 6} more'] if len(places) > 6 else [])
-        why = f'other settings were made from {key!r}, and nothing reads it itself' if key in cfg else \
-            f'nothing reads {key!r} at the top level'
+        why = (
+            f'other settings were made from {key!r}, and nothing reads it itself'
+            if key in cfg
+            else f'nothing reads {key!r} at the top level'
+        )
         raise UsageError(f'--cfg-options {option} would change nothing: {why}; set {", ".join(shown)}.')
     close = difflib.get_close_matches(key, KNOWN_KEYS | set(cfg), 1, cutoff=0.8)
     if key not in cfg and close:
         raise UsageError(f'--cfg-options {option}: the config has no {key!r}; did you mean {close[0]!r}?')
-    _note(f'--cfg-options {option}: neither mmengine nor this tool reads {key!r}; it changes nothing, unless code of '
-          'your own reads it.')
+    _note(
+        f'--cfg-options {option}: neither mmengine nor this tool reads {key!r}; it changes nothing, unless code of '
+        'your own reads it.'
+    )
 
 
 def _find_overruling(cfg: Config, key: str) -> Optional[str]:
@@ -122,8 +140,11 @@ def _find_overruling(cfg: Config, key: str) -> Optional[str]:
 
 def _read_part(cfg: Config) -> dict:
     # What --tta alone reads is no place to send anybody to.
-    return {key: cfg[key] for key in cfg
-            if key in KNOWN_KEYS and not key.startswith('tta_') and not _find_overruling(cfg, key)}
+    return {
+        key: cfg[key]
+        for key in cfg
+        if key in KNOWN_KEYS and not key.startswith('tta_') and not _find_overruling(cfg, key)
+    }
 
 
 def _find_copies(cfg: Config, name: str, value: Any) -> List[str]:

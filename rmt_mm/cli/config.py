@@ -2,6 +2,7 @@
 
 Mistakes that can be seen before a model is built are reported here, in one sentence each.
 """
+
 import argparse
 import os
 import os.path as osp
@@ -17,8 +18,19 @@ from .cfg_options import apply_options, check_top_level_names
 from .model_check import check_backbones
 
 # What reading a config raises for mistakes in it; a config is a program, and may raise more.
-CONFIG_ERRORS = (OSError, SyntaxError, NameError, LookupError, TypeError, ValueError, AttributeError, ImportError,
-                 AssertionError, ArithmeticError, RuntimeError)
+CONFIG_ERRORS = (
+    OSError,
+    SyntaxError,
+    NameError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -61,7 +73,7 @@ def find_config(name: str) -> str:
         raise UsageError(f'config {name} does not exist, and is not the name of a config of rmt_mm: {hint}') from error
     # The folders of what was given must be those of the config: another folder's config may have the same name.
     given = Path(name).parts
-    if path.parts[-len(given):] not in (given, (*given[:-1], f'{given[-1]}.py')):
+    if path.parts[-len(given) :] not in (given, (*given[:-1], f'{given[-1]}.py')):
         raise UsageError(f'config {name} does not exist; rmt_mm has one of this name: {path}.')
     return str(path)
 
@@ -88,5 +100,6 @@ def _check_work_dir(work_dir: str) -> None:
         with tempfile.TemporaryFile(dir=work_dir):
             pass
     except OSError as error:
-        raise UsageError(f'work dir {work_dir} cannot be written ({error.strerror}): '
-                         'name another one with --work-dir.') from error
+        raise UsageError(
+            f'work dir {work_dir} cannot be written ({error.strerror}): name another one with --work-dir.'
+        ) from error

@@ -1,4 +1,5 @@
 """Check that the files and folders of a config's data sets are there, before anything is built."""
+
 import os.path as osp
 from typing import Iterator, Optional, Tuple
 
@@ -58,6 +59,9 @@ def _check(name: str, what: str, path: Optional[str], library: str) -> None:
         print_log(f'{name}: {what} {path} is not on this machine, and whether it is there is not checked.')
         return
     home = osp.expanduser(path)
-    hint = (f'{library} does not read ~ as the home folder: write {home}' if home != path and osp.exists(home) else
-            'docs/datasets.md says how the data is laid out')
+    hint = (
+        f'{library} does not read ~ as the home folder: write {home}'
+        if home != path and osp.exists(home)
+        else 'docs/datasets.md says how the data is laid out'
+    )
     raise UsageError(f'{name}: {what} {path} does not exist; {hint}.')

@@ -1,4 +1,5 @@
 """Check that the parts around an RMT backbone take its outputs, before a model is built."""
+
 import itertools
 import math
 import sys
@@ -51,8 +52,11 @@ def check_backbones(cfg: Config, path: str) -> None:
     """
     scope = library(cfg)
     places = {id(value): where for where, _, value in walk(cfg._cfg_dict)}
-    models = [model for model in find_dicts(cfg.get('model', {}), lambda d: isinstance(d.get('backbone'), dict))
-              if is_rmt(model['backbone'].get('type'))]
+    models = [
+        model
+        for model in find_dicts(cfg.get('model', {}), lambda d: isinstance(d.get('backbone'), dict))
+        if is_rmt(model['backbone'].get('type'))
+    ]
     if models:
         _check_import(cfg, path, [model['backbone']['type'] for model in models])
     for model in models:
@@ -78,8 +82,11 @@ def _check_import(cfg: Config, path: str, kinds: list) -> None:
         origins = [name, *(str(getattr(v, '__module__', None) or getattr(v, '__name__', '')) for v in values)]
         if any(origin.split('.')[0] == 'rmt_mm' for origin in origins):
             return
-    print(f"note: config {path} uses type='RMT', and its custom_imports ({', '.join(imports)}) do not name rmt_mm: if "
-          f'none of them imports it, other tools will not know RMT; then add the line {IMPORT_LINE}', file=sys.stderr)
+    print(
+        f"note: config {path} uses type='RMT', and its custom_imports ({', '.join(imports)}) do not name rmt_mm: if "
+        f'none of them imports it, other tools will not know RMT; then add the line {IMPORT_LINE}',
+        file=sys.stderr,
+    )
 
 
 def check_model(model: dict, scope: str, where: str = 'model', several_processes: bool = False) -> None:
@@ -140,8 +147,11 @@ def _describe_neck(backbone: dict, given: Part, outs: Features, error: Exception
     wanted = first.get('in_channels')
     if wanted is not None:
         return Problem(f'neck.in_channels is {wanted}, but {what}', 'neck.in_channels', None)
-    return Problem(f'neck ({type_name(first.get("type"))}) does not take its input ({error}): {what} at strides '
-                   f'{outs.strides}', 'neck', None)
+    return Problem(
+        f'neck ({type_name(first.get("type"))}) does not take its input ({error}): {what} at strides {outs.strides}',
+        'neck',
+        None,
+    )
 
 
 def _check_heads(model: dict, given: Part, outs: Features, scope: str) -> Iterator[Problem]:
@@ -154,24 +164,37 @@ def _check_heads(model: dict, given: Part, outs: Features, scope: str) -> Iterat
         if scope == 'mmseg' and kind not in QUERY_HEADS:
             yield from _check_in_index(name, head, given, outs, source)
         elif kind in QUERY_HEADS and list(channels or outs.channels) != outs.channels:
-            yield Problem(f'{name}.in_channels is {channels}, but {source} have {outs.channels} channels',
-                          f'{name}.in_channels', outs.channels)
+            yield Problem(
+                f'{name}.in_channels is {channels}, but {source} have {outs.channels} channels',
+                f'{name}.in_channels',
+                outs.channels,
+            )
         elif name == 'head' and kind in VECTOR_HEADS and outs.strides[-1]:
-            yield Problem(f'{name} ({kind}) takes vectors, but {source} are maps', 'neck',
-                          dict(type='GlobalAveragePooling'))
+            yield Problem(
+                f'{name} ({kind}) takes vectors, but {source} are maps', 'neck', dict(type='GlobalAveragePooling')
+            )
         elif name == 'head' and kind.startswith('RMT') or kind in VECTOR_HEADS:
             if isinstance(channels, int) and channels != outs.channels[-1]:
-                yield Problem(f'{name}.in_channels is {channels}, but the last of {source} has {outs.channels[-1]} '
-                              'channels', f'{name}.in_channels', outs.channels[-1])
+                yield Problem(
+                    f'{name}.in_channels is {channels}, but the last of {source} has {outs.channels[-1]} channels',
+                    f'{name}.in_channels',
+                    outs.channels[-1],
+                )
         elif scope == 'mmdet' and given.neck is None and name in DENSE_HEADS and isinstance(channels, int):
             if len(set(outs.channels)) > 1 or channels != outs.channels[0]:
-                yield Problem(f'{name}.in_channels is {channels}, but {source} have {outs.channels} channels',
-                              f'{name}.in_channels', outs.channels[0] if len(outs.channels) == 1 else None)
+                yield Problem(
+                    f'{name}.in_channels is {channels}, but {source} have {outs.channels} channels',
+                    f'{name}.in_channels',
+                    outs.channels[0] if len(outs.channels) == 1 else None,
+                )
         if scope != 'mmpretrain' and (name in DENSE_HEADS or kind == 'Mask2FormerHead') and kind != 'MaskFormerHead':
             key, strides = read_strides(head, scope)
             if strides and not same_strides(strides, outs.strides):
-                yield Problem(f'{name}.{key} is {strides}, but {source} are {len(outs.strides)} with strides '
-                              f'{outs.strides}', f'{name}.{key}', outs.strides)
+                yield Problem(
+                    f'{name}.{key} is {strides}, but {source} are {len(outs.strides)} with strides {outs.strides}',
+                    f'{name}.{key}',
+                    outs.strides,
+                )
     if scope == 'mmdet':
         yield from _check_detector(model, outs, scope, source)
 
@@ -199,21 +222,31 @@ def _check_in_index(name: str, head: dict, given: Part, outs: Features, source: 
     chosen = [outs.channels[i] for i in indices]
     chosen = chosen if isinstance(index, (list, tuple)) else chosen[0]
     if channels is not None and channels != (tuple(chosen) if isinstance(channels, tuple) else chosen):
-        yield Problem(f'{name}.in_channels is {channels}, but {source} have {outs.channels} channels, and '
-                      f'in_index={index} selects {chosen}', f'{name}.in_channels', chosen)
+        yield Problem(
+            f'{name}.in_channels is {channels}, but {source} have {outs.channels} channels, and '
+            f'in_index={index} selects {chosen}',
+            f'{name}.in_channels',
+            chosen,
+        )
 
 
 def _check_detector(model: dict, outs: Features, scope: str, source: str) -> Iterator[Problem]:
     levels = _read_argument(model, 'num_feature_levels', scope)
     if isinstance(levels, int) and levels != len(outs.strides):
-        yield Problem(f'num_feature_levels is {levels}, but {source} are {len(outs.strides)}', 'num_feature_levels',
-                      len(outs.strides))
+        yield Problem(
+            f'num_feature_levels is {levels}, but {source} are {len(outs.strides)}',
+            'num_feature_levels',
+            len(outs.strides),
+        )
     for path, _, extractor in walk(model.get('roi_head') or {}, 'roi_head'):
         # The extractor of a semantic branch reads the map of that branch, others the first of the neck's outputs.
         strides = extractor.get('featmap_strides') if isinstance(extractor, dict) else None
-        if strides and 'semantic' not in path and not same_strides(strides, outs.strides[:len(strides)]):
-            yield Problem(f'{path}.featmap_strides is {list(strides)}, but {source} have strides {outs.strides}',
-                          f'{path}.featmap_strides', None)
+        if strides and 'semantic' not in path and not same_strides(strides, outs.strides[: len(strides)]):
+            yield Problem(
+                f'{path}.featmap_strides is {list(strides)}, but {source} have strides {outs.strides}',
+                f'{path}.featmap_strides',
+                None,
+            )
 
 
 def read_strides(head: dict, scope: str) -> Tuple[str, Optional[list]]:
@@ -303,8 +336,10 @@ def _variants(part: Part, arch: Arch) -> Iterator[Part]:
 def _differences(part: Part, given: Part, where: str) -> Iterator[str]:
     if part.stages != given.stages:
         yield f'{where}.backbone.out_indices={part.stages}'
-    old, new = ((neck, '') if isinstance(neck, dict) else (neck[0], '.0') if neck else ({}, '')
-                for neck in (given.neck, part.neck))
+    old, new = (
+        (neck, '') if isinstance(neck, dict) else (neck[0], '.0') if neck else ({}, '')
+        for neck in (given.neck, part.neck)
+    )
     for key in ('in_channels', 'start_level'):
         if new[0].get(key) != old[0].get(key):
             yield f'{where}.neck{new[1]}.{key}={new[0][key]}'
@@ -343,5 +378,8 @@ def _note_unused(model: dict, arch: Arch, given: Part, needed: set, where: str) 
                 settings.append(f'{where}.{name}.in_index={[kept.index(i % len(given.stages)) for i in index]}')
             elif isinstance(index, int) and index >= 0:
                 settings.append(f'{where}.{name}.in_index={kept.index(index)}')
-    print(f'note: nobody uses the outputs {unused} of RMT ({where}.backbone); their parameters learn nothing. Set '
-          f'{" and ".join(settings)}.', file=sys.stderr)
+    print(
+        f'note: nobody uses the outputs {unused} of RMT ({where}.backbone); their parameters learn nothing. Set '
+        f'{" and ".join(settings)}.',
+        file=sys.stderr,
+    )

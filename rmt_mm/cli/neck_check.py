@@ -4,6 +4,7 @@ What the arguments of necks mean differs: mmdet's YOLOV3Neck lists channels from
 ``start_level``, others take the last input alone. A run shows whether the maps fit, which strides the outputs have,
 and, by the gradients, which inputs are used.
 """
+
 import copy
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -31,10 +32,7 @@ class Features(NamedTuple):
     strides: List[int]  # 0 for vectors
 
 
-def run_neck(neck,
-             features: Features,
-             scope: str,
-             trace: bool = False) -> Optional[Tuple[Features, List[List[int]]]]:
+def run_neck(neck, features: Features, scope: str, trace: bool = False) -> Optional[Tuple[Features, List[List[int]]]]:
     """Return the outputs of a neck and, for each of them, the inputs that it depends on.
 
     Args:

@@ -1,4 +1,5 @@
 """Options that training and testing share, and what they change in a config."""
+
 import argparse
 import contextlib
 import os
@@ -66,7 +67,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar='KEY=VALUE',
         help='change settings of the config, such as train_dataloader.batch_size=4 model.backbone.with_cp=True; '
-        'a list is written "key=[a,b]"')
+        'a list is written "key=[a,b]"',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 
@@ -91,15 +93,22 @@ def use_tta(cfg: Config) -> None:
     """
     if not cfg.get('test_dataloader'):
         raise UsageError('--tta needs test_dataloader in the config.')
-    pipelines = list(find_dicts(cfg.test_dataloader.dataset, lambda d: isinstance(d.get('pipeline'), (list, tuple))
-                                and not {'dataset', 'datasets'} & set(d)))
+    pipelines = list(
+        find_dicts(
+            cfg.test_dataloader.dataset,
+            lambda d: isinstance(d.get('pipeline'), (list, tuple)) and not {'dataset', 'datasets'} & set(d),
+        )
+    )
     _set_default_tta(cfg, pipelines)
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if missing:
-        raise UsageError(f'--tta needs {" and ".join(missing)} in the config, as '
-                         'configs/_base_/datasets/coco_detection.py and ade20k_512x512.py have them.')
+        raise UsageError(
+            f'--tta needs {" and ".join(missing)} in the config, as '
+            'configs/_base_/datasets/coco_detection.py and ade20k_512x512.py have them.'
+        )
     if type_name(cfg.tta_model.type) == 'DetTTAModel' and any(
-            key in ('mask_head', 'panoptic_head') and value for _, key, value in walk(cfg.model)):
+        key in ('mask_head', 'panoptic_head') and value for _, key, value in walk(cfg.model)
+    ):
         raise UsageError('--tta: mmdet merges boxes of augmented images, but no masks; this model predicts masks.')
     for dataset in pipelines:
         dataset.pipeline = cfg.tta_pipeline
@@ -112,28 +121,31 @@ def _set_default_tta(cfg: Config, pipelines: list) -> None:
         return
     *steps, pack = pipelines[0].pipeline
     if scope == 'mmdet':
-        model = dict(
-            type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
         # What merging the predictions needs beside mmdet's usual keys.
         pack = dict(
             type='mmdet.PackDetInputs',
-            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'))
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'),
+        )
     else:
         model = dict(type='mmpretrain.AverageClsScoreTTA')
-    flips = [dict(type=f'{scope}.RandomFlip', prob=prob) for prob in (1., 0.)]
-    for key, value in (('tta_model', model),
-                       ('tta_pipeline', [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])])):
+    flips = [dict(type=f'{scope}.RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    for key, value in (
+        ('tta_model', model),
+        ('tta_pipeline', [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]),
+    ):
         if key not in cfg:
             cfg[key] = value
-            print(f'note: the config has no {key}: that of {scope}\'s own test script is taken.', file=sys.stderr)
+            print(f"note: the config has no {key}: that of {scope}'s own test script is taken.", file=sys.stderr)
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Have the predictions of a test drawn into ``folder``, by the hook of the config's library (``--show-dir``)."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
-        raise UsageError("--show-dir needs default_hooks.visualization in the config, such as "
-                         "dict(type='DetVisualizationHook').")
+        raise UsageError(
+            "--show-dir needs default_hooks.visualization in the config, such as dict(type='DetVisualizationHook')."
+        )
     folder = osp.abspath(folder)
     kind = type_name(hook.type)
     hook.interval = 1  # every image: mmseg's hook would draw a batch in 50, mmpretrain's an image in 5000
@@ -155,6 +167,8 @@ def use_auto_scale_lr(cfg: Config) -> None:
         UsageError: the config does not say which batch size its learning rate is for.
     """
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
-        raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the '
-                         'batch size that its learning rate is for.')
+        raise UsageError(
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, N being the '
+            'batch size that its learning rate is for.'
+        )
     cfg.auto_scale_lr.enable = True

@@ -1,4 +1,5 @@
 """Build mmengine's Runner for the hardware at hand."""
+
 import contextlib
 import gc
 import importlib
@@ -62,7 +63,8 @@ def _adapt_to_cpu(cfg: Config) -> None:
             cfg.model_wrapper_cfg = dict(
                 type='MMDistributedDataParallel',
                 broadcast_buffers=False,
-                find_unused_parameters=cfg.get('find_unused_parameters', False))
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            )
         cfg.model_wrapper_cfg.device_ids = None
     wrapper = cfg.get('optim_wrapper') or {}
     if type_name(wrapper.get('type')) == 'AmpOptimWrapper':
@@ -75,4 +77,3 @@ def _adapt_to_cpu(cfg: Config) -> None:
     if cfg.get('sync_bn'):
         print_log('No GPU found: BatchNorms are not synchronised.', logger='current')
         cfg.sync_bn = None
-

@@ -1,4 +1,5 @@
 """Search the nested dicts and lists of a config."""
+
 from typing import Any, Iterator, Tuple
 
 

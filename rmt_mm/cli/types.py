@@ -1,4 +1,5 @@
 """Read the ``type`` of a config's dicts: a name, a name with its scope or module, or a class (pure-Python configs)."""
+
 import inspect
 from types import FunctionType
 from typing import Iterable, List, Union
@@ -25,7 +26,7 @@ def library(cfg: Config) -> str:
     return cfg.get('default_scope') or module.split('.')[0]
 
 
-def find_classes(kind: Union[str, type, None], scope: str, registries: Iterable[Registry] = (MODELS, )) -> List[type]:
+def find_classes(kind: Union[str, type, None], scope: str, registries: Iterable[Registry] = (MODELS,)) -> List[type]:
     """Return what ``type=kind`` may mean in the library ``scope``: empty for an unknown name."""
     if not isinstance(kind, str):
         return [kind] if isinstance(kind, type) else []

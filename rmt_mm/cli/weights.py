@@ -1,4 +1,5 @@
 """The checkpoint that training and testing start from: choose it, check it, and say what of the model it lacks."""
+
 import os.path as osp
 import re
 from typing import Iterator, List, Optional, Tuple
@@ -41,8 +42,10 @@ def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
         else:
             if not cfg.get('load_from'):
                 cfg.resume = False
-            print(f'Nothing to resume in {cfg.work_dir}: starting ' +
-                  (f'with load_from={cfg.load_from}.' if cfg.get('load_from') else 'from nothing.'))
+            print(
+                f'Nothing to resume in {cfg.work_dir}: starting '
+                + (f'with load_from={cfg.load_from}.' if cfg.get('load_from') else 'from nothing.')
+            )
     elif resume is not None:
         cfg.resume, cfg.load_from, key = True, resume, '--resume'
     if cfg.get('load_from'):
@@ -133,13 +136,17 @@ class LoadReportHook(Hook):
         if is_marked_deployed(checkpoint) and any(isinstance(m, RMT) and not m.deploy for m in model.modules()):
             raise CheckpointError(f'{self.checkpoint} is of the form for inference: set model.backbone.deploy=True.')
         if self.use == 'resume' and not {'epoch', 'iter'} <= set(checkpoint.get('meta') or ()):
-            raise CheckpointError(f'{self.checkpoint} holds weights without the state of a training, which cannot be '
-                                  'resumed: start from it by load_from.')
+            raise CheckpointError(
+                f'{self.checkpoint} holds weights without the state of a training, which cannot be '
+                'resumed: start from it by load_from.'
+            )
         if self.use == 'resume' and 'optimizer' not in checkpoint:
             print_log(f'{self.checkpoint} has no state of the optimizer, which starts anew.', logger='current')
         _strip_compiled(checkpoint.get('state_dict', checkpoint), model)
-        self._handles = [model._register_load_state_dict_pre_hook(self._before_load),
-                         model.register_load_state_dict_post_hook(self._after_load)]
+        self._handles = [
+            model._register_load_state_dict_pre_hook(self._before_load),
+            model.register_load_state_dict_post_hook(self._after_load),
+        ]
 
     def before_train(self, runner: Runner) -> None:
         """Stop watching: others may load what they want."""
@@ -163,15 +170,29 @@ class LoadReportHook(Hook):
         lacking = [name for name in missing if name not in copies]
         reshaped = [_describe(error) for error in self._errors]
         if self.use != 'start' and (lacking or reshaped):
-            problems = [f'{len(names)} {what} ({list_some(names)})'
-                        for names, what in ((lacking, 'missing'), (reshaped, 'of another shape')) if names]
-            raise CheckpointError(f'{self.checkpoint} does not hold the whole model, whose other tensors would stay '
-                                  f'random: {", ".join(problems)}. To {self.use}, every one is needed.')
-        lines = [f'{what}: {list_some(names)}' for names, what in (
-            (lacking, 'missing, start anew'), (reshaped, 'of another shape, start anew'),
-            (copies, 'missing, a second copy of a network'), (incompatible.unexpected_keys, 'unused')) if names]
-        print_log('\n  '.join([f'{self.checkpoint} loaded into the model', *(lines or ['complete, nothing unused'])]),
-                  logger='current')
+            problems = [
+                f'{len(names)} {what} ({list_some(names)})'
+                for names, what in ((lacking, 'missing'), (reshaped, 'of another shape'))
+                if names
+            ]
+            raise CheckpointError(
+                f'{self.checkpoint} does not hold the whole model, whose other tensors would stay '
+                f'random: {", ".join(problems)}. To {self.use}, every one is needed.'
+            )
+        lines = [
+            f'{what}: {list_some(names)}'
+            for names, what in (
+                (lacking, 'missing, start anew'),
+                (reshaped, 'of another shape, start anew'),
+                (copies, 'missing, a second copy of a network'),
+                (incompatible.unexpected_keys, 'unused'),
+            )
+            if names
+        ]
+        print_log(
+            '\n  '.join([f'{self.checkpoint} loaded into the model', *(lines or ['complete, nothing unused'])]),
+            logger='current',
+        )
 
 
 def _strip_compiled(state_dict: dict, model: nn.Module) -> None:

@@ -1,4 +1,5 @@
 """Compare the classes of a data set with the heads of a model, and with those of another data set."""
+
 import logging
 from typing import List, Optional, Sequence
 
@@ -31,8 +32,10 @@ def class_names(dataset, loader: str) -> Optional[Sequence[str]]:
     found = [metainfo.get('classes') for metainfo in metainfos(dataset)]
     for classes in found:
         if isinstance(classes, str):
-            raise DataError(f'{loader}: metainfo.classes is the text {classes!r}, not a sequence of names, and no file '
-                            f'is called so: a single class is written ({classes!r}, ).')
+            raise DataError(
+                f'{loader}: metainfo.classes is the text {classes!r}, not a sequence of names, and no file '
+                f'is called so: a single class is written ({classes!r}, ).'
+            )
     return found[0] if found and found[0] and all(classes == found[0] for classes in found) else None
 
 
@@ -52,16 +55,27 @@ def check_heads(model: nn.Module, dataset, loader: str) -> None:
     for name, module in model.named_modules():
         parts = [part for part in name.split('.') if not part.isdigit() and part != 'module']
         given = getattr(module, 'num_classes', None)
-        if parts and parts[-1] in HEADS and not set(parts) & set(FOREIGN) and type(given) is int \
-                and given not in counts and not _has_other_targets(module, given, len(classes)):
+        if (
+            parts
+            and parts[-1] in HEADS
+            and not set(parts) & set(FOREIGN)
+            and type(given) is int
+            and given not in counts
+            and not _has_other_targets(module, given, len(classes))
+        ):
             wrong.append((name.replace('module.', '', 1), given))
     for name, given in wrong:
         shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
-        text = (f'model.{name}.num_classes is {given}, but the data set of {loader} has {len(classes)} classes '
-                f'({shown}): set the one in the model, or the other by dataset.metainfo.classes in {loader}.')
+        text = (
+            f'model.{name}.num_classes is {given}, but the data set of {loader} has {len(classes)} classes '
+            f'({shown}): set the one in the model, or the other by dataset.metainfo.classes in {loader}.'
+        )
         if 'auxiliary_head' in name and given <= 2 and len(wrong) == 1:
-            print_log(f'{text} If this head predicts something else, such as boundaries, all is well.', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{text} If this head predicts something else, such as boundaries, all is well.',
+                'current',
+                logging.WARNING,
+            )
         else:
             raise DataError(text)
 
@@ -73,9 +87,12 @@ def takes_text(model: nn.Module) -> bool:
 
 
 def _has_other_targets(head: nn.Module, given: int, wanted: int) -> bool:
-    return (any(cls.__name__ in OTHER_TARGETS for cls in type(head).__mro__)
-            or getattr(head, 'class_agnostic', False) is True
-            or getattr(head, 'out_channels', None) == given == 1 and wanted <= 2)  # mmseg: foreground or not
+    return (
+        any(cls.__name__ in OTHER_TARGETS for cls in type(head).__mro__)
+        or getattr(head, 'class_agnostic', False) is True
+        or getattr(head, 'out_channels', None) == given == 1
+        and wanted <= 2
+    )  # mmseg: foreground or not
 
 
 def check_same_classes(train: Optional[Sequence[str]], other: Optional[Sequence[str]], loader: str) -> None:
@@ -88,9 +105,14 @@ def check_same_classes(train: Optional[Sequence[str]], other: Optional[Sequence[
         return
     if sorted(map(str, train)) == sorted(map(str, other)):
         first = next(i for i, (a, b) in enumerate(zip(train, other)) if a != b)
-        raise DataError(f'{loader} has the classes of train_dataloader in another order: label {first} is '
-                        f'{other[first]!r} there, and {train[first]!r} in training.')
+        raise DataError(
+            f'{loader} has the classes of train_dataloader in another order: label {first} is '
+            f'{other[first]!r} there, and {train[first]!r} in training.'
+        )
     if len(train) == len(other):
         pairs = [f'{b!r} for {a!r}' for a, b in zip(train, other) if a != b]
-        print_log(f'{loader} names {len(pairs)} classes otherwise than train_dataloader: {", ".join(pairs[:3])}.',
-                  'current', logging.WARNING)
+        print_log(
+            f'{loader} names {len(pairs)} classes otherwise than train_dataloader: {", ".join(pairs[:3])}.',
+            'current',
+            logging.WARNING,
+        )

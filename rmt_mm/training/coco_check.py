@@ -3,6 +3,7 @@
 CocoDataset reads boxes as [x, y, width, height] in pixels. It drops boxes below one pixel, outside their image or
 without an area, annotations of unknown categories, and classes that no category is called.
 """
+
 import difflib
 import json
 import logging
@@ -20,6 +21,7 @@ from .image_size import read_image_size
 
 class CocoFile(NamedTuple):
     """What other checks compare of an annotation file."""
+
     images: Dict[int, str]  # id -> file name
     annotations: List[dict]
     labels: Tuple[str, ...]  # the classes in the order of their labels, which is that of the file's categories
@@ -36,8 +38,13 @@ def read_json(path: str, where: str):
             return json.load(file)
     except json.JSONDecodeError as error:
         size = osp.getsize(path)
-        what = ('is empty' if size == 0 else 'ends too early: it was cut off' if error.pos >= len(error.doc.rstrip())
-                or 'Unterminated string' in error.msg else f'is not valid JSON: {error.msg}')
+        what = (
+            'is empty'
+            if size == 0
+            else 'ends too early: it was cut off'
+            if error.pos >= len(error.doc.rstrip()) or 'Unterminated string' in error.msg
+            else f'is not valid JSON: {error.msg}'
+        )
         raise DataError(f'{where}: {path} {what} (line {error.lineno}, column {error.colno}; {size} bytes).') from error
     except UnicodeDecodeError as error:
         raise DataError(f'{where}: {path} is not a text file: {error.reason} at byte {error.start}.') from error
@@ -59,14 +66,23 @@ class CocoCheck:
             not is worth a note only.
     """
 
-    def __init__(self, content, path: str, where: str, classes: Optional[Sequence[str]], training: bool = True,
-                 masks: bool = False, known_names: bool = False) -> None:
+    def __init__(
+        self,
+        content,
+        path: str,
+        where: str,
+        classes: Optional[Sequence[str]],
+        training: bool = True,
+        masks: bool = False,
+        known_names: bool = False,
+    ) -> None:
         self.path, self.where, self.classes = path, where, classes
         self.training, self.masks, self.known_names = training, masks, known_names
         if not isinstance(content, dict):
-            self._fail(f'holds a {type(content).__name__}, where COCO has an object of images, annotations and '
-                       'categories')
-        for key in ('images', 'categories', *(('annotations', ) if training else ())):
+            self._fail(
+                f'holds a {type(content).__name__}, where COCO has an object of images, annotations and categories'
+            )
+        for key in ('images', 'categories', *(('annotations',) if training else ())):
             if key not in content:
                 self._fail(f'has no {key!r}, which COCO annotation files have')
         self.images = self._entries(content, 'images')
@@ -109,8 +125,10 @@ class CocoCheck:
             try:
                 size = read_image_size(path)
             except OSError as error:
-                self._fail(f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
-                           f'{error.strerror or error}')
+                self._fail(
+                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
+                    f'{error.strerror or error}'
+                )
             given = (image['width'], image['height'])
             if size is not None and given not in (size.loaded, (size.width, size.height)):
                 wrong.append(f'{path} is {size.loaded[0]} x {size.loaded[1]}, not {given[0]} x {given[1]}')
@@ -121,8 +139,10 @@ class CocoCheck:
         if wrong:
             self._note(f'gives {len(wrong)} of {len(sample)} images another width x height: {wrong[0]}')
         if turned:
-            self._note(f'has the size of {len(turned)} of {len(sample)} images as stored, but mmcv turns them by their '
-                       f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}')
+            self._note(
+                f'has the size of {len(turned)} of {len(sample)} images as stored, but mmcv turns them by their '
+                f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}'
+            )
 
     def _fail(self, text: str) -> None:
         raise DataError(f'{self.where}: {self.path} {text}.')
@@ -141,8 +161,10 @@ class CocoCheck:
             if not all(key in entry for entry in entries):
                 i, entry = next((i, entry) for i, entry in enumerate(entries) if key not in entry)
                 missing = sum(key not in entry for entry in entries)
-                self._fail(f'has no {key!r} for {what} {entry.get("id", f"number {i}")} ({missing} of {len(entries)}), '
-                           'which CocoDataset needs')
+                self._fail(
+                    f'has no {key!r} for {what} {entry.get("id", f"number {i}")} ({missing} of {len(entries)}), '
+                    'which CocoDataset needs'
+                )
 
     def _unique(self, entries: List[dict], what: str) -> None:
         seen = set()
@@ -167,14 +189,19 @@ class CocoCheck:
         if missing:
             others = [name for name in names if name not in classes]
             close = difflib.get_close_matches(str(missing[0]), list(map(str, others)), 1)
-            text = (f'has no category called {missing[0]!r}, as {len(missing)} of {len(classes)} names in '
-                    'metainfo.classes' + (f': did you mean {close[0]!r}?' if close else '') +
-                    f' (the categories are {_some(names)}; classes that are no category shift the labels of others)')
-            harmless = self.training and not others and labels == tuple(classes[:len(labels)])
+            text = (
+                f'has no category called {missing[0]!r}, as {len(missing)} of {len(classes)} names in '
+                'metainfo.classes'
+                + (f': did you mean {close[0]!r}?' if close else '')
+                + f' (the categories are {_some(names)}; classes that are no category shift the labels of others)'
+            )
+            harmless = self.training and not others and labels == tuple(classes[: len(labels)])
             (self._note if harmless and labels or self.known_names else self._fail)(text)
         elif labels != tuple(classes):
-            self._note('has its categories in another order than metainfo.classes: labels follow the file, so '
-                       f'metainfo.classes should be {_some(labels, 100)} for the right names in results')
+            self._note(
+                'has its categories in another order than metainfo.classes: labels follow the file, so '
+                f'metainfo.classes should be {_some(labels, 100)} for the right names in results'
+            )
         return labels
 
     def _check_references(self, labels: Tuple[str, ...]) -> None:
@@ -182,21 +209,27 @@ class CocoCheck:
         images = {image['id'] for image in self.images}
         for annotation in self.annotations:
             if not _is_known(annotation['category_id'], names):
-                self._fail(f'gives annotation {annotation["id"]} category_id {annotation["category_id"]!r}, which no '
-                           f'category has (they have {_some(sorted(names, key=str))})')
+                self._fail(
+                    f'gives annotation {annotation["id"]} category_id {annotation["category_id"]!r}, which no '
+                    f'category has (they have {_some(sorted(names, key=str))})'
+                )
         lost = [annotation for annotation in self.annotations if not _is_known(annotation['image_id'], images)]
         if lost:
-            text = (f'gives {len(lost)} of {len(self.annotations)} annotations an image_id that no image has, such as '
-                    f'annotation {lost[0]["id"]} the image_id {lost[0]["image_id"]!r}: they are left out')
+            text = (
+                f'gives {len(lost)} of {len(self.annotations)} annotations an image_id that no image has, such as '
+                f'annotation {lost[0]["id"]} the image_id {lost[0]["image_id"]!r}: they are left out'
+            )
             (self._fail if len(lost) == len(self.annotations) else self._note)(text)
         left_out = [a for a in self.annotations if names[a['category_id']] not in labels]
         if left_out and len(left_out) == len(self.annotations) and self.training:
-            self._fail(f'has annotations of {_some(sorted({names[a["category_id"]] for a in left_out}))} alone, which '
-                       'metainfo.classes leaves out')
+            self._fail(
+                f'has annotations of {_some(sorted({names[a["category_id"]] for a in left_out}))} alone, which '
+                'metainfo.classes leaves out'
+            )
 
     def _check_boxes(self, annotations: List[dict]) -> List[dict]:
         """Check boxes and areas, and return the annotations that CocoDataset keeps."""
-        boxes, areas = self._numbers(annotations, 'bbox', (4, )), self._numbers(annotations, 'area', ())
+        boxes, areas = self._numbers(annotations, 'bbox', (4,)), self._numbers(annotations, 'area', ())
         sizes = {image['id']: (image['width'], image['height']) for image in self.images}
         shown = np.array([annotation['image_id'] in sizes for annotation in annotations], bool)
         if not shown.any():
@@ -208,15 +241,19 @@ class CocoCheck:
 
         normalised = (np.abs(boxes) <= 1).all(1)
         if normalised.mean() > 0.9:
-            self._fail(f'has boxes from 0 to 1, such as annotation {annotations[int(normalised.argmax())]["id"]}: '
-                       'CocoDataset reads [x, y, width, height] in pixels')
+            self._fail(
+                f'has boxes from 0 to 1, such as annotation {annotations[int(normalised.argmax())]["id"]}: '
+                'CocoDataset reads [x, y, width, height] in pixels'
+            )
         start, extent, end = boxes[:, :2], boxes[:, 2:], boxes[:, :2] + boxes[:, 2:]
         slack = 1 + 0.01 * size
         leaving = (end > size + slack).any(1) | (start < -slack).any(1)
         corners = (extent > start).all(1) & (extent <= size + slack).all(1) & (start >= -slack).all(1)
         some = annotations[int(leaving.argmax())]
-        text = (f'has {leaving.sum()} of {number} boxes that leave their image, such as annotation {some["id"]} with '
-                f'{some["bbox"]} in {sizes[some["image_id"]][0]} x {sizes[some["image_id"]][1]} pixels')
+        text = (
+            f'has {leaving.sum()} of {number} boxes that leave their image, such as annotation {some["id"]} with '
+            f'{some["bbox"]} in {sizes[some["image_id"]][0]} x {sizes[some["image_id"]][1]} pixels'
+        )
         if corners.mean() > 0.99 and leaving.mean() > 0.2:
             self._fail(f'{text}: they look like [x1, y1, x2, y2], and CocoDataset reads [x, y, width, height]')
         if leaving.mean() > 0.5:
@@ -230,8 +267,10 @@ class CocoCheck:
         dropped = np.logical_or.reduce(list(reasons.values()))
         if dropped.any():
             counts = ', '.join(f'{reason.sum()} {name}' for name, reason in reasons.items() if reason.any())
-            what = (f'has {dropped.sum()} of {number} boxes that CocoDataset leaves out ({counts}), such as annotation '
-                    f'{annotations[int(dropped.argmax())]["id"]} with {annotations[int(dropped.argmax())]["bbox"]}')
+            what = (
+                f'has {dropped.sum()} of {number} boxes that CocoDataset leaves out ({counts}), such as annotation '
+                f'{annotations[int(dropped.argmax())]["id"]} with {annotations[int(dropped.argmax())]["bbox"]}'
+            )
             (self._fail if dropped.mean() > 0.5 else self._note)(what)
         if leaving.any():
             self._note(text)
@@ -259,20 +298,28 @@ class CocoCheck:
         for annotation in annotations:
             mask = annotation.get('segmentation')
             if not mask:
-                self._fail(f'has no segmentation for annotation {annotation["id"]}, and masks are read '
-                           '(LoadAnnotations with with_mask=True)')
+                self._fail(
+                    f'has no segmentation for annotation {annotation["id"]}, and masks are read '
+                    '(LoadAnnotations with with_mask=True)'
+                )
             if isinstance(mask, dict):
                 if mask.get('size') and list(mask['size']) != sizes[annotation['image_id']]:
-                    self._fail(f'has a segmentation of {mask["size"]} pixels for annotation {annotation["id"]}, whose '
-                               f'image has {sizes[annotation["image_id"]]} (height, width)')
+                    self._fail(
+                        f'has a segmentation of {mask["size"]} pixels for annotation {annotation["id"]}, whose '
+                        f'image has {sizes[annotation["image_id"]]} (height, width)'
+                    )
             elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-                self._fail(f'has a segmentation for annotation {annotation["id"]} that is neither a list of polygons '
-                           '[[x1, y1, x2, y2, ...], ...] nor run lengths')
+                self._fail(
+                    f'has a segmentation for annotation {annotation["id"]} that is neither a list of polygons '
+                    '[[x1, y1, x2, y2, ...], ...] nor run lengths'
+                )
             elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
                 no_polygon.append(annotation['id'])
         if no_polygon:
-            text = (f'has {len(no_polygon)} of {len(annotations)} segmentations without a polygon of three points '
-                    f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored')
+            text = (
+                f'has {len(no_polygon)} of {len(annotations)} segmentations without a polygon of three points '
+                f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored'
+            )
             (self._fail if len(no_polygon) * 2 > len(annotations) else self._note)(text)
 
 
@@ -298,8 +345,10 @@ def is_plain_coco(dataset) -> bool:
     changes neither how the file is loaded nor how an annotation is read."""
     for cls in type(dataset).__mro__:
         if cls.__name__ == 'CocoDataset' and cls.__module__.split('.')[0] == 'mmdet':
-            return all(getattr(type(dataset), name) is getattr(cls, name)
-                       for name in ('load_data_list', 'parse_data_info', 'COCOAPI'))
+            return all(
+                getattr(type(dataset), name) is getattr(cls, name)
+                for name in ('load_data_list', 'parse_data_info', 'COCOAPI')
+            )
     return False
 
 
@@ -327,7 +376,8 @@ def check_coco_dataset(dataset, where: str) -> Optional[CocoFile]:
         classes,
         training=not dataset.test_mode,
         masks=bool(getattr(annotations, 'with_mask', False)),
-        known_names=is_librarys and list(kind.METAINFO.get('classes') or ()) == list(classes or ()))
+        known_names=is_librarys and list(kind.METAINFO.get('classes') or ()) == list(classes or ()),
+    )
     found = check.check()
     load = find_transform(dataset, 'LoadImageFromFile')
     folder = dataset.data_prefix.get('img', '')
@@ -349,15 +399,24 @@ def check_evaluated_images(metric, found: CocoFile, where: str) -> None:
     unknown = [key for key, name in found.images.items() if images.get(key) != osp.basename(name)]
     more = len(images) - (len(found.images) - len(unknown))
     if unknown or more:
-        what = (f'has no image {unknown[0]} called {found.images[unknown[0]]!r}' if unknown else
-                f'has {more} images more, which count as images without predictions')
+        what = (
+            f'has no image {unknown[0]} called {found.images[unknown[0]]!r}'
+            if unknown
+            else f'has {more} images more, which count as images without predictions'
+        )
         raise DataError(f'{where}: ann_file of CocoMetric is another file than that of the data set: it {what}.')
     evaluated = coco.dataset.get('annotations', [])
     if found.annotations and evaluated and _boxes(found.annotations) != _boxes(evaluated):
-        print_log(f'{where}: ann_file of CocoMetric has other boxes than the annotation file of the data set; the '
-                  "metric's are those that count.", 'current', logging.WARNING)
+        print_log(
+            f'{where}: ann_file of CocoMetric has other boxes than the annotation file of the data set; the '
+            "metric's are those that count.",
+            'current',
+            logging.WARNING,
+        )
     if 'segm' in metric.metrics and not metric.format_only:
         for annotation in evaluated:
             if not annotation.get('segmentation'):
-                raise DataError(f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
-                                f'{annotation["id"]} of its ann_file has no segmentation.')
+                raise DataError(
+                    f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
+                    f'{annotation["id"]} of its ann_file has no segmentation.'
+                )

@@ -1,5 +1,6 @@
 """A look at the data before the first iteration, for mistakes that would train nothing, train on something else, or
 crash in a loss."""
+
 import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterator, Optional
@@ -63,8 +64,10 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         if 'need at least one array' in str(error):
             raise DataError(_empty(loader)) from error
         files = ' and '.join(filter(None, map(files_of, datasets)))
-        raise DataError(f'{loader} cannot be built: {type(error).__name__}: {" ".join(str(error).split())}'
-                        f'{f" (it reads {files})" if files else ""}.') from error
+        raise DataError(
+            f'{loader} cannot be built: {type(error).__name__}: {" ".join(str(error).split())}'
+            f'{f" (it reads {files})" if files else ""}.'
+        ) from error
 
 
 def _annotation_files(evaluator) -> Iterator[str]:
@@ -76,8 +79,10 @@ def _annotation_files(evaluator) -> Iterator[str]:
 
 
 def _empty(loader: str) -> str:
-    return (f'{loader}: the data set is empty. No image is in its folder or annotation file, or filter_cfg leaves '
-            'none, or its categories have other names than metainfo.classes.')
+    return (
+        f'{loader}: the data set is empty. No image is in its folder or annotation file, or filter_cfg leaves '
+        'none, or its categories have other names than metainfo.classes.'
+    )
 
 
 @HOOKS.register_module()
@@ -141,8 +146,9 @@ class DataCheckHook(Hook):
                 found = check_coco_dataset(leaf, loader)
                 if found is not None and len(leaves) == 1:
                     classes = found.labels
-                    for metric in getattr(getattr(runner, f'{split}_evaluator', None), 'metrics', ()) \
-                            if split != 'train' else ():
+                    for metric in (
+                        getattr(getattr(runner, f'{split}_evaluator', None), 'metrics', ()) if split != 'train' else ()
+                    ):
                         check_evaluated_images(metric, found, f'{split}_evaluator')
             elif 'mmseg.BaseSegDataset' in names:
                 ignored = [getattr(module, 'ignore_index', None) for module in runner.model.modules()]

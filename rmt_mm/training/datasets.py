@@ -1,4 +1,5 @@
 """Find the data sets of a config or of a built loader, behind any wrappers, and what of them lies on the disk."""
+
 import os
 from typing import Iterator, Optional, Sequence, Tuple
 
@@ -6,8 +7,17 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 # What OpenMMLab's data sets, and the readers below them, raise for data or arguments that they cannot take.
-BUILD_ERRORS = (ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError, RuntimeError, SyntaxError,
-                ImportError)
+BUILD_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ImportError,
+)
 
 
 def find_datasets(dataset) -> Iterator:
@@ -90,7 +100,8 @@ def find_transform(dataset, name: str):
 def reads_from_disk(transform) -> bool:
     """Whether a loading transform exists and reads from the disk."""
     return transform is not None and all(
-        is_on_disk('', getattr(transform, key, None)) for key in ('backend_args', 'file_client_args'))
+        is_on_disk('', getattr(transform, key, None)) for key in ('backend_args', 'file_client_args')
+    )
 
 
 def spread(items: Sequence, at_most: int = 50) -> list:

@@ -1,4 +1,5 @@
 """The size of an image on disk, from its header."""
+
 from typing import NamedTuple, Optional
 
 from PIL import Image, UnidentifiedImageError

@@ -1,4 +1,5 @@
 """Look at some labels of mmseg's and mmpretrain's data sets: values that no class has would end in a loss's crash."""
+
 import copy
 import logging
 import os.path as osp
@@ -14,7 +15,7 @@ from .datasets import find_transform, reads_from_disk, spread
 from .image_size import read_image_size
 
 
-def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255, )) -> None:
+def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255,)) -> None:
     """Check up to 50 label maps of one of mmseg's data sets, from the first to the last at even distances.
 
     They are loaded by the pipeline's own LoadAnnotations, so that ``reduce_zero_label`` and ``label_map`` have done
@@ -46,24 +47,34 @@ def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255, )) -> N
             raise DataError(f'{where}: label map {path} is no image that can be read.')
         raw = raw.squeeze()
         if raw.ndim != 2:
-            raise DataError(f'{where}: label map {path} has {raw.shape[-1]} channels; a label map has one, whose '
-                            'values are the numbers of the classes.')
+            raise DataError(
+                f'{where}: label map {path} has {raw.shape[-1]} channels; a label map has one, whose '
+                'values are the numbers of the classes.'
+            )
         _check_size(info, raw.shape, path, load_image, where)
         if raw.max() > 255:
             raise DataError(f'{where}: label map {path} has values up to {raw.max()}, of which mmseg keeps 8 bits.')
         labels = set(np.unique(load.transform(copy.deepcopy(info))['gt_seg_map']).tolist()) - ignored
         wrong = sorted(label for label in labels if label >= max(len(classes), 2))
         if wrong:
-            hint = '' if dataset.reduce_zero_label or 0 in labels or wrong != [len(classes)] else \
-                ' If classes are numbered from 1, set reduce_zero_label=True.'
-            raise DataError(f'{where}: label map {path} has the values {", ".join(map(str, wrong[:5]))}, but the '
-                            f'{len(classes)} classes are 0 to {len(classes) - 1}, and {_list(ignored)} is ignored'
-                            f'{" (after reduce_zero_label)" if dataset.reduce_zero_label else ""}.{hint}')
+            hint = (
+                ''
+                if dataset.reduce_zero_label or 0 in labels or wrong != [len(classes)]
+                else ' If classes are numbered from 1, set reduce_zero_label=True.'
+            )
+            raise DataError(
+                f'{where}: label map {path} has the values {", ".join(map(str, wrong[:5]))}, but the '
+                f'{len(classes)} classes are 0 to {len(classes) - 1}, and {_list(ignored)} is ignored'
+                f'{" (after reduce_zero_label)" if dataset.reduce_zero_label else ""}.{hint}'
+            )
         present |= labels
     if sample and len(present) < min(2, len(classes)):
-        print_log(f'{where}: {len(sample)} label maps that were looked at have {_list(present)} alone, beside the '
-                  f'ignored {_list(ignored)}; the {len(classes)} classes are 0 to {len(classes) - 1}.', 'current',
-                  logging.WARNING)
+        print_log(
+            f'{where}: {len(sample)} label maps that were looked at have {_list(present)} alone, beside the '
+            f'ignored {_list(ignored)}; the {len(classes)} classes are 0 to {len(classes) - 1}.',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _check_size(info: dict, shape: Sequence[int], path: str, load_image, where: str) -> None:
@@ -75,8 +86,10 @@ def _check_size(info: dict, shape: Sequence[int], path: str, load_image, where: 
     except OSError as error:
         raise DataError(f'{where}: image {image} cannot be read: {error.strerror or error}.') from error
     if size is not None and tuple(shape) != size.loaded[::-1]:
-        raise DataError(f'{where}: label map {path} is {shape[1]} x {shape[0]} pixels, and its image {image} '
-                        f'{size.loaded[0]} x {size.loaded[1]}.')
+        raise DataError(
+            f'{where}: label map {path} is {shape[1]} x {shape[0]} pixels, and its image {image} '
+            f'{size.loaded[0]} x {size.loaded[1]}.'
+        )
 
 
 def _list(values: Iterable[int]) -> str:
@@ -103,6 +116,8 @@ def check_image_labels(dataset, where: str, num_classes: Optional[int]) -> None:
         labels = info.get('gt_label')
         for label in labels if isinstance(labels, (list, tuple)) else [labels]:
             if isinstance(label, (int, np.integer)) and (label >= number or label < 0 and not dataset.test_mode):
-                raise DataError(f'{where}: image {info.get("img_path", i)} has label {label} in '
-                                f'{dataset.ann_file or "the data set"}, but the {number} classes are 0 to '
-                                f'{number - 1}.')
+                raise DataError(
+                    f'{where}: image {info.get("img_path", i)} has label {label} in '
+                    f'{dataset.ann_file or "the data set"}, but the {number} classes are 0 to '
+                    f'{number - 1}.'
+                )

@@ -1,4 +1,5 @@
 """Layer-wise learning rate decay: the deeper below the head, the slower a pre-trained layer learns."""
+
 from typing import List, Optional
 
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -36,8 +37,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError('LayerDecayOptimWrapperConstructor needs paramwise_cfg.layer_decay_rate, above 0 and up '
-                             f'to 1, got {rate!r}.')
+            raise ValueError(
+                'LayerDecayOptimWrapperConstructor needs paramwise_cfg.layer_decay_rate, above 0 and up '
+                f'to 1, got {rate!r}.'
+            )
         self.layer_decay_rate = rate
 
     def add_params(self, params: List[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
@@ -48,9 +51,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # the model itself: all groups are there, with what paramwise_cfg made of them
         get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if get_layer_depth is None:
-            raise TypeError('layer-wise decay needs a model with backbone.get_layer_depth, which RMT and several of '
-                            f'mmpretrain have, and {type(module).__name__} has none.')
+            raise TypeError(
+                'layer-wise decay needs a model with backbone.get_layer_depth, which RMT and several of '
+                f'mmpretrain have, and {type(module).__name__} has none.'
+            )
         names = {id(param): name for name, param in module.named_parameters()}
         for group in params:
             layer, num_layers = get_layer_depth(names[id(group['params'][0])], prefix='backbone.')
-            group['lr'] = group.get('lr', self.base_lr) * self.layer_decay_rate**(num_layers - 1 - layer)
+            group['lr'] = group.get('lr', self.base_lr) * self.layer_decay_rate ** (num_layers - 1 - layer)

@@ -1,4 +1,5 @@
 """Presets and the check of a size of one's own."""
+
 import pytest
 
 from rmt_mm.arch import ARCHS, resolve_arch
@@ -11,7 +12,8 @@ OWN = dict(
     heads_ranges=(4, 4, 6, 6),
     mlp_ratios=(3, 3, 3, 3),
     decomposed=(True, True, True, False),
-    layer_scales=(False, False, False, True))
+    layer_scales=(False, False, False, True),
+)
 
 
 @pytest.mark.parametrize('name', ARCHS)
@@ -19,12 +21,15 @@ def test_presets_by_name_and_letter(name):
     assert resolve_arch(name) == resolve_arch(name[0]) == resolve_arch(name.upper()) == ARCHS[name]
 
 
-@pytest.mark.parametrize('name, blocks, channels, heads, ffn, decay, decomposed, layer_scale', [
-    ('tiny', (2, 2, 8, 2), (64, 128, 256, 512), (4, 4, 8, 16), (3, 3, 3, 3), (4, 4, 6, 6), 2, 0),
-    ('small', (3, 4, 18, 4), (64, 128, 256, 512), (4, 4, 8, 16), (4, 4, 3, 3), (4, 4, 6, 6), 3, 0),
-    ('base', (4, 8, 25, 8), (80, 160, 320, 512), (5, 5, 10, 16), (4, 4, 3, 3), (5, 5, 6, 6), 3, 2),
-    ('large', (4, 8, 25, 8), (112, 224, 448, 640), (7, 7, 14, 20), (4, 4, 3, 3), (6, 6, 6, 6), 3, 2),
-])
+@pytest.mark.parametrize(
+    'name, blocks, channels, heads, ffn, decay, decomposed, layer_scale',
+    [
+        ('tiny', (2, 2, 8, 2), (64, 128, 256, 512), (4, 4, 8, 16), (3, 3, 3, 3), (4, 4, 6, 6), 2, 0),
+        ('small', (3, 4, 18, 4), (64, 128, 256, 512), (4, 4, 8, 16), (4, 4, 3, 3), (4, 4, 6, 6), 3, 0),
+        ('base', (4, 8, 25, 8), (80, 160, 320, 512), (5, 5, 10, 16), (4, 4, 3, 3), (5, 5, 6, 6), 3, 2),
+        ('large', (4, 8, 25, 8), (112, 224, 448, 640), (7, 7, 14, 20), (4, 4, 3, 3), (6, 6, 6, 6), 3, 2),
+    ],
+)
 def test_presets_are_the_published_sizes(name, blocks, channels, heads, ffn, decay, decomposed, layer_scale):
     """L's decay is in no golden output, and in no shape: it would be wrong without any other test noticing."""
     arch = ARCHS[name]
@@ -42,15 +47,18 @@ def test_own_size():
     assert resolve_arch(OWN).depths == (1, 1, 2, 1)
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(embed_dim=3), ['unknown', 'embed_dim', 'embed_dims']),
-    (dict(depths=(1, 2)), ['depths', '4 values', '(1, 2)']),
-    (dict(depths=(1, 0, 1, 1)), ['depths', 'positive', '0']),
-    (dict(num_heads=(3, 2, 4, 4)), ['3 heads', '16 channels', 'stage 0']),
-    (dict(embed_dims=(16, 22, 32, 48)), ['22 / 2 = 11', 'even', 'stage 1']),
-    (dict(embed_dims=(15, 24, 32, 48), num_heads=(5, 2, 4, 4)), ['15 / 5 = 3', 'even']),
-    (dict(init_values=(0, 2, 2, 2)), ['init_values', '> 0']),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(embed_dim=3), ['unknown', 'embed_dim', 'embed_dims']),
+        (dict(depths=(1, 2)), ['depths', '4 values', '(1, 2)']),
+        (dict(depths=(1, 0, 1, 1)), ['depths', 'positive', '0']),
+        (dict(num_heads=(3, 2, 4, 4)), ['3 heads', '16 channels', 'stage 0']),
+        (dict(embed_dims=(16, 22, 32, 48)), ['22 / 2 = 11', 'even', 'stage 1']),
+        (dict(embed_dims=(15, 24, 32, 48), num_heads=(5, 2, 4, 4)), ['15 / 5 = 3', 'even']),
+        (dict(init_values=(0, 2, 2, 2)), ['init_values', '> 0']),
+    ],
+)
 def test_wrong_sizes_are_named(change, words):
     with pytest.raises(ValueError) as error:
         resolve_arch({**OWN, **change})

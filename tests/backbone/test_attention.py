@@ -1,4 +1,5 @@
 """All ways to compute attention with a decay agree with the formulas, gradients too, and take fused kernels."""
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -48,8 +49,10 @@ def explicit_decomposed(q, k, v):
 
 
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('attend, expected', [(attend_decomposed, explicit_decomposed), (attend_full, explicit_full),
-                                              (attend_full_by_row, explicit_full)])
+@pytest.mark.parametrize(
+    'attend, expected',
+    [(attend_decomposed, explicit_decomposed), (attend_full, explicit_full), (attend_full_by_row, explicit_full)],
+)
 def test_values_and_gradients(attend, expected, size):
     results = []
     inputs = [torch.randn(2, *size, HEADS, DIM) for _ in range(3)]

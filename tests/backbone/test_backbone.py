@@ -1,4 +1,5 @@
 """RMT as a backbone: what its arguments do, sizes and dtypes it takes, and what it refuses."""
+
 import copy
 import importlib
 import pickle
@@ -38,7 +39,7 @@ def test_any_size_gives_four_strides(size):
         outs, expected = model(image), reference(image)
     assert len(outs) == 4
     for i, out in enumerate(outs):
-        assert out.shape == (2, SMALL_ARCH['embed_dims'][i], *(-(-length // 2**(i + 2)) for length in size))
+        assert out.shape == (2, SMALL_ARCH['embed_dims'][i], *(-(-length // 2 ** (i + 2)) for length in size))
         assert error(out, expected[i]) < 1e-4
         assert out.is_contiguous(), "mmcv's RoIAlign reads memory as (B, C, H, W)"
 
@@ -62,13 +63,13 @@ def test_out_indices_choose_outputs_and_their_norms(out_indices):
 @pytest.mark.parametrize('last', range(4))
 def test_last_stages_need_not_run(last):
     """Nothing after the last output is computed, and that output is what it is with all of them."""
-    whole, model = build().eval(), build(out_indices=(last, )).eval()
+    whole, model = build().eval(), build(out_indices=(last,)).eval()
     model.load_state_dict({name: whole.state_dict()[name] for name in model.state_dict()})
     ran = set()
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *args, name=name: ran.add(name))
     x = torch.rand(1, 3, 40, 48)
-    out, = model(x)
+    (out,) = model(x)
     assert torch.equal(out, whole(x)[last])
     assert {int(name.split('.')[1]) for name in ran if name.startswith('stages.')} == set(range(last + 1))
     assert {int(name.split('.')[1]) for name in ran if name.startswith('downsamples.')} == set(range(last))
@@ -244,7 +245,7 @@ def test_state_dict_has_parameters_and_norm_statistics_only():
 def test_tables_are_cached_bounded_and_usable_after_inference_mode():
     line_bias.cache_clear()
     rotary_phases.cache_clear()
-    model = build(out_indices=(0, ))
+    model = build(out_indices=(0,))
     with torch.inference_mode():
         model(torch.rand(1, 3, 32, 64))
     built = line_bias.cache_info().misses, rotary_phases.cache_info().misses
@@ -297,20 +298,23 @@ def test_phases_are_fp32_and_exact_where_half_precision_ends():
     expected = torch.tensor(float(index), dtype=torch.float64)  # angle_0 is 1
     assert abs(float(cos[-1, -1, 0, 0]) - float(expected.cos())) < 1e-6
     assert float(cos[-1, -1, 0, 0]) != float(cos[-1, -2, 0, 0])
-    bias = line_bias((-0.3, ), 336, torch.device('cpu'), torch.bfloat16)
-    torch.testing.assert_close(bias[0, 0].float(), -0.3 * torch.arange(336.), rtol=2**-8, atol=0)
+    bias = line_bias((-0.3,), 336, torch.device('cpu'), torch.bfloat16)
+    torch.testing.assert_close(bias[0, 0].float(), -0.3 * torch.arange(336.0), rtol=2**-8, atol=0)
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(arch='huge'), ['huge', 'tiny']),
-    (dict(out_indices=(0, 4)), ['out_indices', '4', '0 to 3']),
-    (dict(frozen_stages=5), ['frozen_stages', '5', '4']),
-    (dict(with_cp=(True, False)), ['with_cp', '4']),
-    (dict(drop_path_rate=1.5), ['drop_path_rate', '1.5']),
-    (dict(out_indices=()), ['out_indices', 'empty']),
-    (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth')), ['pretrained', 'init_cfg']),
-    (dict(pretrained='open-mmlab://resnet50_v1c'), ['resnet50_v1c', 'model.pretrained=None']),
-])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(arch='huge'), ['huge', 'tiny']),
+        (dict(out_indices=(0, 4)), ['out_indices', '4', '0 to 3']),
+        (dict(frozen_stages=5), ['frozen_stages', '5', '4']),
+        (dict(with_cp=(True, False)), ['with_cp', '4']),
+        (dict(drop_path_rate=1.5), ['drop_path_rate', '1.5']),
+        (dict(out_indices=()), ['out_indices', 'empty']),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth')), ['pretrained', 'init_cfg']),
+        (dict(pretrained='open-mmlab://resnet50_v1c'), ['resnet50_v1c', 'model.pretrained=None']),
+    ],
+)
 def test_wrong_arguments_are_named(kwargs, words):
     with pytest.raises(ValueError) as caught:
         build(**kwargs)
@@ -383,13 +387,20 @@ def test_simmim():
     from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
     from mmpretrain.structures import DataSample
+
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(dict(
-            type='SimMIM',
-            backbone=dict(type='RMT', arch=SMALL_ARCH, out_indices=(3, ), mask_token=True),
-            neck=dict(type='SimMIMLinearDecoder', in_channels=48, encoder_stride=32),
-            head=dict(type='SimMIMHead', patch_size=4,
-                      loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3))))
+        model = MODELS.build(
+            dict(
+                type='SimMIM',
+                backbone=dict(type='RMT', arch=SMALL_ARCH, out_indices=(3,), mask_token=True),
+                neck=dict(type='SimMIMLinearDecoder', in_channels=48, encoder_stride=32),
+                head=dict(
+                    type='SimMIMHead',
+                    patch_size=4,
+                    loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
+                ),
+            )
+        )
     model.init_weights()
     samples = [DataSample() for _ in range(2)]
     for sample in samples:

@@ -1,4 +1,5 @@
 """torch.compile: one graph, few of them for many sizes, and the values of the eager form."""
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend

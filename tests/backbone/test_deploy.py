@@ -1,4 +1,5 @@
 """The form for inference: the same outputs, fewer layers, and no way back by accident."""
+
 import pytest
 import torch
 from torch import nn

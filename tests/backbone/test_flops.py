@@ -1,4 +1,5 @@
 """Parameters and multiply-adds: the published figures, and counts that do not depend on what computes them."""
+
 import json
 import subprocess
 import sys
@@ -28,10 +29,15 @@ COUNTED = {
 
 # GMAC of the dense backbone: convolutions and Linear layers, attention products
 BACKBONES = [
-    ('tiny', (800, 1280), 47.7, 78.2), ('small', (800, 1280), 92.0, 25.9), ('base', (800, 1280), 202.1, 48.5),
-    ('large', (800, 1280), 384.4, 66.6), ('tiny', (512, 2048), 48.8, 84.3), ('small', (512, 2048), 94.2, 31.8),
-    ('base', (512, 2048), 206.9, 59.3), ('large', (512, 2048), 393.6, 81.8)
-]  # yapf: disable
+    ('tiny', (800, 1280), 47.7, 78.2),
+    ('small', (800, 1280), 92.0, 25.9),
+    ('base', (800, 1280), 202.1, 48.5),
+    ('large', (800, 1280), 384.4, 66.6),
+    ('tiny', (512, 2048), 48.8, 84.3),
+    ('small', (512, 2048), 94.2, 31.8),
+    ('base', (512, 2048), 206.9, 59.3),
+    ('large', (512, 2048), 393.6, 81.8),
+]
 
 
 @pytest.mark.parametrize('name', [name for name, row in ROWS.items() if row.gflops])

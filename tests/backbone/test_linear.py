@@ -1,4 +1,5 @@
 """Linear layers as 1x1 convolutions: nn.Linear's values and gradients, and really a convolution."""
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def test_other_precisions_and_missing_library_take_the_product():
 
 def double_weight(layer):
     """Give a Linear layer a pre-forward hook that changes its input, as adapters and quantisers do."""
-    layer.register_forward_pre_hook(lambda module, args: (2 * args[0], ))
+    layer.register_forward_pre_hook(lambda module, args: (2 * args[0],))
     return layer
 
 
@@ -63,12 +64,16 @@ class Adapted(nn.Linear):
         return 2 * super().forward(x)
 
 
-@pytest.mark.parametrize('adapt', [
-    double_weight,
-    lambda layer: torch.nn.utils.parametrizations.weight_norm(layer),
-    lambda layer: Adapted(16, 24),
-    lambda layer: torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {nn.Linear})[0],
-], ids=['hook', 'parametrised', 'subclass', 'quantised'])  # yapf: disable
+@pytest.mark.parametrize(
+    'adapt',
+    [
+        double_weight,
+        lambda layer: torch.nn.utils.parametrizations.weight_norm(layer),
+        lambda layer: Adapted(16, 24),
+        lambda layer: torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {nn.Linear})[0],
+    ],
+    ids=['hook', 'parametrised', 'subclass', 'quantised'],
+)
 def test_a_layer_that_is_not_plain_is_called(adapt):
     layer, x = adapt(nn.Linear(16, 24)), torch.randn(2, 5, 7, 16)
     with torch.no_grad():

@@ -1,4 +1,5 @@
 """Hooks, tracers, exporters, transforms, quantisation and modes see the model as it is, and leave it as it was."""
+
 import copy
 import io
 
@@ -13,8 +14,13 @@ from rmt_mm.backbone import position
 
 from support.archs import SMALL_ARCH
 
-TABLES = (position.line_bias, position.manhattan_bias, position.manhattan_bias_by_row, position.coordinates,
-          position.rotary_phases)
+TABLES = (
+    position.line_bias,
+    position.manhattan_bias,
+    position.manhattan_bias_by_row,
+    position.coordinates,
+    position.rotary_phases,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +51,8 @@ def test_outputs_that_hooks_keep_are_not_overwritten(grad):
 def test_a_global_hook_keeps_outputs_too():
     model, kept = RMT(SMALL_ARCH).eval(), []
     handle = nn.modules.module.register_module_forward_hook(
-        lambda module, args, out: kept.append((out, out.detach().clone())) if isinstance(out, torch.Tensor) else None)
+        lambda module, args, out: kept.append((out, out.detach().clone())) if isinstance(out, torch.Tensor) else None
+    )
     try:
         with torch.no_grad():
             model(torch.rand(1, 3, 40, 48))
@@ -71,8 +78,11 @@ def test_every_hook_fires_once_a_training_step(kind):
         elif 'drop_path' not in name:  # the identity's output is its input, which is used twice
             module.register_full_backward_hook(note)
     sum(out.sum() for out in model(torch.rand(2, 3, 64, 64))).backward()
-    hooked = {name for name, module in model.named_modules()
-              if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks}
+    hooked = {
+        name
+        for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    }
     assert sorted(fired) == sorted(hooked)
 
 
@@ -104,7 +114,7 @@ def test_hooks_change_no_value_beyond_rounding():
             torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize('arch', [SMALL_ARCH, {**SMALL_ARCH, 'decomposed': (True, ) * 4}])
+@pytest.mark.parametrize('arch', [SMALL_ARCH, {**SMALL_ARCH, 'decomposed': (True,) * 4}])
 def test_a_layer_in_place_of_lce_may_return_its_input(arch):
     """An ablation puts nn.Identity there; the values must not be overwritten through it."""
     model = RMT(arch).train()
@@ -139,7 +149,7 @@ def test_functional_gradients():
     params = dict(model.named_parameters())
 
     def loss(params, x):
-        return sum(out.square().sum() for out in torch.func.functional_call(model, params, (x, )))
+        return sum(out.square().sum() for out in torch.func.functional_call(model, params, (x,)))
 
     found = torch.func.grad(loss)(params, x)
     expected = torch.autograd.grad(loss(params, x), list(params.values()))
@@ -163,7 +173,7 @@ def test_per_sample_gradients():
     x = torch.rand(3, 3, 32, 32).double()
 
     def loss(params, image):
-        return torch.func.functional_call(model, params, (image[None], ))[3].square().sum()
+        return torch.func.functional_call(model, params, (image[None],))[3].square().sum()
 
     found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(params, x)
     for name in ('stem.0.weight', 'stages.0.0.attn.qkv.weight', 'stages.3.0.ffn.dwconv.weight'):
@@ -203,7 +213,7 @@ def test_another_default_dtype_changes_no_table(dtype):
 
 @pytest.mark.parametrize('decomposed', [True, False])
 def test_another_default_device_changes_no_table(decomposed):
-    model = RMT({**SMALL_ARCH, 'decomposed': (decomposed, ) * 4}).eval()
+    model = RMT({**SMALL_ARCH, 'decomposed': (decomposed,) * 4}).eval()
     x = torch.rand(1, 3, 64, 64)
     with torch.device('meta'):
         outs = expected_outputs(model, x)
@@ -215,14 +225,14 @@ def test_the_older_onnx_exporter():
     """No complex numbers; run only where the package onnx is installed, which writes the file."""
     onnx = pytest.importorskip('onnx')
     model, x, file = RMT(SMALL_ARCH).eval(), torch.rand(1, 3, 64, 64), io.BytesIO()
-    torch.onnx.export(model, (x, ), file, dynamo=False, opset_version=17)
+    torch.onnx.export(model, (x,), file, dynamo=False, opset_version=17)
     onnx.checker.check_model(onnx.load_model_from_string(file.getvalue()))
 
 
 def test_recorded_rotation_is_the_eager_one():
     x = torch.rand(1, 5, 7, 2, 8)
     phases = position.rotary_phases(5, 7, 8, x.device)
-    traced = torch.jit.trace(lambda x: position.rotate(x, phases), (x, ))
+    traced = torch.jit.trace(lambda x: position.rotate(x, phases), (x,))
     assert 'complex' not in str(traced.graph)
     torch.testing.assert_close(traced(x), position.rotate(x, phases))
     torch.testing.assert_close(traced(x), position.rotate(x.clone(), phases, overwrite=True))

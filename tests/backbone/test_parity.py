@@ -1,4 +1,5 @@
 """Equality with the original: golden outputs of its models, parameter counts, and a plain reference's gradients."""
+
 import numpy as np
 import pytest
 import torch
@@ -36,16 +37,19 @@ def test_names_and_shapes_of_the_reference_are_the_official_ones(name):
     assert {k: tuple(v.shape) for k, v in reference.state_dict().items()} == official
 
 
-@pytest.mark.parametrize('name, params', [('tiny', 12_783_776), ('small', 25_416_800), ('base', 52_604_680),
-                                          ('large', 93_784_280)])
+@pytest.mark.parametrize(
+    'name, params', [('tiny', 12_783_776), ('small', 25_416_800), ('base', 52_604_680), ('large', 93_784_280)]
+)
 def test_parameter_counts(name, params):
     with torch.device('meta'):
         model = RMT(name)
     assert sum(p.numel() for p in model.parameters()) == params
 
 
-@pytest.mark.parametrize('file, image', [('tiny_dense_1x3x64x96', 'vis-a'), ('small_dense_2x3x96x64', 'vis-b'),
-                                         ('base_dense_1x3x64x64', 'vis-c')])
+@pytest.mark.parametrize(
+    'file, image',
+    [('tiny_dense_1x3x64x96', 'vis-a'), ('small_dense_2x3x96x64', 'vis-b'), ('base_dense_1x3x64x64', 'vis-c')],
+)
 def test_outputs_of_the_original(file, image):
     name, kind, shape = file.split('_')
     model = RMT(name).eval()
@@ -78,7 +82,8 @@ OWN = dict(
     heads_ranges=(4, 5, 6, 6),
     mlp_ratios=(3, 4, 3, 3),
     decomposed=(True, False, True, False),
-    layer_scales=(False, False, True, True))
+    layer_scales=(False, False, True, True),
+)
 
 
 @pytest.mark.parametrize('size', [(64, 96), (45, 61)])

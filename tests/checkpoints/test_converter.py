@@ -1,4 +1,5 @@
 """tools/model_converters/rmt_to_mm.py, run as a user runs it."""
+
 import argparse
 import importlib
 import os
@@ -103,18 +104,25 @@ def test_command_line(tmp_path):
     assert_same_features(model, official, norms=False)
 
 
-@pytest.mark.parametrize('file, image, config', [
-    ('tiny_dense_1x3x64x96', 'vis-a', 'detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py'),
-    ('small_dense_2x3x96x64', 'vis-b', 'segmentation/rmt-small_fpn_8xb2-80k_ade20k-512x512.py'),
-    pytest.param('base_dense_1x3x64x64', 'vis-c', 'segmentation/rmt-base_upernet_8xb2-amp-160k_ade20k-512x512.py',
-                 marks=pytest.mark.slow),
-    ('tiny_classification_2x3x64x64', 'vis-d', 'classification/rmt-tiny_8xb128_in1k.py'),
-    ('small_token_label_2x3x64x64', 'vis-e', 'classification/rmt-small_tl_8xb128-310e_in1k.py'),
-])
+@pytest.mark.parametrize(
+    'file, image, config',
+    [
+        ('tiny_dense_1x3x64x96', 'vis-a', 'detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py'),
+        ('small_dense_2x3x96x64', 'vis-b', 'segmentation/rmt-small_fpn_8xb2-80k_ade20k-512x512.py'),
+        pytest.param(
+            'base_dense_1x3x64x64',
+            'vis-c',
+            'segmentation/rmt-base_upernet_8xb2-amp-160k_ade20k-512x512.py',
+            marks=pytest.mark.slow,
+        ),
+        ('tiny_classification_2x3x64x64', 'vis-d', 'classification/rmt-tiny_8xb128_in1k.py'),
+        ('small_token_label_2x3x64x64', 'vis-e', 'classification/rmt-small_tl_8xb128-310e_in1k.py'),
+    ],
+)
 def test_outputs_of_the_original_through_files(file, image, config, run, tmp_path):
     """The original's outputs, from an official file, converted, loaded by mmengine into the model of a real config."""
     size, shape = file.split('_')[0], tuple(map(int, file.split('_')[-1].split('x')))
-    kind = file[len(size) + 1:file.rindex('_')]
+    kind = file[len(size) + 1 : file.rindex('_')]
     src = save_classifier(tmp_path / 'official.pth', tensors(OFFICIAL_KEYS[f'{size}/{kind}'], ARCHS[size]), average=0)
     assert run(src, tmp_path / 'ours.pth')[0] == 0
     cfg = Config.fromfile(ROOT / 'configs' / config)
@@ -138,8 +146,9 @@ def plain_logits(size, state, x):
     """The logits of an official classifier by the formulas: plain backbone without output norm, and its head."""
     backbone = PlainRMT(ARCHS[size]).eval()
     backbone.extra_norms[3] = torch.nn.Identity()
-    backbone.load_state_dict({k: v for k, v in state.items() if k.startswith(('patch_embed', 'layers'))
-                              and 'Relpos' not in k}, strict=False)  # yapf: disable
+    backbone.load_state_dict(
+        {k: v for k, v in state.items() if k.startswith(('patch_embed', 'layers')) and 'Relpos' not in k}, strict=False
+    )
     tokens = backbone(x)[3].permute(0, 2, 3, 1)
     h = F.linear(tokens, state['proj.weight'], state['proj.bias'])
     h = (h - state['norm.running_mean']) / (state['norm.running_var'] + 1e-5).sqrt()
@@ -151,8 +160,9 @@ def plain_logits(size, state, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind, config', [('classification', '{}_8xb128_in1k'),
-                                          ('token_label', '{}_tl_8xb128-310e_in1k')])
+@pytest.mark.parametrize(
+    'kind, config', [('classification', '{}_8xb128_in1k'), ('token_label', '{}_tl_8xb128-310e_in1k')]
+)
 @pytest.mark.parametrize('size', ['base', 'large'])
 def test_logits_through_files_where_no_golden_output_is(size, kind, config, run, tmp_path):
     state = tensors(OFFICIAL_KEYS[f'{size}/{kind}'], ARCHS[size])
@@ -169,8 +179,15 @@ def test_logits_through_files_where_no_golden_output_is(size, kind, config, run,
     assert float((logits - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize('kind, suffix', [*((kind, '.pth') for kind in KINDS), ('token_label', '.safetensors'),
-                                          ('RetinaNet', '.safetensors'), ('Semantic FPN', '.safetensors')])
+@pytest.mark.parametrize(
+    'kind, suffix',
+    [
+        *((kind, '.pth') for kind in KINDS),
+        ('token_label', '.safetensors'),
+        ('RetinaNet', '.safetensors'),
+        ('Semantic FPN', '.safetensors'),
+    ],
+)
 def test_there_and_back(kind, suffix, run, tmp_path):
     official = nano_state_dict(kind)
     # Their own rounding of the computed buffers must survive as well.
@@ -206,13 +223,15 @@ def test_kind_and_names(kind, run, tmp_path):
     model = RMT(NANO._asdict(), out_indices=out_indices, out_norm=dense)
     assert backbone == {f'backbone.{name}' for name in model.state_dict()}
     heads = {name.split('.')[0] for name in content['state_dict']} - {'backbone'}
-    assert heads == dict(
-        dense=set(), classification={'head'}, token_label={'head'}, detector=heads, segmentor=heads)[expected]
+    assert (
+        heads
+        == dict(dense=set(), classification={'head'}, token_label={'head'}, detector=heads, segmentor=heads)[expected]
+    )
 
 
 def test_the_way_back_takes_our_files_only(run, tmp_path):
     src = save(tmp_path / 'official.pth', 'dense')
-    refused(run, tmp_path, '--to-official', src, tmp_path / 'back.pth', words=('official checkpoint already', ))
+    refused(run, tmp_path, '--to-official', src, tmp_path / 'back.pth', words=('official checkpoint already',))
 
 
 def test_raw_and_average(run, tmp_path):
@@ -231,12 +250,18 @@ def test_raw_and_average(run, tmp_path):
 def test_average_that_is_not_there(run, tmp_path):
     torch.save(dict(model=nano_state_dict('dense')), tmp_path / 'official.pth')
     args = (tmp_path / 'official.pth', tmp_path / 'ours.pth', '--weights', 'model_ema')
-    refused(run, tmp_path, *args, words=("'model_ema'", ))
+    refused(run, tmp_path, *args, words=("'model_ema'",))
 
 
-@pytest.mark.parametrize('kind, task, heads', [('token_label', 'classification', {'head.proj', 'head.norm', 'head.fc'}),
-                                               ('token_label', 'dense', set()), ('Mask R-CNN', 'dense', set()),
-                                               ('UperNet', 'segmentor', {'decode_head', 'auxiliary_head'})])
+@pytest.mark.parametrize(
+    'kind, task, heads',
+    [
+        ('token_label', 'classification', {'head.proj', 'head.norm', 'head.fc'}),
+        ('token_label', 'dense', set()),
+        ('Mask R-CNN', 'dense', set()),
+        ('UperNet', 'segmentor', {'decode_head', 'auxiliary_head'}),
+    ],
+)
 def test_task(kind, task, heads, run, tmp_path):
     status, out, _ = run(save(tmp_path / 'official.pth', kind), tmp_path / 'ours.pth', '--task', task)
     assert status == 0 and f'kind: {task}' in out
@@ -278,7 +303,7 @@ def test_nothing_is_written_of_an_incomplete_file(kind, change, run, tmp_path):
     else:
         official[name] = torch.zeros(2, 3, 4)
     src = save_mm(tmp_path / 'official.pth', official)
-    refused(run, tmp_path, src, tmp_path / 'ours.pth', words=(name, ))
+    refused(run, tmp_path, src, tmp_path / 'ours.pth', words=(name,))
 
 
 def adapted_backbone(channels, run, tmp_path):
@@ -302,10 +327,16 @@ def test_four_input_channels(run, tmp_path):
     torch.testing.assert_close(four, three[:, [0, 1, 2, 0]] * 0.75)
 
 
-@pytest.mark.parametrize('kind, left_out', [
-    ('classification', {'head.fc'}), ('token_label', {'head.fc', 'head.aux_fc'}),
-    ('Mask R-CNN', {'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits'}),
-    ('RetinaNet', {'bbox_head.retina_cls'}), ('UperNet', {'decode_head.conv_seg', 'auxiliary_head.conv_seg'})])
+@pytest.mark.parametrize(
+    'kind, left_out',
+    [
+        ('classification', {'head.fc'}),
+        ('token_label', {'head.fc', 'head.aux_fc'}),
+        ('Mask R-CNN', {'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits'}),
+        ('RetinaNet', {'bbox_head.retina_cls'}),
+        ('UperNet', {'decode_head.conv_seg', 'auxiliary_head.conv_seg'}),
+    ],
+)
 def test_number_of_classes(kind, left_out, run, tmp_path):
     src = save(tmp_path / 'official.pth', kind)
     assert run(src, tmp_path / 'same.pth', '--num-classes', 7)[0] == 0
@@ -318,13 +349,13 @@ def test_number_of_classes(kind, left_out, run, tmp_path):
 
 def test_number_of_classes_of_a_backbone(run, tmp_path):
     src = save(tmp_path / 'official.pth', 'dense')
-    refused(run, tmp_path, src, tmp_path / 'ours.pth', '--num-classes', 3, words=('no classes', ))
+    refused(run, tmp_path, src, tmp_path / 'ours.pth', '--num-classes', 3, words=('no classes',))
 
 
 def test_publish(run, tmp_path):
     src = save(tmp_path / 'official.pth', 'dense')
     assert run(src, tmp_path / 'rmt.pth', '--publish')[0] == 0
-    published, = tmp_path.glob('rmt-*.pth')
+    (published,) = tmp_path.glob('rmt-*.pth')
     assert published.name == f'rmt-{file_hash(str(published))[:8]}.pth'
     assert not (tmp_path / 'rmt.pth').exists()
     # The same weights have the same name wherever they are made.
@@ -341,8 +372,8 @@ def test_destination(run, tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(dst.stat().st_mode) == 0o666 & ~umask
-    refused(run, tmp_path, src, src, '--force', words=('SRC itself', ))
-    refused(run, tmp_path, src, tmp_path / 'no' / 'ours.pth', words=('does not exist', ))
+    refused(run, tmp_path, src, src, '--force', words=('SRC itself',))
+    refused(run, tmp_path, src, tmp_path / 'no' / 'ours.pth', words=('does not exist',))
     refused(run, tmp_path, src, tmp_path / 'ours.onnx', words=('.pth', '.safetensors'))
 
 
@@ -374,7 +405,7 @@ def damaged(folder):
     return {
         'missing': (None, 'does not exist'),
         'empty': (b'', 'empty'),
-        'truncated': (whole[:len(whole) // 2], 'cut off'),
+        'truncated': (whole[: len(whole) // 2], 'cut off'),
         'flipped': (bytes(flipped), 'damaged'),
         'html': (b'\n<!DOCTYPE html><html>', 'web page'),
         'lfs': (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
@@ -390,8 +421,26 @@ def damaged(folder):
     }
 
 
-@pytest.mark.parametrize('kind', ['missing', 'empty', 'truncated', 'flipped', 'html', 'lfs', 'paddle', 'keras', 'gzip',
-                                  'text', 'zip', 'numpy', 'script', 'tensor', 'list'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'missing',
+        'empty',
+        'truncated',
+        'flipped',
+        'html',
+        'lfs',
+        'paddle',
+        'keras',
+        'gzip',
+        'text',
+        'zip',
+        'numpy',
+        'script',
+        'tensor',
+        'list',
+    ],
+)
 def test_files_that_are_no_checkpoints(kind, run, tmp_path):
     save(tmp_path / 'whole.pth', 'dense')
     content, word = damaged(tmp_path)[kind]
@@ -443,9 +492,8 @@ def test_opting_in_for_one_type(run, tmp_path):
 
 
 class System:
-
     def __reduce__(self):
-        return os.system, ('true', )
+        return os.system, ('true',)
 
 
 def test_commands_are_refused_whatever_is_allowed(run, tmp_path):

@@ -1,4 +1,5 @@
 """The layout of the authors' checkpoints, and loading them directly."""
+
 import contextlib
 import copy
 import functools
@@ -65,9 +66,11 @@ def build_model(name):
         cfg.auxiliary_head.in_channels = NANO.embed_dims[2]
     if HEADS[name].task == 'detector':
         from mmdet.utils import register_all_modules
+
         scope = 'mmdet'
     else:
         from mmseg.utils import register_all_modules
+
         scope = 'mmseg'
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope(scope):  # other tests must not find it
@@ -135,8 +138,10 @@ def test_init_cfg_takes_official_files(kind, prefix, tmp_path):
     assert_same_features(model, official, norms=kind in ('dense', *HEADS))
 
 
-@pytest.mark.parametrize('size', ['tiny', 'small', pytest.param('base', marks=pytest.mark.slow),
-                                  pytest.param('large', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'size',
+    ['tiny', 'small', pytest.param('base', marks=pytest.mark.slow), pytest.param('large', marks=pytest.mark.slow)],
+)
 def test_init_cfg_takes_official_files_of_every_size(size, tmp_path):
     official = tensors(OFFICIAL_KEYS[f'{size}/dense'], ARCHS[size])
     path = save_classifier(tmp_path / 'official.pth', official, average=0)
@@ -147,12 +152,13 @@ def test_init_cfg_takes_official_files_of_every_size(size, tmp_path):
 
 def test_init_cfg_as_list_and_class(tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
-    first = dict(type='Constant', layer='LayerNorm', val=3.)
+    first = dict(type='Constant', layer='LayerNorm', val=3.0)
     model = RMT(NANO._asdict(), init_cfg=[dict(type=PretrainedInit, checkpoint=path), first])
     model.init_weights()
     # The file wins wherever it has something, whatever the order.
-    assert torch.equal(model.stages[0][0].norm1.weight, nano_state_dict('dense')[
-        'layers.0.blocks.0.retention_layer_norm.weight'])
+    assert torch.equal(
+        model.stages[0][0].norm1.weight, nano_state_dict('dense')['layers.0.blocks.0.retention_layer_norm.weight']
+    )
     assert (model.norm0.weight == 3).all()
 
 
@@ -161,20 +167,27 @@ def test_report_in_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr('rmt_mm.checkpoints.loading.print_log', lambda message, logger: messages.append(message))
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
     RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
-    log, = messages
+    (log,) = messages
     for text in ('official checkpoint', 'arch: custom', 'no part of the backbone', 'no output norms', 'model_ema'):
         assert text in log
 
 
 class Detector(BaseModule):
-
     def __init__(self, **backbone):
         super().__init__()
         self.backbone = RMT(NANO._asdict(), **backbone)
 
 
-@pytest.mark.parametrize('save_prefix, prefix', [('', None), ('backbone.', None), ('backbone.', 'backbone.'),
-                                                 ('module.backbone.', None), ('teacher.backbone.', 'teacher.backbone')])
+@pytest.mark.parametrize(
+    'save_prefix, prefix',
+    [
+        ('', None),
+        ('backbone.', None),
+        ('backbone.', 'backbone.'),
+        ('module.backbone.', None),
+        ('teacher.backbone.', 'teacher.backbone'),
+    ],
+)
 def test_init_cfg_takes_own_files(save_prefix, prefix, tmp_path):
     source = RMT(NANO._asdict())
     source.init_weights()
@@ -265,18 +278,27 @@ def whole_models():
         mmdet_2=(nano_state_dict('Mask R-CNN'), 'an official RMT checkpoint: .* converted'),
         nothing=({'head.fc.weight': torch.zeros(2, 2)}, "no tensor of RMT below 'backbone.'"),
         own_without_prefix=(RMT(NANO._asdict()).state_dict(), "no tensor of RMT below 'backbone.'.*init_cfg"),
-        swin=({'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8), 'backbone.norm0.weight': torch.zeros(8)},
-              r'not a checkpoint of RMT.*it has stages\.0\.blocks\.0\.norm1\.weight'),
+        swin=(
+            {'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8), 'backbone.norm0.weight': torch.zeros(8)},
+            r'not a checkpoint of RMT.*it has stages\.0\.blocks\.0\.norm1\.weight',
+        ),
         resnet=({'backbone.conv1.weight': torch.zeros(8, 3, 7, 7)}, r'not a checkpoint of RMT.*conv1\.weight'),
         tiny=({f'backbone.{name}': t for name, t in RMT('tiny').state_dict().items()}, 'the file is RMT tiny'),
         one_tensor=({'backbone.norm0.weight': torch.zeros(8)}, r'missing \(stem\.0\.weight'),
-        no_block=({name: t for name, t in ours.items() if name not in block},
-                  rf'{len(block)} missing \(stages\.2\.1\.cpe\.weight.*complete it'),
-        no_bias=({name: t for name, t in ours.items() if name != 'backbone.stages.0.0.attn.proj.bias'},
-                 r'1 missing \(stages\.0\.0\.attn\.proj\.bias\)'),
+        no_block=(
+            {name: t for name, t in ours.items() if name not in block},
+            rf'{len(block)} missing \(stages\.2\.1\.cpe\.weight.*complete it',
+        ),
+        no_bias=(
+            {name: t for name, t in ours.items() if name != 'backbone.stages.0.0.attn.proj.bias'},
+            r'1 missing \(stages\.0\.0\.attn\.proj\.bias\)',
+        ),
         more=({**ours, 'backbone.adapter.weight': torch.zeros(1)}, r'1 unexpected \(adapter\.weight\)'),
-        shape=({**ours, 'backbone.stages.0.0.norm1.weight': torch.zeros(9)},
-               r'1 of the wrong shape \(stages\.0\.0\.norm1\.weight is \(9,\), not \(8,\)\)'))
+        shape=(
+            {**ours, 'backbone.stages.0.0.norm1.weight': torch.zeros(9)},
+            r'1 of the wrong shape \(stages\.0\.0\.norm1\.weight is \(9,\), not \(8,\)\)',
+        ),
+    )
 
 
 @pytest.mark.parametrize('layout', whole_models())
@@ -298,7 +320,7 @@ def test_whole_models_never_load_nothing(layout, load, tmp_path):
 
 def test_a_part_that_is_completed_loads():
     model, other = Detector(), Detector()
-    part = {name: tensor + 1. for name, tensor in other.state_dict().items() if '.stages.0.' in name}
+    part = {name: tensor + 1.0 for name, tensor in other.state_dict().items() if '.stages.0.' in name}
     model.load_state_dict({**model.state_dict(), **part})
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in part.items())
 
@@ -315,9 +337,10 @@ def test_a_backbone_by_itself_takes_what_is_its_own():
 
 
 @pytest.mark.parametrize('way', ['init_cfg', 'mmengine', 'torch'])
-@pytest.mark.parametrize('theirs, ours, new, unused', [
-    ((3, ), (0, 1, 2, 3), [0, 1, 2], []), ((0, 1, 2, 3), (1, 2), [], [0, 3]), ((0, 1), (1, 2), [2], [0])
-])
+@pytest.mark.parametrize(
+    'theirs, ours, new, unused',
+    [((3,), (0, 1, 2, 3), [0, 1, 2], []), ((0, 1, 2, 3), (1, 2), [], [0, 3]), ((0, 1), (1, 2), [2], [0])],
+)
 def test_output_norms_may_be_missing_singly(theirs, ours, new, unused, way, tmp_path, monkeypatch):
     """As after self-supervised pre-training, whose backbone has the last output alone."""
     messages = []
@@ -331,7 +354,7 @@ def test_output_norms_may_be_missing_singly(theirs, ours, new, unused, way, tmp_
     model = Detector(out_indices=ours, init_cfg=dict(type='Pretrained', checkpoint=path) if way == 'init_cfg' else None)
     if way == 'init_cfg':
         model.init_weights()
-        log, = messages
+        (log,) = messages
         assert ('new: ' + ', '.join(f'norm{i}' for i in new) + '; ' in log) == bool(new)
         assert ('unused: ' + ', '.join(f'norm{i}' for i in unused) + '; ' in log) == bool(unused)
     elif way == 'mmengine':
@@ -368,8 +391,11 @@ def test_the_form_for_inference_is_loaded_into_its_own_kind_alone(deploy, way, t
         path = str(tmp_path / f'{form}.pth')
         torch.save(dict(state_dict=source.state_dict()), path)
         model = Detector(deploy=deploy)
-        load = functools.partial(load_checkpoint, model, path) if way == 'mmengine' else \
-            functools.partial(load_pretrained, model.backbone, path)
+        load = (
+            functools.partial(load_checkpoint, model, path)
+            if way == 'mmengine'
+            else functools.partial(load_pretrained, model.backbone, path)
+        )
         if deploy == (form == 'deployed'):
             load()
             assert all(torch.equal(t, model.state_dict()[name]) for name, t in source.state_dict().items())
@@ -381,7 +407,7 @@ def test_the_form_for_inference_is_loaded_into_its_own_kind_alone(deploy, way, t
 
 def test_the_form_for_inference_of_other_norms_is_told_by_the_file(tmp_path):
     settings = dict(norm_cfg=dict(type='GN', num_groups=1))
-    arch = {**NANO._asdict(), 'layer_scales': (False, ) * 4}
+    arch = {**NANO._asdict(), 'layer_scales': (False,) * 4}
     source = RMT(arch, **settings).eval()
     source.switch_to_deploy()
     path = str(tmp_path / 'file.pth')
@@ -402,7 +428,6 @@ def test_no_way_leads_back_from_the_form_for_inference(nano):
 
 
 class Adapted(RMT):
-
     def __init__(self, **settings):
         super().__init__(NANO._asdict(), **settings)
         self.adapter = torch.nn.Linear(2, 2)
@@ -480,7 +505,8 @@ def ways_in(path):
     return dict(
         init_cfg=RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights,
         prefix=RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone.')).init_weights,
-        check=functools.partial(check_checkpoint_file, path))
+        check=functools.partial(check_checkpoint_file, path),
+    )
 
 
 @pytest.mark.parametrize('way', ['init_cfg', 'prefix', 'check'])

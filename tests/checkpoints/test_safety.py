@@ -1,4 +1,5 @@
 """Files of strangers: nothing of them is executed, no memory is misread, and each mistake is one sentence."""
+
 import functools
 import http.server
 import io
@@ -45,8 +46,13 @@ def nano(monkeypatch):
 
 @pytest.fixture(scope='module')
 def outcomes(tmp_path_factory):
-    done = subprocess.run([sys.executable, '-m', 'support.forged', tmp_path_factory.mktemp('forged')],
-                          cwd=ROOT / 'tests', capture_output=True, text=True, check=False)  # yapf: disable
+    done = subprocess.run(
+        [sys.executable, '-m', 'support.forged', tmp_path_factory.mktemp('forged')],
+        cwd=ROOT / 'tests',
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     found = {}
     for line in done.stdout.splitlines():
         if not line.startswith('['):  # onedl-mmengine prints what it could not import
@@ -57,8 +63,9 @@ def outcomes(tmp_path_factory):
     return found
 
 
-REFUSALS = dict(convert='CheckpointError', check='CheckpointError', label_map='TokenLabelError',
-                torch='UnpicklingError')  # yapf: disable
+REFUSALS = dict(
+    convert='CheckpointError', check='CheckpointError', label_map='TokenLabelError', torch='UnpicklingError'
+)
 
 
 @pytest.mark.parametrize('name', [*forged.ALLOWED, *forged.TORCH])
@@ -75,22 +82,23 @@ def test_forged_files_are_refused_in_every_way_in(name, outcomes):
 def test_the_forgery_is_well_made(tmp_path):
     """What is refused above is refused for what is wrong with it: the same files without it load."""
     good = dict(
-        array=forged.array((2, ), b'A' * 16),
-        old=forged.array((2, ), b'A' * 16, core='core'),
+        array=forged.array((2,), b'A' * 16),
+        old=forged.array((2,), b'A' * 16, core='core'),
         scalar=forged.scalar(forged.dtype(), b'A' * 8),
         buffer=forged.history(),
-        tensor=forged.tensor())
+        tensor=forged.tensor(),
+    )
     path = forged.write(tmp_path / 'good.pth', good)
     for content in (read_checkpoint(path), torch.load(path, weights_only=True)):
         assert content['array'].tolist() == content['old'].tolist() == [content['scalar']] * 2
-        assert type(content['buffer']) is HistoryBuffer and content['tensor'].shape == (8, )
+        assert type(content['buffer']) is HistoryBuffer and content['tensor'].shape == (8,)
 
 
 def test_statistics_of_a_file_do_not_reach_the_class(tmp_path):
     another = forged.Reduce(forged.Global('builtins', 'getattr'), (forged.HISTORY, 'max'))
     path = forged.write(tmp_path / 'a.pth', dict(a=forged.history(statistics_methods=dict(mean=another, new=another))))
     torch.load(path, weights_only=True)
-    assert HistoryBuffer([1., 2.], [1, 1]).statistics('mean') == 1.5
+    assert HistoryBuffer([1.0, 2.0], [1, 1]).statistics('mean') == 1.5
     assert 'new' not in HistoryBuffer._statistics_methods
 
 
@@ -99,8 +107,17 @@ def test_statistics_of_a_file_do_not_reach_the_class(tmp_path):
 
 def test_no_type_of_numpy_or_mmengine_is_on_the_list():
     listed = [entry[0] if isinstance(entry, tuple) else entry for entry in torch.serialization.get_safe_globals()]
-    raw = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, getattr, bytes, np.empty(0).__reduce__()[0],
-           np.float64(0).__reduce__()[0], *(type(np.dtype(kind)) for kind in 'd f i l b O U'.split())]
+    raw = [
+        HistoryBuffer,
+        ConfigDict,
+        np.ndarray,
+        np.dtype,
+        getattr,
+        bytes,
+        np.empty(0).__reduce__()[0],
+        np.float64(0).__reduce__()[0],
+        *(type(np.dtype(kind)) for kind in 'd f i l b O U'.split()),
+    ]
     assert not [entry for entry in listed if any(entry is one for one in raw)]
 
 
@@ -109,9 +126,16 @@ def test_the_list_holds_what_mmengine_writes_and_no_more():
     # torch 2.5 asks for the name in another way.
     assert names == {f'{entry.__module__}.{entry.__name__}' for entry in STAND_INS}
     assert names == {
-        'mmengine.logging.history_buffer.HistoryBuffer', 'mmengine.config.config.ConfigDict', 'builtins.getattr',
-        'builtins.bytes', 'numpy.ndarray', 'numpy.dtype', 'numpy.core.multiarray._reconstruct',
-        'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar'
+        'mmengine.logging.history_buffer.HistoryBuffer',
+        'mmengine.config.config.ConfigDict',
+        'builtins.getattr',
+        'builtins.bytes',
+        'numpy.ndarray',
+        'numpy.dtype',
+        'numpy.core.multiarray._reconstruct',
+        'numpy._core.multiarray._reconstruct',
+        'numpy.core.multiarray.scalar',
+        'numpy._core.multiarray.scalar',
     }
 
 
@@ -129,13 +153,18 @@ def as_other_numpy(path, old):
 
 KINDS = 'f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1 c8 c16'.split()
 PLAIN = {
-    **{f'scalar {kind}': np.dtype(kind).type(1) for kind in KINDS}, 'scalar str': np.str_('mAP'),
-    'empty str': np.str_(''), 'scalar bytes': np.bytes_(b'mAP'),
+    **{f'scalar {kind}': np.dtype(kind).type(1) for kind in KINDS},
+    'scalar str': np.str_('mAP'),
+    'empty str': np.str_(''),
+    'scalar bytes': np.bytes_(b'mAP'),
     **{kind: np.arange(6).reshape(2, 3).astype(kind) for kind in (*KINDS, '>f4', '>i8', '<u2', 'U3', '>U3', 'S2')},
-    'Fortran order': np.asfortranarray(np.arange(6.).reshape(2, 3)), 'steps': np.arange(8)[::-2],
-    'no dimension': np.array(3.), 'str without dimension': np.array('mAP'), 'empty': np.zeros((0, 3)),
+    'Fortran order': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    'steps': np.arange(8)[::-2],
+    'no dimension': np.array(3.0),
+    'str without dimension': np.array('mAP'),
+    'empty': np.zeros((0, 3)),
     'empty of str': np.array([], 'U3'),
-}  # yapf: disable
+}
 
 
 @pytest.mark.parametrize('old', [False, True], ids=['NumPy 2', 'NumPy 1'])
@@ -143,17 +172,17 @@ def test_all_that_mmengine_writes_loads(old, tmp_path):
     hub = MessageHub('written')
     for name, value in PLAIN.items():
         hub.update_info(name, value)
-    for value in (1., 2.):
+    for value in (1.0, 2.0):
         hub.update_scalar('loss', value)
     hub.update_scalar('lr', np.float32(1e-3))
     hub._log_scalars['nothing'], hub._resumed_keys['nothing'] = HistoryBuffer(), True
-    meta = dict(dataset_meta=ConfigDict(classes=('a', ), roi=ConfigDict(names=['b'])), seed=np.int64(1))
+    meta = dict(dataset_meta=ConfigDict(classes=('a',), roi=ConfigDict(names=['b'])), seed=np.int64(1))
     torch.save(dict(meta=meta, state_dict={}, message_hub=hub.state_dict()), tmp_path / 'own.pth')
     as_other_numpy(tmp_path / 'own.pth', old)
 
     for read in (read_checkpoint, functools.partial(torch.load, weights_only=True), _load_checkpoint):
         content = read(str(tmp_path / 'own.pth'))
-        assert content['meta'] == dict(dataset_meta=dict(classes=('a', ), roi=dict(names=['b'])), seed=1)
+        assert content['meta'] == dict(dataset_meta=dict(classes=('a',), roi=dict(names=['b'])), seed=1)
         for name, value in PLAIN.items():
             loaded = content['message_hub']['runtime_info'][name]
             assert isinstance(loaded, type(value)) and loaded.dtype.newbyteorder('=') == value.dtype.newbyteorder('=')
@@ -162,10 +191,10 @@ def test_all_that_mmengine_writes_loads(old, tmp_path):
         resumed.load_state_dict(content['message_hub'])
         assert all(type(resumed.get_info(name)) is type(value) for name, value in PLAIN.items())
         loss = resumed.get_scalar('loss')
-        assert type(loss) is HistoryBuffer and loss.data[0].tolist() == [1., 2.] and loss.statistics('mean') == 1.5
-        loss.update(6.)
-        assert loss.mean() == 3. and loss.max_length == 1000000
-        resumed.get_scalar('nothing').update(1.)
+        assert type(loss) is HistoryBuffer and loss.data[0].tolist() == [1.0, 2.0] and loss.statistics('mean') == 1.5
+        loss.update(6.0)
+        assert loss.mean() == 3.0 and loss.max_length == 1000000
+        resumed.get_scalar('nothing').update(1.0)
         # What was loaded is saved again as NumPy's and mmengine's own.
         torch.save(content, tmp_path / 'again.pth')
         again = torch.load(tmp_path / 'again.pth', weights_only=False)['message_hub']['runtime_info']
@@ -217,8 +246,9 @@ def test_what_is_advised_works(tmp_path):
 # Names out of files.
 
 
-@pytest.mark.parametrize('name', ['torch.x;id>/tmp/owned', 'a.$(id)', 'a.b c', 'a.\x1b]0;x\x07', 'a.\u202egnp', 'a.b-c',
-                                  'x.' + 'y' * 5000])
+@pytest.mark.parametrize(
+    'name', ['torch.x;id>/tmp/owned', 'a.$(id)', 'a.b c', 'a.\x1b]0;x\x07', 'a.\u202egnp', 'a.b-c', 'x.' + 'y' * 5000]
+)
 def test_names_of_types_reach_no_shell_and_no_terminal(name, tmp_path):
     module, _, attribute = name.rpartition('.')
     pickled = b'\x80\x02c' + module.encode() + b'\n' + attribute.encode() + b'\n.'
@@ -233,7 +263,11 @@ def test_names_of_types_reach_no_shell_and_no_terminal(name, tmp_path):
 def test_facts_are_quoted_in_commands():
     command = describe(CheckpointError('x.', 'allow_type', allow_type=['a;id', 'b $c'])).split('`')[1]
     assert [word for word in shlex.split(command) if word not in ('SRC', 'DST')][2:] == [
-        '--allow-type', 'a;id', '--allow-type', 'b $c']
+        '--allow-type',
+        'a;id',
+        '--allow-type',
+        'b $c',
+    ]
 
 
 def test_no_error_carries_control_characters():
@@ -258,7 +292,7 @@ def test_names_of_tensors_and_meta_are_escaped(where, tmp_path):
     elif where == 'meta':
         content['meta']['rmt_mm'] = dict(weights='\x1b[2J', arch='\x1b')
     else:
-        content['meta']['dataset_meta'] = {'classes': ('\x1b', ), '\x1b[2J': {1, 2}}
+        content['meta']['dataset_meta'] = {'classes': ('\x1b',), '\x1b[2J': {1, 2}}
     try:
         lines = parse_checkpoint(content).report()
     except CheckpointError as error:
@@ -266,9 +300,17 @@ def test_names_of_tensors_and_meta_are_escaped(where, tmp_path):
     assert all(line.isprintable() and len(line) < 1000 for line in lines), lines
 
 
-@pytest.mark.parametrize('meta', [
-    dict(dataset_meta=[1]), dict(rmt_mm=[1]), dict(rmt_mm=dict(weights=[1])), [1], dict(CLASSES=torch.zeros(2)),
-    dict(dataset_meta={1: 2, 'classes': {1, 2}, 'a': {(1, 2): 3}, (1, ): 2})])
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(dataset_meta=[1]),
+        dict(rmt_mm=[1]),
+        dict(rmt_mm=dict(weights=[1])),
+        [1],
+        dict(CLASSES=torch.zeros(2)),
+        dict(dataset_meta={1: 2, 'classes': {1, 2}, 'a': {(1, 2): 3}, (1,): 2}),
+    ],
+)
 def test_odd_meta_is_left_out(meta, tmp_path):
     model = parse_checkpoint(dict(model=nano_state_dict('dense'), meta=meta))
     model.report()
@@ -301,11 +343,19 @@ def test_wrappers_are_taken_off_at_once():
     assert lines_run(pick_state_dict, state_dict(500)) == lines_run(pick_state_dict, state_dict(1))
     assert pick_state_dict({'module.' * 80000 + 'a': torch.zeros(1)})[1].keys() == {'a'}
     assert official.pick_state_dict({'modul': torch.zeros(1), 'module.a': torch.zeros(1)})[1].keys() == {
-        'modul', 'module.a'}
+        'modul',
+        'module.a',
+    }
 
 
-@pytest.mark.parametrize('name', ['layers.0.blocks.{}.retention.q_proj.weight', 'layers.{}.blocks.0.gamma_1',
-                                  'backbone.stages.0.{}.attn.qkv.weight'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'layers.0.blocks.{}.retention.q_proj.weight',
+        'layers.{}.blocks.0.gamma_1',
+        'backbone.stages.0.{}.attn.qkv.weight',
+    ],
+)
 def test_numbers_of_thousands_of_digits(name):
     state_dict = nano_state_dict('dense') if name.startswith('layers') else {}
     with pytest.raises(CheckpointError) as error:
@@ -326,8 +376,7 @@ def test_only_full_names_are_allowed(name, tmp_path):
 
 def test_a_zip_file_that_unpacks_to_far_more_is_not_read(tmp_path):
     zeros = bytes(80 * 2**20)
-    path = forged.write(tmp_path / 'a.pth', dict(a=forged.tensor(len(zeros) // 4)), {'0': zeros},
-                        zipfile.ZIP_DEFLATED)  # yapf: disable
+    path = forged.write(tmp_path / 'a.pth', dict(a=forged.tensor(len(zeros) // 4)), {'0': zeros}, zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match='would unpack to 838.* bytes, more than 4 times its size and 64 MiB'):
         read_checkpoint(path)
     with pytest.raises(TokenLabelError, match='would unpack to'):
@@ -336,7 +385,7 @@ def test_a_zip_file_that_unpacks_to_far_more_is_not_read(tmp_path):
 
 def test_compressed_files_of_ordinary_size_are_read(tmp_path):
     path = forged.write(tmp_path / 'a.pth', dict(a=forged.tensor(2**20)), {'0': bytes(2**22)}, zipfile.ZIP_DEFLATED)
-    assert read_checkpoint(path)['a'].shape == (8, )
+    assert read_checkpoint(path)['a'].shape == (8,)
 
 
 def npz(path, header, data=b'', compression=zipfile.ZIP_DEFLATED):
@@ -346,17 +395,20 @@ def npz(path, header, data=b'', compression=zipfile.ZIP_DEFLATED):
     return str(path)
 
 
-@pytest.mark.parametrize('header', [
-    "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 2000, 2000), }",
-    "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 200000000, 2000000), }",
-    "{'descr': '|S100000000', 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
-    "{'descr': '|O', 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
-    "{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
-    "{'descr': '<f2', 'fortran_order': False, 'shape': (2, -5, 4, 4), }",
-    "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
-    "{'descr': '<U3', 'fortran_order': False, 'shape': (1, ), }",
-    '(' * 100,
-])
+@pytest.mark.parametrize(
+    'header',
+    [
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 2000, 2000), }",
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 200000000, 2000000), }",
+        "{'descr': '|S100000000', 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
+        "{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (2, -5, 4, 4), }",
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 5, 4, 4), }",
+        "{'descr': '<U3', 'fortran_order': False, 'shape': (1, ), }",
+        '(' * 100,
+    ],
+)
 def test_headers_of_npz_are_checked_before_their_data(header, tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(np.lib.format, 'read_array', lambda file, **_: read.append(file) or np.zeros((2, 5, 4)))
@@ -400,16 +452,26 @@ TENSOR = dict(dtype='F32', shape=[2], data_offsets=[0, 8])
 
 @pytest.mark.parametrize('text', ['[' * 100000, '{"a":' * 100000, '9' * 5000, '"\\ud800"', '\x1b', ''])
 def test_metadata_of_safetensors_may_be_anything(text, tmp_path):
-    path = safetensors(tmp_path / 'a.safetensors', {'__metadata__': {'k': text}, 'a': TENSOR, 'meta:x': TENSOR | {
-        'data_offsets': [8, 16]}}, bytes(16))  # yapf: disable
+    path = safetensors(
+        tmp_path / 'a.safetensors',
+        {'__metadata__': {'k': text}, 'a': TENSOR, 'meta:x': TENSOR | {'data_offsets': [8, 16]}},
+        bytes(16),
+    )
     content = read_checkpoint(path)
     assert content['meta'].keys() == {'k'} and content['state_dict'].keys() == {'a', 'meta:x'}
 
 
-@pytest.mark.parametrize('content', [
-    struct.pack('<Q', 2**63) + b'{}', struct.pack('<Q', 2**40) + b'{}', struct.pack('<Q', 2) + b'{}' + bytes(9),
-    struct.pack('<Q', 200000) + b'{"a":' * 40000, b'\0' * 8 + b'{',
-    struct.pack('<Q', 77) + json.dumps({'a': {**TENSOR, 'shape': [2**62]}}).encode().ljust(77)])  # yapf: disable
+@pytest.mark.parametrize(
+    'content',
+    [
+        struct.pack('<Q', 2**63) + b'{}',
+        struct.pack('<Q', 2**40) + b'{}',
+        struct.pack('<Q', 2) + b'{}' + bytes(9),
+        struct.pack('<Q', 200000) + b'{"a":' * 40000,
+        b'\0' * 8 + b'{',
+        struct.pack('<Q', 77) + json.dumps({'a': {**TENSOR, 'shape': [2**62]}}).encode().ljust(77),
+    ],
+)
 def test_damaged_headers_of_safetensors(content, tmp_path):
     (tmp_path / 'a.safetensors').write_bytes(content)
     with pytest.raises(CheckpointError, match='a.safetensors'):
@@ -447,7 +509,7 @@ def mutated(data, generator):
         elif how == 1:
             data[place] ^= 1 << generator.randrange(8)
         elif how == 2:
-            del data[place:place + generator.choice((1, 4, 100))]
+            del data[place : place + generator.choice((1, 4, 100))]
         else:
             data[place:place] = generator.randbytes(generator.choice((1, 4)))
     return bytes(data) or b'x'
@@ -465,9 +527,13 @@ def rezipped(data, generator):
 
 def small_files(folder):
     hub = MessageHub(f'fuzz {folder}')
-    hub.update_scalar('loss', 1.)
-    content = dict(state_dict={'backbone.stages.0.0.attn.qkv.weight': torch.zeros(6, 2)}, optimizer={},
-                   meta=dict(epoch=1, dataset_meta=dict(classes=('a', ))), message_hub=hub.state_dict())
+    hub.update_scalar('loss', 1.0)
+    content = dict(
+        state_dict={'backbone.stages.0.0.attn.qkv.weight': torch.zeros(6, 2)},
+        optimizer={},
+        meta=dict(epoch=1, dataset_meta=dict(classes=('a',))),
+        message_hub=hub.state_dict(),
+    )
     torch.save(content, folder / 'new.pth')
     torch.save(content, folder / 'old.pth', _use_new_zipfile_serialization=False)
     write_checkpoint(dict(state_dict=content['state_dict'], meta=content['meta']), str(folder / 'a.safetensors'))
@@ -550,9 +616,14 @@ def test_downloads_that_fail_leave_nothing(web):
     with socket.socket() as closed:  # nobody listens
         closed.bind(('127.0.0.1', 0))
         nobody = f'http://127.0.0.1:{closed.getsockname()[1]}/a.pth'
-        for url, words in ((f'{address}/half.pth', '4 of 8 bytes'), (f'{address}/missing.pth', '404'),
-                           (nobody, 'cannot be downloaded'), ('http://', 'cannot be downloaded'),
-                           ('https://[::1', 'cannot be downloaded'), ('http://a b/\x1b', 'cannot be downloaded')):
+        for url, words in (
+            (f'{address}/half.pth', '4 of 8 bytes'),
+            (f'{address}/missing.pth', '404'),
+            (nobody, 'cannot be downloaded'),
+            ('http://', 'cannot be downloaded'),
+            ('https://[::1', 'cannot be downloaded'),
+            ('http://a b/\x1b', 'cannot be downloaded'),
+        ):
             with pytest.raises(CheckpointError, match=words) as error:
                 local_copy(url)
             assert '\n' not in str(error.value) and str(error.value).isprintable()

@@ -1,4 +1,5 @@
 """The classification heads: parameter counts, the formula, the losses, and mistakes."""
+
 import pytest
 import torch
 
@@ -18,19 +19,24 @@ def build_classifier(head, arch, num_classes=1000, in_channels=512):
         return MODELS.build(
             dict(
                 type='ImageClassifier',
-                backbone=dict(type='RMT', arch=arch, out_indices=(3, ), out_norm=False),
-                head=dict(type=head, num_classes=num_classes, in_channels=in_channels)))
+                backbone=dict(type='RMT', arch=arch, out_indices=(3,), out_norm=False),
+                head=dict(type=head, num_classes=num_classes, in_channels=in_channels),
+            )
+        )
 
 
-@pytest.mark.parametrize(('arch', 'head', 'in_channels', 'expected'), [
-    ('tiny', 'RMTClsHead', 512, 14_334_216),
-    ('small', 'RMTClsHead', 512, 26_967_240),
-    ('base', 'RMTClsHead', 512, 54_154_896),
-    ('large', 'RMTClsHead', 640, 95_464_864),
-    ('small', 'RMTTokenLabelHead', 512, 27_480_240),
-    ('base', 'RMTTokenLabelHead', 512, 54_667_896),
-    ('large', 'RMTTokenLabelHead', 640, 96_105_864),
-])
+@pytest.mark.parametrize(
+    ('arch', 'head', 'in_channels', 'expected'),
+    [
+        ('tiny', 'RMTClsHead', 512, 14_334_216),
+        ('small', 'RMTClsHead', 512, 26_967_240),
+        ('base', 'RMTClsHead', 512, 54_154_896),
+        ('large', 'RMTClsHead', 640, 95_464_864),
+        ('small', 'RMTTokenLabelHead', 512, 27_480_240),
+        ('base', 'RMTTokenLabelHead', 512, 54_667_896),
+        ('large', 'RMTTokenLabelHead', 640, 96_105_864),
+    ],
+)
 def test_parameter_counts_are_the_published_ones(arch, head, in_channels, expected):
     model = build_classifier(head, arch, in_channels=in_channels)
     assert sum(p.numel() for p in model.parameters()) == expected
@@ -38,7 +44,7 @@ def test_parameter_counts_are_the_published_ones(arch, head, in_channels, expect
 
 @pytest.fixture
 def feats():
-    return (torch.randn(3, 32, 2, 5, generator=torch.Generator().manual_seed(0)), )
+    return (torch.randn(3, 32, 2, 5, generator=torch.Generator().manual_seed(0)),)
 
 
 def token_samples(num_classes, height, width, batch=3):
@@ -115,5 +121,5 @@ def test_classifier_predicts_scores(head):
     model = build_classifier(head, LEAST_ARCH, num_classes=5, in_channels=32).eval()
     predictions = model(torch.randn(2, 3, 50, 70), mode='predict')
     for prediction in predictions:
-        assert prediction.pred_score.shape == (5, )
+        assert prediction.pred_score.shape == (5,)
         assert prediction.pred_score.sum().item() == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,5 @@
 """Classifiers equal the original: its outputs for deterministic weights, loaded through the converter."""
+
 import json
 
 import numpy as np
@@ -40,10 +41,13 @@ def load_all(model, state_dict):
     assert all(name.endswith('num_batches_tracked') for name in result.missing_keys), result.missing_keys
 
 
-@pytest.mark.parametrize('config, kind, file, image', [
-    ('rmt-tiny_8xb128_in1k', 'tiny/classification', 'tiny_classification_2x3x64x64', 'vis-d'),
-    ('rmt-small_tl_8xb128-310e_in1k', 'small/token_label', 'small_token_label_2x3x64x64', 'vis-e'),
-])
+@pytest.mark.parametrize(
+    'config, kind, file, image',
+    [
+        ('rmt-tiny_8xb128_in1k', 'tiny/classification', 'tiny_classification_2x3x64x64', 'vis-d'),
+        ('rmt-small_tl_8xb128-310e_in1k', 'small/token_label', 'small_token_label_2x3x64x64', 'vis-e'),
+    ],
+)
 def test_logits_of_the_original(config, kind, file, image):
     model = build(config)
     load_all(model, official_state_dict(kind))
@@ -54,16 +58,22 @@ def test_logits_of_the_original(config, kind, file, image):
     assert error < 1e-5
 
 
-@pytest.mark.parametrize('config, kind', [
-    ('rmt-small_8xb128_in1k', 'small/classification'),
-    ('rmt-base_8xb128_in1k', 'base/classification'),
-    ('rmt-large_8xb128_in1k', 'large/classification'),
-    ('rmt-base_tl_8xb128-310e_in1k', 'base/token_label'),
-    ('rmt-large_tl_8xb128-310e_in1k', 'large/token_label'),
-])
+@pytest.mark.parametrize(
+    'config, kind',
+    [
+        ('rmt-small_8xb128_in1k', 'small/classification'),
+        ('rmt-base_8xb128_in1k', 'base/classification'),
+        ('rmt-large_8xb128_in1k', 'large/classification'),
+        ('rmt-base_tl_8xb128-310e_in1k', 'base/token_label'),
+        ('rmt-large_tl_8xb128-310e_in1k', 'large/token_label'),
+    ],
+)
 def test_official_checkpoints_fit(config, kind):
-    load_all(build(config), {
-        name: torch.zeros(shape)
-        for name, shape in OFFICIAL_KEYS[kind].items()
-        if 'Relpos' not in name and not name.endswith('num_batches_tracked')
-    })
+    load_all(
+        build(config),
+        {
+            name: torch.zeros(shape)
+            for name, shape in OFFICIAL_KEYS[kind].items()
+            if 'Relpos' not in name and not name.endswith('num_batches_tracked')
+        },
+    )

@@ -1,4 +1,5 @@
 """What the ImageNet configs build is the published recipe."""
+
 import json
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ PLAIN = {'tiny': (14_334_216, 0.1), 'small': (26_967_240, 0.15), 'base': (54_154
 TOKEN_LABEL = {'small': (27_480_240, 0.15), 'base': (54_667_896, 0.4), 'large': (96_105_864, 0.5)}
 NAMES = {
     **{f'rmt-{size}_8xb128_in1k': facts for size, facts in PLAIN.items()},
-    **{f'rmt-{size}_tl_8xb128-310e_in1k': facts for size, facts in TOKEN_LABEL.items()}
+    **{f'rmt-{size}_tl_8xb128-310e_in1k': facts for size, facts in TOKEN_LABEL.items()},
 }
 
 
@@ -67,7 +68,12 @@ def test_data(name):
     moving = train
     if token_label:
         assert order == [
-            'LoadImageFromFile', 'LoadLabelMap', 'TrackGeometry', 'RandomErasing', 'MakeTokenLabels', 'PackInputs'
+            'LoadImageFromFile',
+            'LoadLabelMap',
+            'TrackGeometry',
+            'RandomErasing',
+            'MakeTokenLabels',
+            'PackInputs',
         ]
         moving = train[2].transforms
         assert isinstance(train[2], TrackGeometry)
@@ -76,11 +82,19 @@ def test_data(name):
         assert train[1].num_classes == train[4].num_classes == 1000
     else:
         assert order == [
-            'LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'RandAugment', 'RandomErasing', 'PackInputs'
+            'LoadImageFromFile',
+            'RandomResizedCrop',
+            'RandomFlip',
+            'RandAugment',
+            'RandomErasing',
+            'PackInputs',
         ]
     crop, flip, augment, erasing = (
-        by_type(moving, 'RandomResizedCrop'), by_type(moving, 'RandomFlip'), by_type(moving, 'RandAugment'),
-        by_type(train, 'RandomErasing'))
+        by_type(moving, 'RandomResizedCrop'),
+        by_type(moving, 'RandomFlip'),
+        by_type(moving, 'RandAugment'),
+        by_type(train, 'RandomErasing'),
+    )
     assert (tuple(crop.scale), crop.interpolation, crop.crop_ratio_range) == ((224, 224), 'bicubic', (0.08, 1.0))
     assert flip.prob == 0.5
     assert (augment.num_policies, augment.magnitude_level, augment.magnitude_std) == (2, 9, 0.5)
@@ -178,7 +192,7 @@ def test_schedule_is_that_of_the_released_logs(name, log, capsys):
 @pytest.mark.parametrize('name', NAMES)
 def test_ema(name):
     """Raw and averaged weights are both evaluated; statistics of BatchNorm are averaged too."""
-    hook, = (hook for hook in load(name).custom_hooks if 'EMA' in hook.type)
+    (hook,) = (hook for hook in load(name).custom_hooks if 'EMA' in hook.type)
     assert hook.pop('priority') == 'ABOVE_NORMAL'  # above checkpointing, which saves both
     hook = HOOKS.build(hook)
     assert hook.evaluate_on_ema and hook.evaluate_on_origin
@@ -191,14 +205,14 @@ def test_ema_follows_the_batch_of_all_processes(processes, images, monkeypatch):
     """0.99996 to the power of batch / 512, and the average that this makes of the weights of three iterations."""
     monkeypatch.setattr(ema_hook, 'get_world_size', lambda: processes)
     model = nn.Linear(1, 1, bias=False).double().requires_grad_(False)
-    values = [3., 5., -7., 11.]
+    values = [3.0, 5.0, -7.0, 11.0]
     cfg = next(dict(hook) for hook in load('rmt-tiny_8xb128_in1k').custom_hooks if 'EMA' in hook.type)
     del cfg['priority']
     hook = HOOKS.build(cfg)
     model.weight.fill_(values[0])
     runner = SimpleNamespace(model=model, cfg=Config(dict(train_dataloader=dict(batch_size=images))), iter=0, epoch=0)
     hook.before_run(runner)
-    decay = 0.99996**(processes * images / 512)
+    decay = 0.99996 ** (processes * images / 512)
     expected = values[1]  # mmengine's average starts with the weights of its first update
     for i, value in enumerate(values[1:]):
         model.weight.fill_(value)

@@ -1,4 +1,5 @@
 """A classifier is trained, tested, probed, asked and handed on to other tasks; it makes token labels to train with."""
+
 import subprocess
 import sys
 
@@ -31,11 +32,11 @@ def workplace(tmp_path_factory):
         for digit in range(10):
             for i in range(2):
                 image = rng.integers(0, 100, (64, 64, 3), np.uint8)
-                image[:, 6 * digit:6 * digit + 6] = 255
+                image[:, 6 * digit : 6 * digit + 6] = 255
                 path = folder / split / str(digit) / f'{i}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(path), image)
-                label_map = torch.tensor([5., digit]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+                label_map = torch.tensor([5.0, digit]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
                 save_label_map(label_map, str(folder / f'token_labels/{split}/{digit}/{i}.pt'))
     return folder
 
@@ -67,9 +68,15 @@ def train(cfg):
 def miniature(cfg, num_classes=10):
     """Make an ImageNet config small: few classes, a shallow model, small images."""
     cfg.model.backbone.arch = dict(
-        embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4), init_values=(2, 2, 2, 2),
-        heads_ranges=(4, 4, 6, 6), mlp_ratios=(2, 2, 2, 2), decomposed=(True, True, True, False),
-        layer_scales=(False, False, True, True))  # yapf: disable
+        embed_dims=(16, 16, 32, 32),
+        depths=(1, 1, 1, 1),
+        num_heads=(2, 2, 4, 4),
+        init_values=(2, 2, 2, 2),
+        heads_ranges=(4, 4, 6, 6),
+        mlp_ratios=(2, 2, 2, 2),
+        decomposed=(True, True, True, False),
+        layer_scales=(False, False, True, True),
+    )
     cfg.model.head.update(num_classes=num_classes, in_channels=32)
     cfg.model.data_preprocessor.num_classes = num_classes
 
@@ -105,7 +112,7 @@ def test_inferencer_and_features(trained, workplace):
 
     extract = FeatureExtractor(config, pretrained=checkpoint, device='cpu')
     pre_logits = extract(image, stage='pre_logits')[0]
-    assert pre_logits.shape == (256, )
+    assert pre_logits.shape == (256,)
     assert extract(image, stage='backbone')[0][0].shape == (192, 2, 2)
     model = get_model(config, pretrained=checkpoint)
     expected = int(model.head.fc(pre_logits).argmax())
@@ -153,13 +160,13 @@ def test_imagenet_recipes_train_and_evaluate(name, workplace, tmp_path):
     cfg = miniature(shorten(name, workplace, tmp_path))
     runner = train(cfg)
     momentum = runner.message_hub and next(h for h in runner.hooks if 'EMA' in type(h).__name__).ema_model.momentum
-    assert momentum == pytest.approx(1 - 0.99996**(5 / 512))
+    assert momentum == pytest.approx(1 - 0.99996 ** (5 / 512))
     scalars = runner.message_hub.log_scalars
     assert 'val/accuracy/top1' in scalars
     assert 'val/accuracy/top1_origin' in scalars
     checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_1.pth'), map_location='cpu')
     raw = {k: v for k, v in checkpoint['ema_state_dict'].items() if k.startswith('module.')}
-    assert any(not torch.equal(checkpoint['state_dict'][k[len('module.'):]], v) for k, v in raw.items())
+    assert any(not torch.equal(checkpoint['state_dict'][k[len('module.') :]], v) for k, v in raw.items())
 
 
 @pytest.mark.slow
@@ -175,7 +182,23 @@ def test_from_the_command_line(workplace, tmp_path):
     call('tools/train.py', config, '--work-dir', tmp_path / 'plain', '--cfg-options', *options)
     tested = call('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test', '--cfg-options', *options)
     assert 'accuracy/top1' in tested
-    call('tools/dataset_converters/make_token_labels.py', config, checkpoint, workplace / 'train',
-         workplace / 'made/train', '--size', 128, '--num-workers', 0)
-    call('tools/train.py', 'configs/classification/rmt-digits_tl.py', '--work-dir', tmp_path / 'tl', '--cfg-options',
-         *options, 'train_dataloader.dataset.data_prefix.label_map_path=made/train')
+    call(
+        'tools/dataset_converters/make_token_labels.py',
+        config,
+        checkpoint,
+        workplace / 'train',
+        workplace / 'made/train',
+        '--size',
+        128,
+        '--num-workers',
+        0,
+    )
+    call(
+        'tools/train.py',
+        'configs/classification/rmt-digits_tl.py',
+        '--work-dir',
+        tmp_path / 'tl',
+        '--cfg-options',
+        *options,
+        'train_dataloader.dataset.data_prefix.label_map_path=made/train',
+    )

@@ -1,4 +1,5 @@
 """Configs by name in the libraries' own functions and inferencers."""
+
 import importlib
 
 import numpy as np
@@ -28,16 +29,19 @@ def test_importing_twice_changes_nothing():
 
 def test_get_model_by_name():
     importlib.import_module('rmt_mm.classification')
-    model = mmpretrain.get_model('rmt-tiny_8xb128_in1k', backbone=dict(drop_path_rate=0.))
+    model = mmpretrain.get_model('rmt-tiny_8xb128_in1k', backbone=dict(drop_path_rate=0.0))
     assert isinstance(model.backbone, rmt_mm.RMT) and sum(p.numel() for p in model.parameters()) == 14334216
     assert model._config.filename == rmt_mm.get_config_path('rmt-tiny_8xb128_in1k')
 
 
-@pytest.mark.parametrize('package, inferencer, name', [
-    ('mmdet', 'DetInferencer', 'mask-rcnn_rmt-mini_fpn_digits'),
-    ('mmseg', 'MMSegInferencer', 'rmt-mini_fpn_digits'),
-    ('mmpretrain', 'ImageClassificationInferencer', 'rmt-digits'),
-])
+@pytest.mark.parametrize(
+    'package, inferencer, name',
+    [
+        ('mmdet', 'DetInferencer', 'mask-rcnn_rmt-mini_fpn_digits'),
+        ('mmseg', 'MMSegInferencer', 'rmt-mini_fpn_digits'),
+        ('mmpretrain', 'ImageClassificationInferencer', 'rmt-digits'),
+    ],
+)
 def test_inferencers_take_the_path_of_a_name(package, inferencer, name):
     apis = pytest.importorskip(f'{package}.apis')
     init_default_scope(package)  # a process that used another library before

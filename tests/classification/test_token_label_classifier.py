@@ -1,4 +1,5 @@
 """MixToken and training with token labels."""
+
 import copy
 
 import numpy as np
@@ -23,8 +24,9 @@ from support.archs import LEAST_ARCH  # noqa: E402
 def build(num_classes=5, **kwargs):
     cfg = dict(
         type='TokenLabelClassifier',
-        backbone=dict(type='RMT', arch=LEAST_ARCH, out_indices=(3, ), out_norm=False),
-        head=dict(type='RMTTokenLabelHead', num_classes=num_classes, in_channels=32, hidden_channels=16))
+        backbone=dict(type='RMT', arch=LEAST_ARCH, out_indices=(3,), out_norm=False),
+        head=dict(type='RMTTokenLabelHead', num_classes=num_classes, in_channels=32, hidden_channels=16),
+    )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build({**cfg, **kwargs})
 
@@ -44,10 +46,11 @@ def shares_of_boxes(alpha, size, count, generator):
     height, width = size
     shares = []
     for lam in generator.beta(alpha, alpha, count):
-        halves = [int(length * (1 - lam)**0.5) // 2 for length in size]
+        halves = [int(length * (1 - lam) ** 0.5) // 2 for length in size]
         centers = generator.integers(height), generator.integers(width)
-        (y1, y2), (x1, x2) = ((max(center - half, 0), min(center + half, length))
-                              for center, half, length in zip(centers, halves, size))
+        (y1, y2), (x1, x2) = (
+            (max(center - half, 0), min(center + half, length)) for center, half, length in zip(centers, halves, size)
+        )
         shares.append(max(y2 - y1, 0) * max(x2 - x1, 0) / (height * width))
     return np.array(shares)
 
@@ -62,12 +65,12 @@ def test_boxes_cover_what_beta_says(alpha, size):
         if box is not None:
             y1, y2, x1, x2 = box
             assert 0 <= y1 < y2 <= size[0] and 0 <= x1 < x2 <= size[1]
-        shares.append(0. if box is None else 1 - kept_fraction(box, size))
+        shares.append(0.0 if box is None else 1 - kept_fraction(box, size))
     shares, expected = np.array(shares), shares_of_boxes(alpha, size, 5 * count, np.random.default_rng(0))
     for limit in (0.001, 0.051, 0.151, 0.301, 0.501, 0.701, 0.901):  # between shares, which are fractions of the area
         p = (expected <= limit).mean()
-        assert abs((shares <= limit).mean() - p) <= 4 * (p * (1 - p) * 1.2 / count)**0.5 + 1e-9, limit
-    assert abs(shares.mean() - expected.mean()) <= 4 * expected.std() * (1.2 / count)**0.5
+        assert abs((shares <= limit).mean() - p) <= 4 * (p * (1 - p) * 1.2 / count) ** 0.5 + 1e-9, limit
+    assert abs(shares.mean() - expected.mean()) <= 4 * expected.std() * (1.2 / count) ** 0.5
     assert 0 in shares
 
 
@@ -98,11 +101,10 @@ class LocalBackbone(nn.Module):
 
     def forward(self, x):
         self.seen = self.stem(x)
-        return (nn.functional.avg_pool2d(self.seen, 8).mean(1, keepdim=True).expand(-1, 32, -1, -1), )
+        return (nn.functional.avg_pool2d(self.seen, 8).mean(1, keepdim=True).expand(-1, 32, -1, -1),)
 
 
 class RecordingLoss(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.calls = []
@@ -126,24 +128,24 @@ def test_the_box_of_the_stem_is_that_of_the_tokens(local_model, monkeypatch):
     monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (1, 3, 0, 2))
     local_model.head.loss_module = RecordingLoss()
     batch = samples(4, 5, 3, 4)
-    images = torch.arange(4.).view(4, 1, 1, 1).expand(4, 3, 96, 128)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 96, 128)
     local_model.loss(images, batch)
 
     stem = local_model.backbone.seen
     assert stem.shape == (4, 3, 24, 32)
     for b in range(4):
         box = stem[b, 0, 8:24, 0:16]
-        assert torch.allclose(box, torch.tensor(3. - b))
+        assert torch.allclose(box, torch.tensor(3.0 - b))
         assert stem[b, 0].sum().item() == pytest.approx(b * (24 * 32 - box.numel()) + (3 - b) * box.numel(), rel=1e-5)
     (_, class_target), (aux, aux_target) = local_model.head.loss_module.calls
-    torch.testing.assert_close(aux.view(4, 12, 5), torch.arange(4.).view(4, 1, 1).expand(4, 12, 5))
+    torch.testing.assert_close(aux.view(4, 12, 5), torch.arange(4.0).view(4, 1, 1).expand(4, 12, 5))
     original = torch.stack([s.class_score for s in batch])
     torch.testing.assert_close(class_target, 8 / 12 * original + 4 / 12 * original.flip(0))
     torch.testing.assert_close(aux_target, torch.stack([s.token_score for s in batch]).flatten(2).mT.flatten(0, 1))
 
 
 def test_nothing_is_mixed_outside_of_training_losses(local_model):
-    images = torch.arange(4.).view(4, 1, 1, 1).expand(4, 3, 64, 64)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 64, 64)
     np.random.seed(0)
     local_model.loss(images, samples(4, 5, 2, 2))
     local_model.eval()(images, mode='predict')

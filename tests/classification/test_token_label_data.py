@@ -1,4 +1,5 @@
 """Label map files and the datasets that go with them."""
+
 import os
 import pickle
 
@@ -47,21 +48,24 @@ def test_files_of_others_load(tmp_path):
 def test_truncated_files_are_named_with_their_image(tmp_path, extension, share):
     path = tmp_path / f'1{extension}'
     save_label_map(random_label_map(), str(path))
-    path.write_bytes(path.read_bytes()[:int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(TokenLabelError, match=rf'1\{extension} of image cat/1.jpg cannot be read, it is truncated'):
         load_label_map(str(path), 10, 'cat/1.jpg')
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (torch.zeros(5, 4, 3), r'\(2, k, h, w\).*is \(5, 4, 3\)'),
-    (torch.zeros(3, 5, 4, 3), r'is \(3, 5, 4, 3\)'),
-    (torch.zeros(2, 5, 0, 3), r'is \(2, 5, 0, 3\)'),
-    ({'a': torch.zeros(2)}, 'is dict'),
-    (random_label_map(num_classes=20), r'class indices from \d+ to 1\d; .*num_classes - 1 = 9'),
-    (torch.full((2, 5, 1, 1), -1.), 'class indices from -1'),
-    (torch.full((2, 5, 1, 1), 0.5), 'must be integers'),
-    (torch.full((2, 5, 1, 1), float('nan')), 'not finite'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (torch.zeros(5, 4, 3), r'\(2, k, h, w\).*is \(5, 4, 3\)'),
+        (torch.zeros(3, 5, 4, 3), r'is \(3, 5, 4, 3\)'),
+        (torch.zeros(2, 5, 0, 3), r'is \(2, 5, 0, 3\)'),
+        ({'a': torch.zeros(2)}, 'is dict'),
+        (random_label_map(num_classes=20), r'class indices from \d+ to 1\d; .*num_classes - 1 = 9'),
+        (torch.full((2, 5, 1, 1), -1.0), 'class indices from -1'),
+        (torch.full((2, 5, 1, 1), 0.5), 'must be integers'),
+        (torch.full((2, 5, 1, 1), float('nan')), 'not finite'),
+    ],
+)
 def test_wrong_contents_are_named_with_their_image(tmp_path, wrong, message):
     path = tmp_path / '1.pt'
     torch.save(wrong, path)
@@ -100,7 +104,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
 
 def test_class_indices_that_fp16_cannot_hold_are_refused(tmp_path):
     with pytest.raises(TokenLabelError, match='up to 2048, got 2049'):
-        save_label_map(torch.tensor([1., 2049.]).view(2, 1, 1, 1), str(tmp_path / '1.pt'))
+        save_label_map(torch.tensor([1.0, 2049.0]).view(2, 1, 1, 1), str(tmp_path / '1.pt'))
     assert not os.listdir(tmp_path)
 
 
@@ -131,7 +135,8 @@ def build_dataset(folder, **kwargs):
         type='TokenLabelDataset',
         data_root=str(folder),
         data_prefix=dict(img_path='train', label_map_path='labels'),
-        pipeline=[dict(type='LoadLabelMap', num_classes=10)])
+        pipeline=[dict(type='LoadLabelMap', num_classes=10)],
+    )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return DATASETS.build({**cfg, **kwargs})
 

@@ -1,4 +1,5 @@
 """Token labels land where the pixels went: synthetic images whose pixels say which class the label map has there."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,8 +21,8 @@ GEOMETRIC_POLICIES = [
     dict(type='Translate', magnitude_range=(0, 0.45), direction='horizontal'),
     dict(type='Translate', magnitude_range=(0, 0.45), direction='vertical'),
 ]
-NEAREST = dict(prob=1., pad_val=NO_CLASS, interpolation='nearest')
-FLIPS = [dict(type='RandomFlip', prob=1., direction=d) for d in ('horizontal', 'vertical', 'diagonal')]
+NEAREST = dict(prob=1.0, pad_val=NO_CLASS, interpolation='nearest')
+FLIPS = [dict(type='RandomFlip', prob=1.0, direction=d) for d in ('horizontal', 'vertical', 'diagonal')]
 CROP = dict(type='RandomResizedCrop', scale=224, interpolation='nearest')
 PIPELINES = {
     'nothing': [],
@@ -29,8 +30,8 @@ PIPELINES = {
     'vertical flip': FLIPS[1:2],
     'diagonal flip': FLIPS[2:],
     'crop': [CROP],
-    'rotation': [dict(type='Rotate', angle=30., **NEAREST)],
-    'rotation about a point': [dict(type='Rotate', angle=20., center=(10., 70.), scale=1.2, **NEAREST)],
+    'rotation': [dict(type='Rotate', angle=30.0, **NEAREST)],
+    'rotation about a point': [dict(type='Rotate', angle=20.0, center=(10.0, 70.0), scale=1.2, **NEAREST)],
     'horizontal shear': [dict(type='Shear', magnitude=0.3, **NEAREST)],
     'vertical shear': [dict(type='Shear', magnitude=0.3, direction='vertical', **NEAREST)],
     'horizontal translation': [dict(type='Translate', magnitude=0.4, **NEAREST)],
@@ -44,7 +45,9 @@ PIPELINES = {
             num_policies=3,
             magnitude_level=9,
             magnitude_std=0.5,
-            hparams=dict(pad_val=NO_CLASS)), CROP
+            hparams=dict(pad_val=NO_CLASS),
+        ),
+        CROP,
     ],
 }
 
@@ -62,7 +65,7 @@ def synthetic(height, width, blocks_y, blocks_x):
     return np.stack([classes] * 3, axis=-1), classes
 
 
-def as_label_map(classes, score=1.):
+def as_label_map(classes, score=1.0):
     indices = torch.from_numpy(classes.astype(np.float32))
     return torch.stack((torch.full_like(indices, score), indices))[:, None]  # (2, 1, h, w)
 
@@ -73,7 +76,7 @@ def shares_of_pixels(image, grid, num_classes):
     shares = np.zeros((num_classes, *grid))
     for i in range(grid[0]):
         for j in range(grid[1]):
-            cell = image[i * height:(i + 1) * height, j * width:(j + 1) * width, 0]
+            cell = image[i * height : (i + 1) * height, j * width : (j + 1) * width, 0]
             shares[:, i, j] = [(cell == c).mean() for c in range(num_classes)]
     return shares
 
@@ -105,7 +108,7 @@ def test_tokens_within_a_cell_of_a_coarse_map_have_its_class(seed):
     """The published case: a coarse map, a token's label is that of the cell that covers it."""
     np.random.seed(seed)
     image, _ = synthetic(180, 216, 6, 6)
-    label_map = as_label_map(np.arange(36).reshape(6, 6), score=9.)
+    label_map = as_label_map(np.arange(36).reshape(6, 6), score=9.0)
     results = track(PIPELINES['all'])(dict(img=image, label_map=label_map))
     results = MakeTokenLabels(num_classes=36)(results)
     shares = shares_of_pixels(results['img'], (7, 7), 36)
@@ -116,14 +119,14 @@ def test_tokens_within_a_cell_of_a_coarse_map_have_its_class(seed):
     assert np.ptp(labels[:, outside], axis=0).max(initial=0) < 1e-6
 
 
-@pytest.mark.parametrize('box', [(0., 0., 1., 1.), (0.1, 0.3, 0.9, 0.5), (0.45, 0.2, 0.5, 0.93)])
+@pytest.mark.parametrize('box', [(0.0, 0.0, 1.0, 1.0), (0.1, 0.3, 0.9, 0.5), (0.45, 0.2, 0.5, 0.93)])
 @pytest.mark.parametrize('size', [(7, 7), (1, 1), (3, 5)])
 def test_boxes_give_what_roi_align_gives(box, size):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(12, 18, 17, generator=generator)
     top, indices = scores.topk(5, dim=0)
     x1, y1, x2, y2 = box
-    matrix = np.array([[x2 - x1, 0, x1], [0, y2 - y1, y1], [0, 0, 1.]])
+    matrix = np.array([[x2 - x1, 0, x1], [0, y2 - y1, y1], [0, 0, 1.0]])
     out = crop_label_map(torch.stack((top, indices.float())), [matrix], size, 12)
     dense = torch.zeros_like(scores).scatter_(0, indices, top)
     expected = roi_align(dense[None], [torch.tensor([[x1 * 17, y1 * 18, x2 * 17, y2 * 18]])], size, aligned=True)
@@ -131,20 +134,27 @@ def test_boxes_give_what_roi_align_gives(box, size):
 
 
 def test_labels_are_smoothed_softmax():
-    label_map = torch.tensor([3., 1.]).view(1, 2, 1, 1)
-    label_map = torch.cat((label_map, torch.tensor([4., 0.]).view(1, 2, 1, 1)))  # class 4: 3, class 0: 1
+    label_map = torch.tensor([3.0, 1.0]).view(1, 2, 1, 1)
+    label_map = torch.cat((label_map, torch.tensor([4.0, 0.0]).view(1, 2, 1, 1)))  # class 4: 3, class 0: 1
     results = dict(img=np.zeros((64, 32, 3), np.uint8), label_map=label_map, label_transforms=[])
     results = MakeTokenLabels(num_classes=10, smoothing=0.1)(results)
-    expected = torch.tensor([1., 0, 0, 0, 3, 0, 0, 0, 0, 0]).softmax(0) * (1 - 0.1 + 0.01) + 0.01
+    expected = torch.tensor([1.0, 0, 0, 0, 3, 0, 0, 0, 0, 0]).softmax(0) * (1 - 0.1 + 0.01) + 0.01
     torch.testing.assert_close(results['class_score'], expected)
     torch.testing.assert_close(results['token_score'], expected[:, None, None].expand(-1, 2, 1))
 
 
 def test_colour_operations_leave_places_alone():
-    transform = track([
-        dict(type='RandAugment', policies=[dict(type='Equalize'), dict(type='Solarize', magnitude_range=(256, 0))],
-             num_policies=2, magnitude_level=9),
-        dict(type='ColorJitter', brightness=0.4)])  # yapf: disable
+    transform = track(
+        [
+            dict(
+                type='RandAugment',
+                policies=[dict(type='Equalize'), dict(type='Solarize', magnitude_range=(256, 0))],
+                num_policies=2,
+                magnitude_level=9,
+            ),
+            dict(type='ColorJitter', brightness=0.4),
+        ]
+    )
     results = transform(dict(img=synthetic(40, 40, 2, 2)[0]))
     assert len(results['label_transforms']) == 3
     for matrix in results['label_transforms']:
@@ -167,8 +177,16 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match='TrackGeometry does not know what CenterCrop does'):
         track([dict(type='CenterCrop', crop_size=10)])
     with pytest.raises(ValueError, match='RandomChoice'):
-        track([dict(type='RandAugment', num_policies=1, magnitude_level=9,
-                    policies=[dict(type='RandomChoice', transforms=[[dict(type='Equalize')]])])])  # yapf: disable
+        track(
+            [
+                dict(
+                    type='RandAugment',
+                    num_policies=1,
+                    magnitude_level=9,
+                    policies=[dict(type='RandomChoice', transforms=[[dict(type='Equalize')]])],
+                )
+            ]
+        )
     make = MakeTokenLabels(num_classes=10)
     image, label_map = np.zeros((100, 64, 3), np.uint8), torch.zeros(2, 5, 4, 4)
     with pytest.raises(ValueError, match='label_map, which LoadLabelMap adds'):

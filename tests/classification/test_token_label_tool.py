@@ -1,4 +1,5 @@
 """Label maps made from the command line, by classifiers of several kinds."""
+
 import json
 import os
 import subprocess
@@ -24,19 +25,29 @@ from support import ROOT  # noqa: E402
 TOOL = ROOT / 'tools/dataset_converters/make_token_labels.py'
 RESNET = dict(
     type='ImageClassifier',
-    data_preprocessor=dict(mean=[100.] * 3, std=[50.] * 3, to_rgb=True),
+    data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3, to_rgb=True),
     backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=7, in_channels=64))
-SIZE_96 = dict(RESNET, backbone=dict(type='ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16])),
-               neck=None, head=dict(type='LinearClsHead', num_classes=7, in_channels=16))  # yapf: disable
+    head=dict(type='LinearClsHead', num_classes=7, in_channels=64),
+)
+SIZE_96 = dict(
+    RESNET,
+    backbone=dict(type='ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16])),
+    neck=None,
+    head=dict(type='LinearClsHead', num_classes=7, in_channels=16),
+)
 VIT = dict(
     RESNET,
     backbone=dict(
-        type='VisionTransformer', img_size=96, patch_size=32, out_type='featmap',
-        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)),
+        type='VisionTransformer',
+        img_size=96,
+        patch_size=32,
+        out_type='featmap',
+        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16),
+    ),
     neck=None,
-    head=dict(type='VisionTransformerClsHead', num_classes=7, in_channels=16))  # yapf: disable
+    head=dict(type='VisionTransformerClsHead', num_classes=7, in_channels=16),
+)
 
 
 def build(cfg):
@@ -61,7 +72,7 @@ def test_places_of_our_own_head_are_classified_one_by_one():
         places = dense_logits(model, inputs)
         for y in range(3):
             for x in range(2):
-                torch.testing.assert_close(places[:, :, y, x], model.head((feats[:, :, y:y + 1, x:x + 1], )))
+                torch.testing.assert_close(places[:, :, y, x], model.head((feats[:, :, y : y + 1, x : x + 1],)))
 
 
 def test_transformers_and_norms_after_pooling():

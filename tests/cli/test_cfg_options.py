@@ -1,4 +1,5 @@
 """--cfg-options: what mmengine reads is accepted, what certainly changes nothing is refused by name."""
+
 import argparse
 import inspect
 import re
@@ -30,16 +31,19 @@ def refused(name, *options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize('name, option, works', [
-    (DETECTION, 'data_root=/nonexistent', 'train_dataloader.dataset.data_root, val_dataloader.dataset.data_root'),
-    (DETECTION, 'data_root=/nonexistent', 'val_evaluator.ann_file'),
-    (DETECTION, 'dataset_type=Foo', 'train_dataloader.dataset.type'),
-    (DETECTION, 'train_pipeline.0.type=Foo', 'set train_dataloader.dataset.pipeline.0.type.'),
-    (DETECTION, 'backend_args=Foo', 'train_dataloader.dataset.backend_args'),
-    (DETECTION, 'max_epochs=3', 'set train_cfg.max_epochs.'),
-    (DETECTION, 'lr=0.1', 'set optim_wrapper.optimizer.lr.'),
-    (SEGMENTATION, 'crop_size=(256,256)', 'model.data_preprocessor.size'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'name, option, works',
+    [
+        (DETECTION, 'data_root=/nonexistent', 'train_dataloader.dataset.data_root, val_dataloader.dataset.data_root'),
+        (DETECTION, 'data_root=/nonexistent', 'val_evaluator.ann_file'),
+        (DETECTION, 'dataset_type=Foo', 'train_dataloader.dataset.type'),
+        (DETECTION, 'train_pipeline.0.type=Foo', 'set train_dataloader.dataset.pipeline.0.type.'),
+        (DETECTION, 'backend_args=Foo', 'train_dataloader.dataset.backend_args'),
+        (DETECTION, 'max_epochs=3', 'set train_cfg.max_epochs.'),
+        (DETECTION, 'lr=0.1', 'set optim_wrapper.optimizer.lr.'),
+        (SEGMENTATION, 'crop_size=(256,256)', 'model.data_preprocessor.size'),
+    ],
+)
 def test_ingredients_that_reach_nothing(name, option, works):
     sentence = refused(name, option)
     assert 'would change nothing' in sentence and works in sentence
@@ -49,13 +53,18 @@ def test_the_option_that_is_named_works():
     sentence = refused(SEGMENTATION, 'crop_size=(256,256)')
     cfg = apply(SEGMENTATION, *(f'{path}=(256,256)' for path in sentence.rsplit('set ', 1)[1].rstrip('.').split(', ')))
     assert cfg.model.data_preprocessor.size == (256, 256)
-    crop, = (step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
+    (crop,) = (step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
     assert crop.crop_size == (256, 256)
 
 
 def test_what_mmengine_takes_instead():
-    cfg = Config(dict(model=dict(data_preprocessor=dict(size=(2, 2))), data_preprocessor=dict(size=(2, 2)),
-                      model_wrapper_cfg=dict(type='MMDistributedDataParallel')))  # yapf: disable
+    cfg = Config(
+        dict(
+            model=dict(data_preprocessor=dict(size=(2, 2))),
+            data_preprocessor=dict(size=(2, 2)),
+            model_wrapper_cfg=dict(type='MMDistributedDataParallel'),
+        )
+    )
     with pytest.raises(UsageError, match=r'set model\.data_preprocessor\.size\.'):
         apply_options(cfg, {'data_preprocessor.size': (1, 1)})
     with pytest.raises(UsageError, match=r'set model_wrapper_cfg\.find_unused_parameters\.'):
@@ -65,16 +74,36 @@ def test_what_mmengine_takes_instead():
     assert cfg.data_preprocessor.size == (1, 1) and cfg.find_unused_parameters
 
 
-@pytest.mark.parametrize('option', [
-    'find_unused_parameters=True', 'compile=True', 'compile.backend=eager',
-    'model_wrapper_cfg.type=MMDistributedDataParallel', 'sync_bn=torch', 'activation_checkpointing=backbone',
-    'efficient_conv_bn_eval=[backbone]', 'strategy.type=DDPStrategy', 'tta_model.tta_cfg.max_per_img=10',
-    'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0.1', 'default_hooks.NEW.type=EMAHook',
-    'train_dataloader.collate_fn.type=default_collate', 'runner_type=Runner', 'randomness.seed=3', 'resume=True',
-    'load_from=a.pth', 'model.backbone.frozen_stages=2', 'model.backbone.init_cfg.type=Pretrained',
-    'auto_scale_lr.enable=True', 'env_cfg.dist_cfg.backend=gloo', 'experiment_name=a', 'log_level=DEBUG',
-    'visualizer.vis_backends.0.type=TensorboardVisBackend', 'launcher=pytorch', 'work_dir=a'
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'option',
+    [
+        'find_unused_parameters=True',
+        'compile=True',
+        'compile.backend=eager',
+        'model_wrapper_cfg.type=MMDistributedDataParallel',
+        'sync_bn=torch',
+        'activation_checkpointing=backbone',
+        'efficient_conv_bn_eval=[backbone]',
+        'strategy.type=DDPStrategy',
+        'tta_model.tta_cfg.max_per_img=10',
+        'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0.1',
+        'default_hooks.NEW.type=EMAHook',
+        'train_dataloader.collate_fn.type=default_collate',
+        'runner_type=Runner',
+        'randomness.seed=3',
+        'resume=True',
+        'load_from=a.pth',
+        'model.backbone.frozen_stages=2',
+        'model.backbone.init_cfg.type=Pretrained',
+        'auto_scale_lr.enable=True',
+        'env_cfg.dist_cfg.backend=gloo',
+        'experiment_name=a',
+        'log_level=DEBUG',
+        'visualizer.vis_backends.0.type=TensorboardVisBackend',
+        'launcher=pytorch',
+        'work_dir=a',
+    ],
+)
 @pytest.mark.parametrize('name', [DETECTION, SEGMENTATION])
 def test_what_mmengine_reads_is_accepted(name, option, capsys):
     path, value = option.split('=')
@@ -96,7 +125,7 @@ def test_all_keys_that_the_runners_read_are_known():
 def test_names_with_dots_stay_whole():
     keys = 'optim_wrapper.paramwise_cfg.custom_keys'
     cfg = apply(DETECTION, f'{keys}.backbone.stages.0.lr_mult=0.5', f'{keys}.backbone.stages.0.decay_mult=0.')
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys['backbone.stages.0'] == dict(lr_mult=0.5, decay_mult=0.)
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys['backbone.stages.0'] == dict(lr_mult=0.5, decay_mult=0.0)
     cfg = Config(dict(model=dict(a={'b.c': dict(d=1)})))
     apply_options(cfg, {'model.a.b.c.d': 2})
     assert cfg.model.a == {'b.c': dict(d=2)}
@@ -108,12 +137,17 @@ def test_an_option_below_none():
     assert cfg.model.init_cfg == dict(type='Pretrained', checkpoint='a.pth')
 
 
-@pytest.mark.parametrize('option, meant', [
-    ('trian_cfg.max_epochs=3', 'train_cfg'), ('train_cfg.max_epoch=3', 'max_epochs'),
-    ('optim_wraper.type=A', 'optim_wrapper'),
-    ('model.backbone.drop_path_rat=0.1', 'drop_path_rate'), ('model.backbone.frozen_stage=1', 'frozen_stages'),
-    ('train_dataloader.dataset.pipeline.99.type=A', '99')
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'option, meant',
+    [
+        ('trian_cfg.max_epochs=3', 'train_cfg'),
+        ('train_cfg.max_epoch=3', 'max_epochs'),
+        ('optim_wraper.type=A', 'optim_wrapper'),
+        ('model.backbone.drop_path_rat=0.1', 'drop_path_rate'),
+        ('model.backbone.frozen_stage=1', 'frozen_stages'),
+        ('train_dataloader.dataset.pipeline.99.type=A', '99'),
+    ],
+)
 def test_misspelt_options(option, meant):
     assert repr(meant) in refused(DETECTION, option)
 

@@ -1,4 +1,5 @@
 """Files and folders that are missing are named before anything is built; what cannot be known is let through."""
+
 import json
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from support import ROOT
 
 
 def check(dataset, scope=None, **kwargs):
-    check_datasets(Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset, **kwargs))),
-                   'train_dataloader')
+    check_datasets(
+        Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset, **kwargs))), 'train_dataloader'
+    )
 
 
 def refusal(dataset, scope=None):
@@ -34,34 +36,44 @@ def root(tmp_path):
 
 
 class TestDetection:
-
     @pytest.fixture(autouse=True)
     def _mmdet(self):
         pytest.importorskip('mmdet')
 
     def coco(self, root, **kwargs):
-        return {**dict(type='CocoDataset', data_root=f'{root}/', ann_file='train.json', data_prefix=dict(img='images')),
-                **kwargs}
+        return {
+            **dict(type='CocoDataset', data_root=f'{root}/', ann_file='train.json', data_prefix=dict(img='images')),
+            **kwargs,
+        }
 
     def test_what_is_there_passes(self, root):
-        for dataset in (self.coco(root), self.coco(root, data_prefix=dict(img='')),
-                        self.coco('/nowhere', ann_file=f'{root}/train.json', data_prefix=dict(img=f'{root}/images'))):
+        for dataset in (
+            self.coco(root),
+            self.coco(root, data_prefix=dict(img='')),
+            self.coco('/nowhere', ann_file=f'{root}/train.json', data_prefix=dict(img=f'{root}/images')),
+        ):
             check(dataset, 'mmdet')
 
-    @pytest.mark.parametrize('changes, words', [
-        (dict(ann_file='none.json'), 'none.json does not exist'),
-        (dict(data_prefix=dict(img='none')), 'data folder .*none does not exist'),
-        (dict(data_root='/nowhere/'), '/nowhere/train.json does not exist'),
-    ])
+    @pytest.mark.parametrize(
+        'changes, words',
+        [
+            (dict(ann_file='none.json'), 'none.json does not exist'),
+            (dict(data_prefix=dict(img='none')), 'data folder .*none does not exist'),
+            (dict(data_root='/nowhere/'), '/nowhere/train.json does not exist'),
+        ],
+    )
     def test_what_is_missing_is_named(self, root, changes, words):
         with pytest.raises(UsageError, match=words):
             check(self.coco(root, **changes), 'mmdet')
 
-    @pytest.mark.parametrize('loads, is_read', [
-        (dict(type='LoadAnnotations', with_bbox=True, with_mask=True), False),
-        (dict(type='LoadAnnotations', with_seg=True), True),
-        (dict(type='LoadPanopticAnnotations'), True),
-    ])
+    @pytest.mark.parametrize(
+        'loads, is_read',
+        [
+            (dict(type='LoadAnnotations', with_bbox=True, with_mask=True), False),
+            (dict(type='LoadAnnotations', with_seg=True), True),
+            (dict(type='LoadPanopticAnnotations'), True),
+        ],
+    )
     def test_label_pictures_that_nobody_reads(self, root, loads, is_read):
         """mmdet's Mask2Former for instances inherits the folder of the panoptic one."""
         prefix = dict(img='images', seg='annotations/panoptic_train2017/')
@@ -71,35 +83,45 @@ class TestDetection:
         else:
             check(dataset, 'mmdet')
 
-    @pytest.mark.parametrize('wrap', [
-        lambda d: dict(type='RepeatDataset', times=2, dataset=d),
-        lambda d: dict(type='ClassBalancedDataset', oversample_thr=1e-3, dataset=d),
-        lambda d: dict(type='ConcatDataset', datasets=[d]),
-        lambda d: dict(type='MultiImageMixDataset', pipeline=[],
-                       dataset=dict(type='RepeatDataset', times=1, dataset=dict(type='ConcatDataset', datasets=[d]))),
-        lambda d: dict(d, type='mmdet.CocoDataset'),
-    ])
+    @pytest.mark.parametrize(
+        'wrap',
+        [
+            lambda d: dict(type='RepeatDataset', times=2, dataset=d),
+            lambda d: dict(type='ClassBalancedDataset', oversample_thr=1e-3, dataset=d),
+            lambda d: dict(type='ConcatDataset', datasets=[d]),
+            lambda d: dict(
+                type='MultiImageMixDataset',
+                pipeline=[],
+                dataset=dict(type='RepeatDataset', times=1, dataset=dict(type='ConcatDataset', datasets=[d])),
+            ),
+            lambda d: dict(d, type='mmdet.CocoDataset'),
+        ],
+    )
     def test_wrappers_are_searched(self, root, wrap):
         check(wrap(self.coco(root)), 'mmdet')
         assert 'none.json' in refusal(wrap(self.coco(root, ann_file='none.json')), 'mmdet')
 
     def test_a_class_as_type(self, root):
         from mmdet.datasets import CocoDataset
+
         assert 'none.json' in refusal(dict(type=CocoDataset, ann_file='none.json'))
 
-    @pytest.mark.parametrize('changes', [
-        dict(data_root='s3://bucket/coco/'),
-        dict(data_root='', ann_file='http://example.com/train.json', data_prefix=dict(img='')),
-        dict(data_root='none', backend_args=dict(backend='petrel')),
-        dict(data_root='none', pipeline=[dict(type='LoadImageFromFile', backend_args=dict(backend='lmdb'))]),
-        dict(ann_file=['a.json', 'b.json']),
-        dict(data_prefix=dict(img=['a', 'b'])),
-        dict(data_prefix='images'),
-        dict(data_prefix=dict(img=None)),
-        dict(type='LVISDataset', data_prefix=dict(img='')),
-        dict(type='NobodysDataset', ann_file='none.json'),
-        dict(type=None, ann_file='none.json'),
-    ])
+    @pytest.mark.parametrize(
+        'changes',
+        [
+            dict(data_root='s3://bucket/coco/'),
+            dict(data_root='', ann_file='http://example.com/train.json', data_prefix=dict(img='')),
+            dict(data_root='none', backend_args=dict(backend='petrel')),
+            dict(data_root='none', pipeline=[dict(type='LoadImageFromFile', backend_args=dict(backend='lmdb'))]),
+            dict(ann_file=['a.json', 'b.json']),
+            dict(data_prefix=dict(img=['a', 'b'])),
+            dict(data_prefix='images'),
+            dict(data_prefix=dict(img=None)),
+            dict(type='LVISDataset', data_prefix=dict(img='')),
+            dict(type='NobodysDataset', ann_file='none.json'),
+            dict(type=None, ann_file='none.json'),
+        ],
+    )
     def test_what_cannot_be_known_is_let_through(self, root, changes):
         check(self.coco(root, **changes), 'mmdet')
 
@@ -118,7 +140,6 @@ class TestDetection:
 
 
 class TestSegmentation:
-
     @pytest.fixture(autouse=True)
     def _mmseg(self):
         pytest.importorskip('mmseg')
@@ -126,8 +147,9 @@ class TestSegmentation:
     def test_folders(self, root):
         prefix = dict(img_path='images', seg_map_path='labels')
         check(dict(type='ADE20KDataset', data_root=str(root), data_prefix=prefix), 'mmseg')
-        assert 'none' in refusal(dict(type='ADE20KDataset', data_root=str(root),
-                                      data_prefix=dict(prefix, seg_map_path='none')), 'mmseg')
+        assert 'none' in refusal(
+            dict(type='ADE20KDataset', data_root=str(root), data_prefix=dict(prefix, seg_map_path='none')), 'mmseg'
+        )
         check(dict(type='ADE20KDataset', data_root=str(root), ann_file='images', data_prefix=prefix), 'mmseg')
 
     def test_a_data_set_that_looks_for_its_files_at_once(self, root):
@@ -139,7 +161,6 @@ class TestSegmentation:
 
 
 class TestClassification:
-
     @pytest.fixture(autouse=True)
     def _mmpretrain(self):
         pytest.importorskip('mmpretrain')
@@ -150,8 +171,11 @@ class TestClassification:
         check(dict(type=name, data_prefix='none'), 'mmpretrain')
 
     def test_folders(self, root):
-        for dataset in (dict(data_root=str(root), data_prefix='train'), dict(data_prefix=f'{root}/train'),
-                        dict(data_root=str(root), data_prefix=dict(img_path='train'), ann_file='train.txt')):
+        for dataset in (
+            dict(data_root=str(root), data_prefix='train'),
+            dict(data_prefix=f'{root}/train'),
+            dict(data_root=str(root), data_prefix=dict(img_path='train'), ann_file='train.txt'),
+        ):
             check(dict(dataset, type='CustomDataset'), 'mmpretrain')
         check(dict(type='ImageNet', data_root=str(root), split='train'), 'mmpretrain')
         assert f'{root}/val' in refusal(dict(type='ImageNet', data_root=str(root), split='val'), 'mmpretrain')
@@ -160,14 +184,13 @@ class TestClassification:
         """mmpretrain expands it in data_prefix and ann_file, and not in data_root."""
         monkeypatch.setenv('HOME', str(root))
         check(dict(type='CustomDataset', data_prefix='~/train'), 'mmpretrain')
-        assert f'write {root}/train' in refusal(dict(type='CustomDataset', data_root='~', data_prefix='train'),
-                                                'mmpretrain')
+        assert f'write {root}/train' in refusal(
+            dict(type='CustomDataset', data_root='~', data_prefix='train'), 'mmpretrain'
+        )
 
 
 def test_a_reader_of_another_package_is_left_alone():
-
     class Made(BaseDataset):
-
         def load_data_list(self):
             return []
 
@@ -176,11 +199,14 @@ def test_a_reader_of_another_package_is_left_alone():
 
 
 def test_files_of_metrics(root):
-    for metric in (dict(type='CocoMetric', ann_file=f'{root}/train.json'), dict(type='CocoMetric'),
-                   dict(type='CocoMetric', ann_file='s3://bucket/train.json'),
-                   dict(type='CocoMetric', ann_file=['a.json']),
-                   dict(type='CocoMetric', ann_file='none.json', backend_args=dict(backend='petrel')),
-                   [dict(type='CocoMetric', ann_file=f'{root}/train.json')]):
+    for metric in (
+        dict(type='CocoMetric', ann_file=f'{root}/train.json'),
+        dict(type='CocoMetric'),
+        dict(type='CocoMetric', ann_file='s3://bucket/train.json'),
+        dict(type='CocoMetric', ann_file=['a.json']),
+        dict(type='CocoMetric', ann_file='none.json', backend_args=dict(backend='petrel')),
+        [dict(type='CocoMetric', ann_file=f'{root}/train.json')],
+    ):
         check_annotations(Config(dict(val_evaluator=metric)), 'val_evaluator')
     with pytest.raises(UsageError, match='val_evaluator: annotation file none.json does not exist'):
         check_annotations(Config(dict(val_evaluator=[dict(type='CocoMetric', ann_file='none.json')])), 'val_evaluator')
@@ -192,12 +218,18 @@ def test_the_tools_check_the_data_of_a_strangers_config(tmp_path, tool):
     pytest.importorskip('mmdet')
     import torch
     from PIL import Image
+
     Image.new('RGB', (64, 64)).save(tmp_path / '1.jpg')
-    (tmp_path / 'all.json').write_text(json.dumps(dict(
-        images=[dict(id=1, file_name='1.jpg', width=64, height=64)],
-        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[8, 8, 30, 30], area=900, iscrowd=0)],
-        categories=[dict(id=1, name='cat')])))  # yapf: disable
-    (tmp_path / 'config.py').write_text(f'''
+    (tmp_path / 'all.json').write_text(
+        json.dumps(
+            dict(
+                images=[dict(id=1, file_name='1.jpg', width=64, height=64)],
+                annotations=[dict(id=1, image_id=1, category_id=1, bbox=[8, 8, 30, 30], area=900, iscrowd=0)],
+                categories=[dict(id=1, name='cat')],
+            )
+        )
+    )
+    (tmp_path / 'config.py').write_text(f"""
 default_scope = 'mmdet'
 model = dict(
     type='RetinaNet',
@@ -215,12 +247,22 @@ train_cfg = dict(by_epoch=True, max_epochs=1)
 test_cfg = dict()
 test_evaluator = dict(type='CocoMetric', metric='bbox')
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
-''')
+""")
     torch.save(dict(state_dict={'bbox_head.retina_cls.bias': torch.zeros(80)}, meta=dict()), tmp_path / 'any.pth')
     arguments = [str(tmp_path / 'any.pth')] if tool == 'test' else []
     result = subprocess.run(
-        [sys.executable, f'tools/{tool}.py', str(tmp_path / 'config.py'), *arguments, '--work-dir',
-         str(tmp_path / 'work')], cwd=ROOT, capture_output=True, text=True)  # yapf: disable
+        [
+            sys.executable,
+            f'tools/{tool}.py',
+            str(tmp_path / 'config.py'),
+            *arguments,
+            '--work-dir',
+            str(tmp_path / 'work'),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
     assert last.startswith('error: model.bbox_head.num_classes is 80, but the data set of ') and '1 classes' in last

@@ -1,4 +1,5 @@
 """The digit scenes: three layouts that agree with each other, the same from the same seed, no scan in both splits."""
+
 import json
 import subprocess
 import sys
@@ -14,8 +15,20 @@ TOOL = ROOT / 'tools/dataset_converters/make_digits.py'
 
 
 def make(out, *args):
-    command = [sys.executable, str(TOOL), str(out), '--train', '6', '--val', '4', '--size', '96',
-               '--renderings', '2', *args]
+    command = [
+        sys.executable,
+        str(TOOL),
+        str(out),
+        '--train',
+        '6',
+        '--val',
+        '4',
+        '--size',
+        '96',
+        '--renderings',
+        '2',
+        *args,
+    ]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -35,8 +48,9 @@ def test_the_same_seed_gives_the_same_files(digits, tmp_path):
     assert make(tmp_path / 'again').returncode == 0
     assert files(tmp_path / 'again') == files(digits)
     assert make(tmp_path / 'other', '--seed', '1').returncode == 0
-    assert files(tmp_path / 'other')['coco/train2017/000000000001.jpg'] \
-        != files(digits)['coco/train2017/000000000001.jpg']
+    assert (
+        files(tmp_path / 'other')['coco/train2017/000000000001.jpg'] != files(digits)['coco/train2017/000000000001.jpg']
+    )
 
 
 def test_renderings_of_single_digits_differ_and_change_nothing_else(digits, tmp_path):
@@ -92,7 +106,7 @@ def test_scenes_use_only_the_scans_of_their_split():
     assert np.bincount(labels[splits['val']]).tolist() == [5] * 10
     photos = [np.full((200, 200, 3), 128, np.float32)]
     fours = np.full(8, 4)
-    scene = tool.compose(np.full((8, 8, 8), 16.), fours, photos, 96, np.random.default_rng(0))
+    scene = tool.compose(np.full((8, 8, 8), 16.0), fours, photos, 96, np.random.default_rng(0))
     assert set(scene.digits) == {4} and len(scene.masks) == len(scene.digits)
 
 
@@ -108,8 +122,9 @@ def test_what_is_there_is_kept(digits, tmp_path):
     assert files(digits) == before and (tmp_path / 'mine').read_text() == 'precious'
 
 
-@pytest.mark.parametrize('args, word', [(('--train', '0'), '--train'), (('--size', '20'), '--size'),
-                                        (('--renderings', '0'), '--renderings')])
+@pytest.mark.parametrize(
+    'args, word', [(('--train', '0'), '--train'), (('--size', '20'), '--size'), (('--renderings', '0'), '--renderings')]
+)
 def test_wrong_arguments_are_named(tmp_path, args, word):
     result = make(tmp_path / 'digits', *args)
     assert result.returncode == 2 and word in result.stderr.splitlines()[-1]
@@ -117,5 +132,4 @@ def test_wrong_arguments_are_named(tmp_path, args, word):
 
 
 def test_settings_are_recorded(digits):
-    assert json.loads((digits / 'settings.json').read_text()) == dict(train=6, val=4, renderings=2, size=96,
-                                                                        seed=0)
+    assert json.loads((digits / 'settings.json').read_text()) == dict(train=6, val=4, renderings=2, size=96, seed=0)

@@ -1,4 +1,5 @@
 """tools/get_flops.py on configs of every kind, and on models that do not fit together."""
+
 import json
 import runpy
 import sys
@@ -45,12 +46,21 @@ def test_config_by_name(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['params'] == 14_334_216
 
 
-@pytest.mark.parametrize('text, sentence', [
-    (NO_NECK, "set model.neck={'type': 'GlobalAveragePooling'}"),
-    # a head whose convention the check does not know
-    (NO_NECK.replace('LinearClsHead', 'CSRAClsHead').replace('in_channels=64', 'in_channels=9, num_heads=1, lam=0.1'),
-     'does not run on an image of 224 x 224'),
-    (NO_NECK.replace('LinearClsHead', 'NoHead'), 'NoHead'), ('default_scope = None', 'has no model')])  # yapf: disable
+@pytest.mark.parametrize(
+    'text, sentence',
+    [
+        (NO_NECK, "set model.neck={'type': 'GlobalAveragePooling'}"),
+        # a head whose convention the check does not know
+        (
+            NO_NECK.replace('LinearClsHead', 'CSRAClsHead').replace(
+                'in_channels=64', 'in_channels=9, num_heads=1, lam=0.1'
+            ),
+            'does not run on an image of 224 x 224',
+        ),
+        (NO_NECK.replace('LinearClsHead', 'NoHead'), 'NoHead'),
+        ('default_scope = None', 'has no model'),
+    ],
+)
 def test_models_that_do_not_fit(monkeypatch, tmp_path, text, sentence):
     path = tmp_path / 'config.py'
     path.write_text(text)

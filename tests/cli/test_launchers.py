@@ -1,4 +1,5 @@
 """The shell scripts hand on what they are given; a stand-in prints the command that torchrun or srun would get."""
+
 import os
 import socket
 import subprocess
@@ -19,28 +20,55 @@ def call(root, tmp_path, script, *args, **variables):
     return subprocess.run(['bash', root / 'tools' / script, *args], capture_output=True, text=True, env=env)
 
 
-@pytest.mark.parametrize('script, few', [('dist_train.sh', ['config.py']), ('dist_test.sh', ['config.py', 'a.pth']),
-                                         ('slurm_train.sh', ['gpu', 'rmt'])])
+@pytest.mark.parametrize(
+    'script, few',
+    [('dist_train.sh', ['config.py']), ('dist_test.sh', ['config.py', 'a.pth']), ('slurm_train.sh', ['gpu', 'rmt'])],
+)
 def test_usage(root, tmp_path, script, few):
     done = call(root, tmp_path, script, *few)
     assert done.returncode == 2 and done.stderr.startswith('usage:') and script in done.stderr
 
 
 def test_dist_train(root, tmp_path):
-    done = call(root, tmp_path, 'dist_train.sh', 'my config.py', '8', '--cfg-options', 'a="x y"',
-                NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='29511')  # yapf: disable
+    done = call(
+        root,
+        tmp_path,
+        'dist_train.sh',
+        'my config.py',
+        '8',
+        '--cfg-options',
+        'a="x y"',
+        NNODES='2',
+        NODE_RANK='1',
+        MASTER_ADDR='10.0.0.1',
+        PORT='29511',
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        '-m', 'torch.distributed.run', '--nnodes=2', '--node-rank=1', '--master-addr=10.0.0.1', '--master-port=29511',
-        '--nproc-per-node=8', str(root / 'tools/train.py'), 'my config.py', '--launcher', 'pytorch', '--cfg-options',
-        'a="x y"'
+        '-m',
+        'torch.distributed.run',
+        '--nnodes=2',
+        '--node-rank=1',
+        '--master-addr=10.0.0.1',
+        '--master-port=29511',
+        '--nproc-per-node=8',
+        str(root / 'tools/train.py'),
+        'my config.py',
+        '--launcher',
+        'pytorch',
+        '--cfg-options',
+        'a="x y"',
     ]
 
 
 def test_one_machine_takes_a_free_port(root, tmp_path):
     done = call(root, tmp_path, 'dist_train.sh', 'config.py', '2')
     assert done.stdout.splitlines()[:5] == [
-        '-m', 'torch.distributed.run', '--standalone', '--local-addr=127.0.0.1', '--nproc-per-node=2'
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--local-addr=127.0.0.1',
+        '--nproc-per-node=2',
     ]
 
 
@@ -84,15 +112,44 @@ def test_a_python_without_torch(root, tmp_path):
 def test_dist_test(root, tmp_path):
     done = call(root, tmp_path, 'dist_test.sh', 'config.py', 'a.pth', '2', '--tta')
     assert done.stdout.splitlines()[-7:] == [
-        '--nproc-per-node=2', str(root / 'tools/test.py'), 'config.py', 'a.pth', '--launcher', 'pytorch', '--tta'
+        '--nproc-per-node=2',
+        str(root / 'tools/test.py'),
+        'config.py',
+        'a.pth',
+        '--launcher',
+        'pytorch',
+        '--tta',
     ]
 
 
 def test_slurm_train(root, tmp_path):
-    done = call(root, tmp_path, 'slurm_train.sh', 'gpu', 'rmt', 'config.py', '--resume', GPUS='16', GPUS_PER_NODE='8',
-                SRUN_ARGS='--time=10:00 --qos=low')  # yapf: disable
+    done = call(
+        root,
+        tmp_path,
+        'slurm_train.sh',
+        'gpu',
+        'rmt',
+        'config.py',
+        '--resume',
+        GPUS='16',
+        GPUS_PER_NODE='8',
+        SRUN_ARGS='--time=10:00 --qos=low',
+    )
     assert done.stdout.splitlines() == [
-        '--partition=gpu', '--job-name=rmt', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8', '--cpus-per-task=5',
-        '--kill-on-bad-exit=1', '--time=10:00', '--qos=low', 'python', '-u', str(root / 'tools/train.py'), 'config.py',
-        '--launcher', 'slurm', '--resume'
+        '--partition=gpu',
+        '--job-name=rmt',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=5',
+        '--kill-on-bad-exit=1',
+        '--time=10:00',
+        '--qos=low',
+        'python',
+        '-u',
+        str(root / 'tools/train.py'),
+        'config.py',
+        '--launcher',
+        'slurm',
+        '--resume',
     ]

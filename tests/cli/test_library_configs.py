@@ -1,4 +1,5 @@
 """No false alarm on the libraries' own configs: RMT with the channels of their ResNet passes the model check."""
+
 import importlib
 from pathlib import Path
 
@@ -13,19 +14,26 @@ from rmt_mm.errors import UsageError
 
 RESNETS = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt')
 WIDE = dict(
-    embed_dims=(256, 512, 1024, 2048), depths=(1, ) * 4, num_heads=(4, ) * 4, init_values=(2, ) * 4,
-    heads_ranges=(4, ) * 4, mlp_ratios=(2, ) * 4, decomposed=(True, ) * 4, layer_scales=(False, ) * 4)  # yapf: disable
+    embed_dims=(256, 512, 1024, 2048),
+    depths=(1,) * 4,
+    num_heads=(4,) * 4,
+    init_values=(2,) * 4,
+    heads_ranges=(4,) * 4,
+    mlp_ratios=(2,) * 4,
+    decomposed=(True,) * 4,
+    layer_scales=(False,) * 4,
+)
 
 
 def find_resnets(cfg):
     """Yield the models with a ResNet whose outputs have strides 4, 8, 16, 32, with RMT in its place."""
     for model in find_dicts(cfg.model, lambda d: isinstance(d.get('backbone'), dict)):
         old = model['backbone']
-        plain = tuple(old.get('strides', (1, 2, 2, 2)))[1:] == (2, ) * (old.get('num_stages', 4) - 1)
+        plain = tuple(old.get('strides', (1, 2, 2, 2)))[1:] == (2,) * (old.get('num_stages', 4) - 1)
         # mmseg states no strides, so that dilated ones serve there as well
         if type_name(old.get('type')) in RESNETS and (plain or library(cfg) == 'mmseg'):
             arch = dict(WIDE, embed_dims=(64, 128, 256, 512)) if old.get('depth') in (18, 34) else WIDE
-            default = (3, ) if library(cfg) == 'mmpretrain' else (0, 1, 2, 3)
+            default = (3,) if library(cfg) == 'mmpretrain' else (0, 1, 2, 3)
             yield dict(model, backbone=dict(type='RMT', arch=arch, out_indices=old.get('out_indices', default)))
 
 

@@ -1,4 +1,5 @@
 """What tools/train.py and tools/test.py do with checkpoints that fit, and with those that do not."""
+
 import contextlib
 import itertools
 import os
@@ -57,9 +58,20 @@ def tool(config, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # a second that nothing here is about
 
     def run(name, *args, options=(), work_dir=tmp_path / 'work'):
-        monkeypatch.setattr(sys, 'argv', [
-            name, str(config), *map(str, args), '--work-dir', str(work_dir), '--cfg-options',
-            f'experiment_name=loading{next(numbers)}', *options])  # yapf: disable
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                name,
+                str(config),
+                *map(str, args),
+                '--work-dir',
+                str(work_dir),
+                '--cfg-options',
+                f'experiment_name=loading{next(numbers)}',
+                *options,
+            ],
+        )
         capfd.readouterr()
         try:
             runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
@@ -75,7 +87,7 @@ def refused(result):
     """The tool ended with one sentence, which is returned."""
     status, text = result
     assert status == 1
-    sentence, = [line for line in text.splitlines() if line.startswith('error: ')]
+    (sentence,) = [line for line in text.splitlines() if line.startswith('error: ')]
     return sentence
 
 
@@ -102,12 +114,21 @@ def without(*starts, **model):
 def deeper():
     state_dict = ToyClassifier().state_dict()
     block = 'backbone.stages.1.0.'
-    return {**state_dict, **{name.replace(block, 'backbone.stages.1.1.'): tensor for name, tensor in state_dict.items()
-                             if name.startswith(block)}}
+    return {
+        **state_dict,
+        **{
+            name.replace(block, 'backbone.stages.1.1.'): tensor
+            for name, tensor in state_dict.items()
+            if name.startswith(block)
+        },
+    }
 
 
-SWIN = {'backbone.patch_embed.projection.weight': torch.zeros(8, 3, 4, 4),
-        'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8), 'backbone.norm0.weight': torch.zeros(9)}
+SWIN = {
+    'backbone.patch_embed.projection.weight': torch.zeros(8, 3, 4, 4),
+    'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8),
+    'backbone.norm0.weight': torch.zeros(9),
+}
 # Files that neither training nor testing takes, and what the sentence says.
 MISFITS = dict(
     deployed=(deployed, ['form for inference', 'model.backbone.deploy=True']),
@@ -119,7 +140,8 @@ MISFITS = dict(
     bare_backbone=(lambda: RMT(NANO._asdict()).state_dict(), ["below 'backbone.'", 'init_cfg']),
     deeper=(deeper, ['unexpected', 'stages.1.1.', 'an RMT of (1, 2, 2, 1) blocks']),
     swin=(lambda: SWIN, ['not a checkpoint of RMT', 'patch_embed.projection.weight']),
-    empty_names=(lambda: {'what': torch.zeros(1)}, ["below 'backbone.'"]))
+    empty_names=(lambda: {'what': torch.zeros(1)}, ["below 'backbone.'"]),
+)
 
 
 @pytest.mark.parametrize('kind', MISFITS)
@@ -131,8 +153,9 @@ def test_parts_of_a_backbone_are_refused_by_mmengine_alone(kind, tmp_path):
     assert '(0, 0' not in str(error.value) and 'tools/' not in str(error.value)
 
 
-@pytest.mark.parametrize('kind, name', [('deployed', 'test.py'), ('one_head', 'test.py'), ('no_stage_3', 'train.py'),
-                                        ('swin', 'train.py')])
+@pytest.mark.parametrize(
+    'kind, name', [('deployed', 'test.py'), ('one_head', 'test.py'), ('no_stage_3', 'train.py'), ('swin', 'train.py')]
+)
 def test_parts_of_a_backbone_are_refused(kind, name, tool, tmp_path):
     make, words = MISFITS[kind]
     path = save(tmp_path / 'file.pth', make())
@@ -145,31 +168,49 @@ def test_ordinary_file_for_a_deployed_model(tool, tmp_path):
     assert 'ordinary' in sentence and 'model.backbone.deploy' in sentence
 
 
-@pytest.mark.parametrize('file, words', [
-    (lambda: without('head'), ['2 missing', 'head.weight', 'head.bias']),
-    (lambda: ToyClassifier(num_classes=5).state_dict(), ['2 of another shape', 'head.weight is [5, 32], not [3, 32]']),
-    (lambda: without('backbone.norm0', 'backbone.norm1'), ['4 missing', 'backbone.norm0.weight'])])
+@pytest.mark.parametrize(
+    'file, words',
+    [
+        (lambda: without('head'), ['2 missing', 'head.weight', 'head.bias']),
+        (
+            lambda: ToyClassifier(num_classes=5).state_dict(),
+            ['2 of another shape', 'head.weight is [5, 32], not [3, 32]'],
+        ),
+        (lambda: without('backbone.norm0', 'backbone.norm1'), ['4 missing', 'backbone.norm0.weight']),
+    ],
+)
 def test_heads_and_norms_may_start_anew_in_training_alone(file, words, tool, tmp_path):
     path = save(tmp_path / 'file.pth', file())
     sentence = refused(tool('test.py', path))
     assert all(word in sentence for word in [*words, str(path), 'random']), sentence
     status, text = tool('train.py', options=[f'load_from={path}'])
     assert status == 0
-    anew, = [line for line in text.splitlines() if 'start anew' in line]
+    (anew,) = [line for line in text.splitlines() if 'start anew' in line]
     assert words[-1] in anew or 'norm0' in anew
     torch.save(dict(torch.load(path), meta=dict(epoch=0, iter=0), optimizer={}), path)
     sentence = refused(tool('train.py', '--resume', path))
     assert all(word in sentence for word in [*words, 'resume']), sentence
 
 
-@pytest.mark.parametrize('change', [
-    lambda name: name, lambda name: f'module.{name}', lambda name: f'_orig_mod.{name}',
-    lambda name: name.replace('backbone.', 'backbone._orig_mod.')
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda name: name,
+        lambda name: f'module.{name}',
+        lambda name: f'_orig_mod.{name}',
+        lambda name: name.replace('backbone.', 'backbone._orig_mod.'),
+    ],
+)
 def test_files_that_fit_are_taken(change, tool, tmp_path):
     model = ToyClassifier()
-    path = save(tmp_path / 'file.pth', {change(name): tensor for name, tensor in model.state_dict().items()
-                                        if not name.endswith('num_batches_tracked')})
+    path = save(
+        tmp_path / 'file.pth',
+        {
+            change(name): tensor
+            for name, tensor in model.state_dict().items()
+            if not name.endswith('num_batches_tracked')
+        },
+    )
     expected = sum(float(t.sum()) for t in model.eval()(torch.zeros(2, 3, 32, 32)))
     status, text = tool('test.py', path)
     assert status == 0 and f'{path} loaded into the model\n  complete' in text, text
@@ -208,9 +249,9 @@ def test_deployed_file_that_names_do_not_tell(tool, tmp_path):
     model.backbone.stages[3][0].gamma1 = model.backbone.stages[3][0].gamma2 = None  # names alone must not tell
     path = tmp_path / 'file.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=dict(rmt_mm=dict(deploy=True))), path)
-    sentence = refused(tool('test.py', path, options=[
-        'model.backbone.norm_cfg.type=GN', 'model.backbone.norm_cfg.num_groups=1'
-    ]))
+    sentence = refused(
+        tool('test.py', path, options=['model.backbone.norm_cfg.type=GN', 'model.backbone.norm_cfg.num_groups=1'])
+    )
     assert 'form for inference' in sentence and 'model.backbone.deploy=True' in sentence
 
 
@@ -315,15 +356,20 @@ def test_resume_of_nothing_keeps_load_from(tool, files, tmp_path):
     status, text = tool('train.py', '--resume', options=[f'load_from={start}', 'optim_wrapper.optimizer.lr=0.'])
     assert status == 0 and f'{start} loaded into the model' in text
     trained = read_checkpoint(str(tmp_path / 'work/epoch_1.pth'))['state_dict']
-    assert all(torch.equal(trained[name], tensor) for name, tensor in torch.load(start)['state_dict'].items()
-               if 'running' not in name and 'tracked' not in name)
+    assert all(
+        torch.equal(trained[name], tensor)
+        for name, tensor in torch.load(start)['state_dict'].items()
+        if 'running' not in name and 'tracked' not in name
+    )
 
 
 def test_weights_without_a_training_are_not_resumed(tool, files):
     assert 'load_from' in refused(tool('train.py', '--resume', files[0]))
 
 
-@pytest.mark.parametrize('path', ['torchvision://resnet50', 'open-mmlab://resnet50', 'mmcls://resnet50', 's3://bucket/a.pth'])
+@pytest.mark.parametrize(
+    'path', ['torchvision://resnet50', 'open-mmlab://resnet50', 'mmcls://resnet50', 's3://bucket/a.pth']
+)
 def test_names_of_mmengine_are_its_own_to_find(path, tmp_path, monkeypatch):
     messages = []
     monkeypatch.setattr('rmt_mm.checkpoints.loading.print_log', lambda message, logger: messages.append(message))
@@ -346,8 +392,12 @@ def test_home_folder(tmp_path, monkeypatch):
 
 def with_init_cfg(config, path, whole):
     owner = 'ToyClassifier' if whole else 'RMT'
-    config.write_text(CONFIG.replace(f"dict(type='{owner}', ", f"dict(type='{owner}', init_cfg=dict("
-                                     f"type='Pretrained', checkpoint={str(path)!r}), "))
+    config.write_text(
+        CONFIG.replace(
+            f"dict(type='{owner}', ",
+            f"dict(type='{owner}', init_cfg=dict(type='Pretrained', checkpoint={str(path)!r}), ",
+        )
+    )
 
 
 @pytest.mark.parametrize('whole, key', [(True, 'model.init_cfg'), (False, 'model.backbone.init_cfg')])
@@ -387,7 +437,7 @@ def test_reparameterized_files(config, tool, tmp_path, monkeypatch):
     reparameterize(path, out)
     assert torch.load(out)['meta']['rmt_mm']['deploy'] is True
     ordinary, deployed = tool('test.py', path), tool('test.py', out, options=['model.backbone.deploy=True'])
-    (first, ), (second, ) = (re.findall(r'sum: (\S+)', text) for _, text in (ordinary, deployed))
+    (first,), (second,) = (re.findall(r'sum: (\S+)', text) for _, text in (ordinary, deployed))
     assert abs(float(first) - float(second)) < 1e-3
     assert 'form for inference' in refused(tool('test.py', out))
     with pytest.raises(SystemExit, match='form for inference'):
@@ -443,16 +493,29 @@ def test_two_processes_end_well(tool, config, tmp_path):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests')]))
     args = ['--launcher', 'pytorch', '--work-dir', str(tmp_path / 'work')]
     script = tmp_path / 'script.py'
-    script.write_text(f'''
+    script.write_text(f"""
 import runpy
 from pathlib import Path
 runpy.run_path({str(ROOT / 'tools' / tool)!r}, run_name='__main__')
 assert not sum('gloo' in path.read_text() for path in Path('/proc/self/task').glob('*/comm'))
-''')
+""")
     result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', script,
-         config, *([path] if tool == 'test.py' else []), *args],
-        cwd=tmp_path, env=env, capture_output=True, text=True)  # yapf: disable
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node=2',
+            script,
+            config,
+            *([path] if tool == 'test.py' else []),
+            *args,
+        ],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     if tool == 'test.py':
         assert 'loaded into the model\n  unused: backbone.norm0' in result.stdout + result.stderr

@@ -1,4 +1,5 @@
 """The check of neck and heads around RMT: what fits passes, what does not is named with what to set."""
+
 import sys
 import types
 
@@ -40,34 +41,66 @@ def refusal(model, scope='mmdet'):
 
 RTMDET = dict(
     kind='RTMDet',
-    head=dict(type='RTMDetHead', num_classes=3, in_channels=8, anchor_generator=dict(
-        type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])))  # yapf: disable
+    head=dict(
+        type='RTMDetHead',
+        num_classes=3,
+        in_channels=8,
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
+    ),
+)
 YOLOX = dict(kind='YOLOX', head=dict(type='YOLOXHead', num_classes=3, in_channels=8))  # strides by default
 YOLO = dict(type='YOLOV3Neck', num_scales=3, in_channels=[512, 256, 128], out_channels=[8, 8, 8])
 DINO = dict(type='ChannelMapper', in_channels=FOUR, out_channels=8, num_outs=5)
 FITS = {
     'fpn': retina(neck=fpn(FOUR, start_level=1)),
-    'fpn, one int': dict(retina(neck=fpn([512], add_extra_convs='on_input'), out_indices=3), bbox_head=dict(
-        type='RetinaHead', anchor_generator=dict(type='AnchorGenerator', strides=[32, 64, 128, 256, 512]))),
+    'fpn, one int': dict(
+        retina(neck=fpn([512], add_extra_convs='on_input'), out_indices=3),
+        bbox_head=dict(
+            type='RetinaHead', anchor_generator=dict(type='AnchorGenerator', strides=[32, 64, 128, 256, 512])
+        ),
+    ),
     'negative and unsorted': retina(neck=fpn([128, 256, 512]), out_indices=[-1, 1, 2]),
-    'tuple of strides': dict(retina(neck=fpn([128, 256, 512]), out_indices=(1, 2, 3)), bbox_head=dict(
-        type='RetinaHead', anchor_generator=dict(LEVELS, strides=[(s, s) for s in LEVELS['strides']]))),
+    'tuple of strides': dict(
+        retina(neck=fpn([128, 256, 512]), out_indices=(1, 2, 3)),
+        bbox_head=dict(type='RetinaHead', anchor_generator=dict(LEVELS, strides=[(s, s) for s in LEVELS['strides']])),
+    ),
     'two necks': retina(neck=[fpn(FOUR, start_level=1), dict(type='BFP', in_channels=8, num_levels=5)]),
     'yolo': detector('YOLOV3', YOLO, dict(type='YOLOV3Head', featmap_strides=[32, 16, 8]), out_indices=(1, 2, 3)),
     'rtmdet': detector(
-        neck=dict(type='CSPNeXtPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3), **RTMDET),
-    'yolox': detector(neck=dict(type='YOLOXPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3),
-                      **YOLOX),
-    'dilated encoder': detector('YOLOF', dict(
-        type='DilatedEncoder', in_channels=512, out_channels=8, block_mid_channels=8, num_residual_blocks=1,
-        block_dilations=[2]), dict(type='YOLOFHead', anchor_generator=dict(type='AnchorGenerator', strides=[32]))),
-    'dino': dict(detector('DINO', dict(type='ChannelMapper', in_channels=[128, 256, 512], out_channels=8, num_outs=4),
-                          out_indices=(1, 2, 3)), num_feature_levels=4),
+        neck=dict(type='CSPNeXtPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3), **RTMDET
+    ),
+    'yolox': detector(
+        neck=dict(type='YOLOXPAFPN', in_channels=[128, 256, 512], out_channels=8), out_indices=(1, 2, 3), **YOLOX
+    ),
+    'dilated encoder': detector(
+        'YOLOF',
+        dict(
+            type='DilatedEncoder',
+            in_channels=512,
+            out_channels=8,
+            block_mid_channels=8,
+            num_residual_blocks=1,
+            block_dilations=[2],
+        ),
+        dict(type='YOLOFHead', anchor_generator=dict(type='AnchorGenerator', strides=[32])),
+    ),
+    'dino': dict(
+        detector(
+            'DINO',
+            dict(type='ChannelMapper', in_channels=[128, 256, 512], out_channels=8, num_outs=4),
+            out_indices=(1, 2, 3),
+        ),
+        num_feature_levels=4,
+    ),
     # its strides are not those of its inputs, and RoIAlign takes the first outputs
-    'two stages': dict(detector('MaskRCNN', fpn(FOUR)), roi_head=dict(bbox_roi_extractor=dict(
-        featmap_strides=[4, 8, 16, 32]), semantic_roi_extractor=dict(featmap_strides=[8])), mask_head=dict(
-            type='SOLOHead', strides=[8, 8, 16, 32, 32])),
-}  # yapf: disable
+    'two stages': dict(
+        detector('MaskRCNN', fpn(FOUR)),
+        roi_head=dict(
+            bbox_roi_extractor=dict(featmap_strides=[4, 8, 16, 32]), semantic_roi_extractor=dict(featmap_strides=[8])
+        ),
+        mask_head=dict(type='SOLOHead', strides=[8, 8, 16, 32, 32]),
+    ),
+}
 
 
 @pytest.mark.parametrize('name', FITS)
@@ -76,31 +109,70 @@ def test_what_fits(name, capsys):
     assert capsys.readouterr().err == ''
 
 
-@pytest.mark.parametrize('model, parts', [
-    (retina(neck=fpn(FOUR, start_level=1), arch='base'), ['[80, 160, 320, 512]', "'base'",
-                                                          'set model.neck.in_channels=[80, 160, 320, 512].']),
-    (retina(neck=fpn(FOUR)), ['strides is [8, 16, 32, 64, 128]', '5 with strides [4, 8, 16, 32, 64]',
-                              'model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[128, 256, 512]']),
-    (retina(neck=fpn([128, 256, 512], start_level=1), out_indices=(1, 2, 3)), ['set model.neck.start_level=0']),
-    (retina(neck=fpn([256, 512, 1024, 2048], start_level=1)), ['model.neck.in_channels=[64, 128, 256, 512]']),
-    (retina(neck=[fpn([1, 2], start_level=1)]), ['set model.neck.0.in_channels=[64, 128, 256, 512].']),
-    (detector(neck=dict(type='CSPNeXtPAFPN', in_channels=FOUR, out_channels=8), **RTMDET),
-     ['bbox_head.anchor_generator.strides is [8, 16, 32]', '4 with strides [4, 8, 16, 32]',
-      'set model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[128, 256, 512].']),
-    (detector(neck=dict(type='YOLOXPAFPN', in_channels=FOUR, out_channels=8), **YOLOX),
-     ['bbox_head.strides is [8, 16, 32]', 'set model.backbone.out_indices=(1, 2, 3)']),
-    (detector('YOLOV3', dict(type='YOLOV3Neck', num_scales=3, in_channels=[128, 256, 512], out_channels=[8, 8, 8]),
-              out_indices=(1, 2, 3)), ['set model.neck.in_channels=[512, 256, 128].']),
-    (detector('YOLOV3', dict(type='YOLOV3Neck', num_scales=3, in_channels=FOUR, out_channels=[8, 8, 8])),
-     ['set model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[512, 256, 128].']),
-    (dict(detector('DINO', DINO), num_feature_levels=4),
-     ['num_feature_levels is 4', 'set model.num_feature_levels=5']),
-    (dict(detector('MaskRCNN', fpn([128, 256, 512]), out_indices=(1, 2, 3)),
-          roi_head=dict(bbox_roi_extractor=dict(featmap_strides=[4, 8, 16, 32]))),
-     ['roi_head.bbox_roi_extractor.featmap_strides', 'out_indices=(0, 1, 2, 3) and model.neck.in_channels=[64, 128']),
-    (dict(detector('Mask2Former'), panoptic_head=dict(type='Mask2FormerHead', in_channels=[256, 512, 1024, 2048])),
-     ['set model.panoptic_head.in_channels=[64, 128, 256, 512].']),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'model, parts',
+    [
+        (
+            retina(neck=fpn(FOUR, start_level=1), arch='base'),
+            ['[80, 160, 320, 512]', "'base'", 'set model.neck.in_channels=[80, 160, 320, 512].'],
+        ),
+        (
+            retina(neck=fpn(FOUR)),
+            [
+                'strides is [8, 16, 32, 64, 128]',
+                '5 with strides [4, 8, 16, 32, 64]',
+                'model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[128, 256, 512]',
+            ],
+        ),
+        (retina(neck=fpn([128, 256, 512], start_level=1), out_indices=(1, 2, 3)), ['set model.neck.start_level=0']),
+        (retina(neck=fpn([256, 512, 1024, 2048], start_level=1)), ['model.neck.in_channels=[64, 128, 256, 512]']),
+        (retina(neck=[fpn([1, 2], start_level=1)]), ['set model.neck.0.in_channels=[64, 128, 256, 512].']),
+        (
+            detector(neck=dict(type='CSPNeXtPAFPN', in_channels=FOUR, out_channels=8), **RTMDET),
+            [
+                'bbox_head.anchor_generator.strides is [8, 16, 32]',
+                '4 with strides [4, 8, 16, 32]',
+                'set model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[128, 256, 512].',
+            ],
+        ),
+        (
+            detector(neck=dict(type='YOLOXPAFPN', in_channels=FOUR, out_channels=8), **YOLOX),
+            ['bbox_head.strides is [8, 16, 32]', 'set model.backbone.out_indices=(1, 2, 3)'],
+        ),
+        (
+            detector(
+                'YOLOV3',
+                dict(type='YOLOV3Neck', num_scales=3, in_channels=[128, 256, 512], out_channels=[8, 8, 8]),
+                out_indices=(1, 2, 3),
+            ),
+            ['set model.neck.in_channels=[512, 256, 128].'],
+        ),
+        (
+            detector('YOLOV3', dict(type='YOLOV3Neck', num_scales=3, in_channels=FOUR, out_channels=[8, 8, 8])),
+            ['set model.backbone.out_indices=(1, 2, 3) and model.neck.in_channels=[512, 256, 128].'],
+        ),
+        (
+            dict(detector('DINO', DINO), num_feature_levels=4),
+            ['num_feature_levels is 4', 'set model.num_feature_levels=5'],
+        ),
+        (
+            dict(
+                detector('MaskRCNN', fpn([128, 256, 512]), out_indices=(1, 2, 3)),
+                roi_head=dict(bbox_roi_extractor=dict(featmap_strides=[4, 8, 16, 32])),
+            ),
+            [
+                'roi_head.bbox_roi_extractor.featmap_strides',
+                'out_indices=(0, 1, 2, 3) and model.neck.in_channels=[64, 128',
+            ],
+        ),
+        (
+            dict(
+                detector('Mask2Former'), panoptic_head=dict(type='Mask2FormerHead', in_channels=[256, 512, 1024, 2048])
+            ),
+            ['set model.panoptic_head.in_channels=[64, 128, 256, 512].'],
+        ),
+    ],
+)
 def test_what_does_not_fit(model, parts):
     model = {key: value for key, value in model.items() if value is not None}
     sentence = refusal(model)
@@ -108,12 +180,12 @@ def test_what_does_not_fit(model, parts):
         assert part in sentence
 
 
-@pytest.mark.parametrize('indices, stages', [(3, (3, )), ((3, 0), (0, 3)), ([-1, -2], (2, 3)), ((1, 1), (1, ))])
+@pytest.mark.parametrize('indices, stages', [(3, (3,)), ((3, 0), (0, 3)), ([-1, -2], (2, 3)), ((1, 1), (1,))])
 def test_out_indices(indices, stages):
     assert resolve_out_indices(indices) == stages == rmt_mm.RMT('tiny', out_indices=indices).out_indices
 
 
-@pytest.mark.parametrize('indices', [4, (0, -5), 'a', (0.5, ), ()])
+@pytest.mark.parametrize('indices', [4, (0, -5), 'a', (0.5,), ()])
 def test_wrong_out_indices(indices):
     assert 'model.backbone: out_indices' in refusal(retina(neck=fpn(FOUR), out_indices=indices))
 
@@ -122,28 +194,44 @@ PSP = dict(type='PSPHead', in_channels=512, in_index=3)
 UPER = dict(type='UPerHead', in_channels=FOUR, in_index=[0, 1, 2, 3])
 
 
-@pytest.mark.parametrize('model', [
-    segmentor(PSP), segmentor(dict(type='FCNHead', in_channels=512)), segmentor(UPER),
-    segmentor(dict(PSP, in_index=-1)),
-    segmentor(dict(type='FCNHead', in_channels=FOUR, in_index=[0, 1, 2, 3], input_transform='resize_concat')),
-    segmentor(dict(type='STDCHead', in_channels=128, in_index=1)),
-    segmentor([PSP, dict(type='OCRHead', in_channels=512)]),
-    dict(segmentor(dict(type='FPNHead', in_channels=[8] * 4, in_index=[0, 1, 2, 3])),
-         neck=dict(type='FPN', in_channels=FOUR, out_channels=8, num_outs=4)),
-    segmentor(dict(type='Mask2FormerHead', in_channels=FOUR, strides=[4, 8, 16, 32])),
-    segmentor(dict(type='MaskFormerHead', in_channels=FOUR, strides=[4, 8, 16, 32, 64])),
-    segmentor(dict(type='HeadOfAStranger', in_channels=7, in_index=9)),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'model',
+    [
+        segmentor(PSP),
+        segmentor(dict(type='FCNHead', in_channels=512)),
+        segmentor(UPER),
+        segmentor(dict(PSP, in_index=-1)),
+        segmentor(dict(type='FCNHead', in_channels=FOUR, in_index=[0, 1, 2, 3], input_transform='resize_concat')),
+        segmentor(dict(type='STDCHead', in_channels=128, in_index=1)),
+        segmentor([PSP, dict(type='OCRHead', in_channels=512)]),
+        dict(
+            segmentor(dict(type='FPNHead', in_channels=[8] * 4, in_index=[0, 1, 2, 3])),
+            neck=dict(type='FPN', in_channels=FOUR, out_channels=8, num_outs=4),
+        ),
+        segmentor(dict(type='Mask2FormerHead', in_channels=FOUR, strides=[4, 8, 16, 32])),
+        segmentor(dict(type='MaskFormerHead', in_channels=FOUR, strides=[4, 8, 16, 32, 64])),
+        segmentor(dict(type='HeadOfAStranger', in_channels=7, in_index=9)),
+    ],
+)
 def test_segmentors_that_fit(model):
     check_model(model, 'mmseg')
 
 
-@pytest.mark.parametrize('head, parts', [
-    (dict(PSP, in_channels=2048), ['model.decode_head.in_channels is 2048', 'set model.decode_head.in_channels=512.']),
-    ([dict(UPER, in_channels=[256, 512, 1024, 2048])], ['set model.decode_head.0.in_channels=[64, 128, 256, 512].']),
-    (dict(PSP, in_index=4), ['model.decode_head.in_index is 4, but the outputs [0, 1, 2, 3] of RMT are 4']),
-    (dict(type='Mask2FormerHead', in_channels=FOUR, strides=[8, 16, 32, 64]), ['model.decode_head.strides']),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'head, parts',
+    [
+        (
+            dict(PSP, in_channels=2048),
+            ['model.decode_head.in_channels is 2048', 'set model.decode_head.in_channels=512.'],
+        ),
+        (
+            [dict(UPER, in_channels=[256, 512, 1024, 2048])],
+            ['set model.decode_head.0.in_channels=[64, 128, 256, 512].'],
+        ),
+        (dict(PSP, in_index=4), ['model.decode_head.in_index is 4, but the outputs [0, 1, 2, 3] of RMT are 4']),
+        (dict(type='Mask2FormerHead', in_channels=FOUR, strides=[8, 16, 32, 64]), ['model.decode_head.strides']),
+    ],
+)
 def test_segmentors_that_do_not_fit(head, parts):
     sentence = refusal(segmentor(head), 'mmseg')
     for part in parts:
@@ -161,10 +249,8 @@ def test_classifiers():
 
 
 def test_unknown_necks_are_let_through(capsys):
-
     @MODELS.register_module(name='NeckOfAStranger', force=True)
     class Neck(nn.Module):
-
         def __init__(self, in_channels):
             super().__init__()
 
@@ -177,17 +263,38 @@ def test_unknown_necks_are_let_through(capsys):
     assert 'could not be found out' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('model, scope, advice', [
-    (retina(neck=fpn(FOUR, start_level=1)), 'mmdet', 'model.backbone.out_indices=(1, 2, 3) and '
-     'model.neck.in_channels=[128, 256, 512] and model.neck.start_level=0'),
-    (segmentor(dict(PSP)), 'mmseg', 'model.backbone.out_indices=(3,) and model.decode_head.in_index=0'),
-    (dict(segmentor(dict(PSP)), auxiliary_head=dict(type='FCNHead', in_channels=256, in_index=2)), 'mmseg',
-     'model.backbone.out_indices=(2, 3) and model.decode_head.in_index=1 and model.auxiliary_head.in_index=0'),
-    (dict(type='ImageClassifier', backbone=dict(type='RMT'), neck=dict(type='GlobalAveragePooling'),
-          head=dict(type='LinearClsHead', in_channels=512)), 'mmpretrain', 'model.backbone.out_indices=(3,)'),
-    (detector('DETR', dict(type='ChannelMapper', in_channels=FOUR, out_channels=8, num_outs=1)), 'mmdet',
-     'model.backbone.out_indices=(3,) and model.neck.in_channels=[512]'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'model, scope, advice',
+    [
+        (
+            retina(neck=fpn(FOUR, start_level=1)),
+            'mmdet',
+            'model.backbone.out_indices=(1, 2, 3) and '
+            'model.neck.in_channels=[128, 256, 512] and model.neck.start_level=0',
+        ),
+        (segmentor(dict(PSP)), 'mmseg', 'model.backbone.out_indices=(3,) and model.decode_head.in_index=0'),
+        (
+            dict(segmentor(dict(PSP)), auxiliary_head=dict(type='FCNHead', in_channels=256, in_index=2)),
+            'mmseg',
+            'model.backbone.out_indices=(2, 3) and model.decode_head.in_index=1 and model.auxiliary_head.in_index=0',
+        ),
+        (
+            dict(
+                type='ImageClassifier',
+                backbone=dict(type='RMT'),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', in_channels=512),
+            ),
+            'mmpretrain',
+            'model.backbone.out_indices=(3,)',
+        ),
+        (
+            detector('DETR', dict(type='ChannelMapper', in_channels=FOUR, out_channels=8, num_outs=1)),
+            'mmdet',
+            'model.backbone.out_indices=(3,) and model.neck.in_channels=[512]',
+        ),
+    ],
+)
 def test_outputs_that_nobody_uses(model, scope, advice, capsys):
     check_model(model, scope)
     assert capsys.readouterr().err == ''  # harmless in one process

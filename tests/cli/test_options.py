@@ -1,4 +1,5 @@
 """What the options of the tools do to a config, and that the tools do it; in this process, without training."""
+
 import runpy
 import sys
 import textwrap
@@ -24,7 +25,8 @@ SEGMENTATION = 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512'
 @pytest.fixture
 def pure_python(tmp_path):
     """A detector in mmengine's pure-Python style: every type is a class, and there is no default_scope."""
-    (tmp_path / 'base.py').write_text(textwrap.dedent('''
+    (tmp_path / 'base.py').write_text(
+        textwrap.dedent("""
         from mmdet.engine.hooks import DetVisualizationHook
         from mmdet.models import FPN, RetinaHead, RetinaNet
         from mmdet.models.data_preprocessors import DetDataPreprocessor
@@ -43,9 +45,11 @@ def pure_python(tmp_path):
                 bbox_coder=dict(type=DeltaXYWHBBoxCoder)))
         default_hooks = dict(visualization=dict(type=DetVisualizationHook))
         default_scope = None
-    '''))
+    """)
+    )
     path = tmp_path / 'config.py'
-    path.write_text(textwrap.dedent('''
+    path.write_text(
+        textwrap.dedent("""
         from mmengine.config import read_base
 
         with read_base():
@@ -59,7 +63,8 @@ def pure_python(tmp_path):
         auto_scale_lr = dict(base_batch_size=16)
         test_dataloader = dict(dataset=dict(type=CocoDataset, pipeline=[
             dict(type=LoadImageFromFile), dict(type=PackDetInputs)]))
-    '''))
+    """)
+    )
     return str(path)
 
 
@@ -82,9 +87,9 @@ def test_amp(pure_python):
 
 
 def test_amp_keeps_the_loss_scale_of_a_config():
-    cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', loss_scale=512.)))
+    cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', loss_scale=512.0)))
     cli.use_amp(cfg)
-    assert cfg.optim_wrapper.loss_scale == 512.
+    assert cfg.optim_wrapper.loss_scale == 512.0
 
 
 def test_auto_scale_lr(pure_python):
@@ -118,8 +123,13 @@ def test_tta_of_wrapped_data_sets():
 @pytest.mark.parametrize('scope, model', [('mmdet', 'DetTTAModel'), ('mmpretrain', 'AverageClsScoreTTA')])
 def test_default_tta_is_that_of_the_library(scope, model, capsys):
     pack = dict(type='PackDetInputs' if scope == 'mmdet' else 'PackInputs')
-    cfg = Config(dict(default_scope=scope, model=dict(type='A'), test_dataloader=dict(dataset=dict(
-        pipeline=[dict(type='LoadImageFromFile'), pack]))))  # yapf: disable
+    cfg = Config(
+        dict(
+            default_scope=scope,
+            model=dict(type='A'),
+            test_dataloader=dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), pack])),
+        )
+    )
     cli.use_tta(cfg)
     assert type_name(cfg.model.type) == model and cfg.model.module == dict(type='A')
     load, tta = cfg.test_dataloader.dataset.pipeline
@@ -168,9 +178,13 @@ def test_show_dir(pure_python, tmp_path):
 
 def norms(cfg):
     from mmengine.registry import MODELS, DefaultScope
+
     with DefaultScope.overwrite_default_scope('mmdet'):
-        return {type(module).__name__ for module in MODELS.build(cfg.model.backbone).modules()
-                if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+        return {
+            type(module).__name__
+            for module in MODELS.build(cfg.model.backbone).modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
 
 
 def test_cpu(pure_python):

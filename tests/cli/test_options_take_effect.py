@@ -2,6 +2,7 @@
 
 The tools run in this process, up to the call of mmengine's ``Runner.train`` or ``Runner.test``.
 """
+
 import os
 import runpy
 import subprocess
@@ -31,8 +32,23 @@ SEGMENTOR = str(ROOT / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x51
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'digits'
-    subprocess.run([sys.executable, ROOT / 'tools/dataset_converters/make_digits.py', out, '--train', '4', '--val', '2',
-                    '--size', '64', '--renderings', '1'], check=True, capture_output=True)  # yapf: disable
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/dataset_converters/make_digits.py',
+            out,
+            '--train',
+            '4',
+            '--val',
+            '2',
+            '--size',
+            '64',
+            '--renderings',
+            '1',
+        ],
+        check=True,
+        capture_output=True,
+    )
     return out
 
 
@@ -50,8 +66,11 @@ def built(data, tmp_path, monkeypatch):
         own = [f'experiment_name={name}', f'visualizer.name={name}']
         for split in ('train', 'val', 'test'):
             loader = f'{split}_dataloader'
-            own += [f'{loader}.dataset.data_root={root}/', f'{loader}.num_workers=0',
-                    f'{loader}.persistent_workers=False']  # yapf: disable
+            own += [
+                f'{loader}.dataset.data_root={root}/',
+                f'{loader}.num_workers=0',
+                f'{loader}.persistent_workers=False',
+            ]
         if config == DETECTOR:
             annotations = f'{root}/annotations/instances_val2017.json'
             own += [f'val_evaluator.ann_file={annotations}', f'test_evaluator.ann_file={annotations}']
@@ -95,7 +114,7 @@ def test_amp(built, capfd):
     if torch.cuda.is_available():
         assert built('train.py', DETECTOR, '--amp').cfg.optim_wrapper.type == 'AmpOptimWrapper'
         return
-    for args, said in ((), False), (('--amp', ), True):
+    for args, said in ((), False), (('--amp',), True):
         assert built('train.py', DETECTOR, *args).cfg.optim_wrapper.type == 'OptimWrapper'
         assert ('fp32 instead of AMP' in ''.join(capfd.readouterr())) == said
 

@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py, run as a user runs them."""
+
 import signal
 import subprocess
 import sys
@@ -21,13 +22,18 @@ def run(*args, **kwargs):
 def options(tmp_path_factory):
     """Options that point the demo's config at four small scenes."""
     data = tmp_path_factory.mktemp('data') / 'digits'
-    made = run('tools/dataset_converters/make_digits.py', data, '--train', 4, '--val', 2, '--size', 64,
-               '--renderings', 1)
+    made = run(
+        'tools/dataset_converters/make_digits.py', data, '--train', 4, '--val', 2, '--size', 64, '--renderings', 1
+    )
     assert made.returncode == 0, made.stderr
-    out = [f'{loader}.dataset.data_root={data}/coco/' for loader in
-           ('train_dataloader', 'val_dataloader', 'test_dataloader')]
-    out += [f'{evaluator}.ann_file={data}/coco/annotations/instances_val2017.json' for evaluator in
-            ('val_evaluator', 'test_evaluator')]
+    out = [
+        f'{loader}.dataset.data_root={data}/coco/'
+        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    ]
+    out += [
+        f'{evaluator}.ann_file={data}/coco/annotations/instances_val2017.json'
+        for evaluator in ('val_evaluator', 'test_evaluator')
+    ]
     return [*out, 'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1']
 
 
@@ -36,11 +42,24 @@ def trained(tmp_path_factory, options):
     """The work dir of a training that was interrupted after an epoch or more."""
     work_dir = tmp_path_factory.mktemp('work')
     process = subprocess.Popen(
-        [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), '--cfg-options', *options,
-         'train_cfg.max_epochs=50', 'train_cfg.val_interval=100'],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [
+            sys.executable,
+            'tools/train.py',
+            CONFIG,
+            '--work-dir',
+            str(work_dir),
+            '--cfg-options',
+            *options,
+            'train_cfg.max_epochs=50',
+            'train_cfg.val_interval=100',
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         # Children inherit that a signal is ignored, as it is for background jobs of a shell.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # yapf: disable
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 300
     while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -57,8 +76,17 @@ def last_epoch(work_dir):
 
 def test_interrupted_training_resumes_and_evaluates(trained, options):
     done = last_epoch(trained)
-    result = run('tools/train.py', CONFIG, '--work-dir', trained, '--resume', '--cfg-options', *options,
-                 f'train_cfg.max_epochs={done + 1}', f'train_cfg.val_interval={done + 1}')
+    result = run(
+        'tools/train.py',
+        CONFIG,
+        '--work-dir',
+        trained,
+        '--resume',
+        '--cfg-options',
+        *options,
+        f'train_cfg.max_epochs={done + 1}',
+        f'train_cfg.val_interval={done + 1}',
+    )
     assert result.returncode == 0, result.stderr
     assert f'resumed epoch: {done}' in result.stdout + result.stderr
     assert 'coco/bbox_mAP' in result.stdout + result.stderr
@@ -66,8 +94,19 @@ def test_interrupted_training_resumes_and_evaluates(trained, options):
 
 
 def test_evaluation_writes_predictions_and_pictures(trained, options, tmp_path):
-    result = run('tools/test.py', CONFIG, (trained / 'last_checkpoint').read_text(), '--work-dir', tmp_path / 'work',
-                 '--out', tmp_path / 'predictions.pkl', '--show-dir', tmp_path / 'shown', '--cfg-options', *options)
+    result = run(
+        'tools/test.py',
+        CONFIG,
+        (trained / 'last_checkpoint').read_text(),
+        '--work-dir',
+        tmp_path / 'work',
+        '--out',
+        tmp_path / 'predictions.pkl',
+        '--show-dir',
+        tmp_path / 'shown',
+        '--cfg-options',
+        *options,
+    )
     assert result.returncode == 0, result.stderr
     assert 'coco/segm_mAP' in result.stdout + result.stderr
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
@@ -79,8 +118,16 @@ def test_reparameterized_checkpoint_evaluates(trained, options, tmp_path):
     out = tmp_path / 'deploy.pth'
     result = run('tools/model_converters/reparameterize_model.py', CONFIG, checkpoint, out)
     assert result.returncode == 0, result.stderr
-    result = run('tools/test.py', CONFIG, out, '--work-dir', tmp_path / 'work', '--cfg-options', *options,
-                 'model.backbone.deploy=True')
+    result = run(
+        'tools/test.py',
+        CONFIG,
+        out,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *options,
+        'model.backbone.deploy=True',
+    )
     assert result.returncode == 0, result.stderr
     assert 'coco/bbox_mAP' in result.stdout + result.stderr
     assert 'unexpected key' not in result.stdout + result.stderr
@@ -115,24 +162,48 @@ def test_missing_config():
     assert 'configs/none.py does not exist' in failing('tools/train.py', 'configs/none.py')
 
 
-@pytest.mark.parametrize('name', ['mask-rcnn_rmt-mini_fpn_digits', 'mask-rcnn_rmt-mini_fpn_digits.py',
-                                  'detection/mask-rcnn_rmt-mini_fpn_digits', CONFIG])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mask-rcnn_rmt-mini_fpn_digits',
+        'mask-rcnn_rmt-mini_fpn_digits.py',
+        'detection/mask-rcnn_rmt-mini_fpn_digits',
+        CONFIG,
+    ],
+)
 def test_configs_by_name(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert cli.find_config(name) == str(ROOT / CONFIG)
 
 
-@pytest.mark.parametrize('name, hint', [
-    ('mask-rcnn_rmt-mini_fpn_digit', 'did you mean mask-rcnn_rmt-mini_fpn_digits'),
-    ('mine/mask-rcnn_rmt-mini_fpn_digits.py', f'rmt_mm has one of this name: {ROOT / CONFIG}'), ('', 'does not exist')])
+@pytest.mark.parametrize(
+    'name, hint',
+    [
+        ('mask-rcnn_rmt-mini_fpn_digit', 'did you mean mask-rcnn_rmt-mini_fpn_digits'),
+        ('mine/mask-rcnn_rmt-mini_fpn_digits.py', f'rmt_mm has one of this name: {ROOT / CONFIG}'),
+        ('', 'does not exist'),
+    ],
+)
 def test_names_of_no_config(name, hint):
     with pytest.raises(cli.UsageError, match='does not exist') as caught:
         cli.find_config(name)
     assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize('text', ['model = 1', 'x = 1', '_base_ = ["none.py"]', 'raise ValueError(3)', 'a = {}["b"]',
-                                  'a = 1 / 0', 'assert False', 'with open("a"): pass', 'model = dict('])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'model = 1',
+        'x = 1',
+        '_base_ = ["none.py"]',
+        'raise ValueError(3)',
+        'a = {}["b"]',
+        'a = 1 / 0',
+        'assert False',
+        'with open("a"): pass',
+        'model = dict(',
+    ],
+)
 def test_configs_that_cannot_be_read(tmp_path, text):
     path = write_config(tmp_path, text)
     with pytest.raises(cli.UsageError, match=f'config {path} '):
@@ -140,14 +211,22 @@ def test_configs_that_cannot_be_read(tmp_path, text):
 
 
 def test_missing_data_folder(tmp_path):
-    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options',
-                       'train_dataloader.dataset.data_root=nowhere/')
+    sentence = failing(
+        'tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_dataloader.dataset.data_root=nowhere/'
+    )
     assert 'nowhere/' in sentence and 'docs/datasets.md' in sentence
 
 
 def test_missing_annotation_file(tmp_path, options):
-    sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options,
-                       'train_dataloader.dataset.ann_file=annotations/none.json')
+    sentence = failing(
+        'tools/train.py',
+        CONFIG,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *options,
+        'train_dataloader.dataset.ann_file=annotations/none.json',
+    )
     assert 'annotations/none.json' in sentence
 
 
@@ -171,14 +250,26 @@ def test_config_that_does_not_import_rmt_mm(tmp_path):
 
 
 def test_neck_that_does_not_fit_the_arch(tmp_path):
-    sentence = failing('tools/train.py', 'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py', '--work-dir', tmp_path,
-                       '--cfg-options', 'model.backbone.arch=base')
+    sentence = failing(
+        'tools/train.py',
+        'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'model.backbone.arch=base',
+    )
     assert '[64, 128, 256, 512]' in sentence and '[80, 160, 320, 512]' in sentence and 'base' in sentence
 
 
 def test_arch_that_does_not_exist(tmp_path):
-    sentence = failing('tools/train.py', 'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py', '--work-dir', tmp_path,
-                       '--cfg-options', 'model.backbone.arch=huge')
+    sentence = failing(
+        'tools/train.py',
+        'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'model.backbone.arch=huge',
+    )
     assert "'huge'" in sentence and 'tiny, small, base, large' in sentence
 
 

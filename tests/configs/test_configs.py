@@ -1,4 +1,5 @@
 """Every published row is a config that, all inherited, is the published model and recipe; and every config builds."""
+
 import configparser
 import json
 
@@ -18,8 +19,11 @@ pytest.importorskip('mmseg')
 
 DETECTORS = [name for name in ROWS if name.endswith('coco')]
 SEGMENTORS = [name for name in ROWS if name.endswith('ade20k-512x512')]
-CONFIGS = [name for name in rmt_mm.list_configs() if Config.fromfile(rmt_mm.get_config_path(name)).get('default_scope')
-           in ('mmdet', 'mmseg')]
+CONFIGS = [
+    name
+    for name in rmt_mm.list_configs()
+    if Config.fromfile(rmt_mm.get_config_path(name)).get('default_scope') in ('mmdet', 'mmseg')
+]
 
 
 def load(name):
@@ -59,20 +63,26 @@ def test_parameter_groups(name):
     row = ROWS[name]
     cfg, model, optimizer = build(name)
     norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-    norm_parameters = {f'{prefix}.{name}' for prefix, module in model.named_modules() if isinstance(module, norms)
-                       for name, _ in module.named_parameters(recurse=False)}
+    norm_parameters = {
+        f'{prefix}.{name}'
+        for prefix, module in model.named_modules()
+        if isinstance(module, norms)
+        for name, _ in module.named_parameters(recurse=False)
+    }
     groups = groups_by_name(model, optimizer)
 
     assert isinstance(optimizer, torch.optim.AdamW)
     assert set(groups) == {name for name, _ in model.named_parameters()}
     for parameter, group in groups.items():
-        exempt = (row.exempt != 'nothing' and 'norm' in parameter) or \
-                 (row.exempt == 'names and norms' and parameter in norm_parameters)
+        exempt = (row.exempt != 'nothing' and 'norm' in parameter) or (
+            row.exempt == 'names and norms' and parameter in norm_parameters
+        )
         assert group['weight_decay'] == (0 if exempt else row.weight_decay), parameter
         assert group['lr'] == row.lr and group['betas'] == (0.9, 0.999), parameter
     # The stem's norms do not carry the word, here as there, and are told apart from the others.
-    assert groups['backbone.stem.1.weight']['weight_decay'] == \
-        (0 if row.exempt == 'names and norms' else row.weight_decay)
+    assert groups['backbone.stem.1.weight']['weight_decay'] == (
+        0 if row.exempt == 'names and norms' else row.weight_decay
+    )
 
     four_outputs = len(cfg.model.backbone.get('out_indices', range(4))) == 4
     if four_outputs:
@@ -99,6 +109,7 @@ def check_pixels(cfg):
 
 def check_splits(cfg, train, val):
     """Compare the files and folders that each data set reads."""
+
     def read(loader):
         dataset = cfg[loader].dataset
         return {*dataset.data_prefix.values(), *([dataset.ann_file] if 'ann_file' in dataset else [])}
@@ -112,13 +123,17 @@ def check_splits(cfg, train, val):
 def test_detection_recipe(name):
     """Learning rates are simulated in test_schedules.py."""
     cfg, row = load(name), ROWS[name]
-    assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == \
-        ('EpochBasedTrainLoop', row.length, 1)
+    assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (
+        'EpochBasedTrainLoop',
+        row.length,
+        1,
+    )
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert 'loss_scale' not in cfg.optim_wrapper and 'clip_grad' not in cfg.optim_wrapper
     check_pixels(cfg)
-    check_splits(cfg, {'train2017/', 'annotations/instances_train2017.json'},
-                 {'val2017/', 'annotations/instances_val2017.json'})
+    check_splits(
+        cfg, {'train2017/', 'annotations/instances_train2017.json'}, {'val2017/', 'annotations/instances_val2017.json'}
+    )
     assert cfg.train_dataloader.dataset.filter_cfg == dict(filter_empty_gt=True, min_size=32)
     assert 'filter_cfg' not in cfg.val_dataloader.dataset and cfg.val_dataloader.dataset.test_mode
 
@@ -129,11 +144,13 @@ def test_detection_recipe(name):
         assert evaluator.ann_file == 'data/coco/annotations/instances_val2017.json'
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert [step.type for step in pipeline] == [
-        'LoadImageFromFile', 'LoadAnnotations',
-        *(['Resize', 'RandomFlip'] if row.length == 12 else ['RandomFlip', 'RandomChoice']), 'PackDetInputs'
+        'LoadImageFromFile',
+        'LoadAnnotations',
+        *(['Resize', 'RandomFlip'] if row.length == 12 else ['RandomFlip', 'RandomChoice']),
+        'PackDetInputs',
     ]
     assert pipeline[1].get('with_mask', False) == masks and pipeline[1].with_bbox
-    flip, = (step for step in pipeline if step.type == 'RandomFlip')
+    (flip,) = (step for step in pipeline if step.type == 'RandomFlip')
     assert flip.prob == 0.5
     if row.length == 12:
         resize = pipeline[2]
@@ -141,18 +158,22 @@ def test_detection_recipe(name):
     else:
         scales = [(short, 1333) for short in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
         assert 'prob' not in pipeline[3]  # either way as often
-        (plain, ), (before, crop, after) = pipeline[3].transforms
+        (plain,), (before, crop, after) = pipeline[3].transforms
         for step in (plain, before, after):
             assert step.type == 'RandomChoiceResize' and step.keep_ratio
-            assert [tuple(s) for s in step.scales] == \
-                ([(400, 1333), (500, 1333), (600, 1333)] if step is before else scales)
+            assert [tuple(s) for s in step.scales] == (
+                [(400, 1333), (500, 1333), (600, 1333)] if step is before else scales
+            )
         assert (crop.type, crop.crop_type, tuple(crop.crop_size)) == ('RandomCrop', 'absolute_range', (384, 600))
         assert crop.allow_negative_crop
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         load_image, resize, annotations, pack = loader.dataset.pipeline
         assert resize == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
-        assert (load_image.type, annotations.type, pack.type) == \
-            ('LoadImageFromFile', 'LoadAnnotations', 'PackDetInputs')
+        assert (load_image.type, annotations.type, pack.type) == (
+            'LoadImageFromFile',
+            'LoadAnnotations',
+            'PackDetInputs',
+        )
         assert 'scale_factor' in pack.meta_keys and 'ori_shape' in pack.meta_keys  # boxes go back to the image's size
 
 
@@ -166,9 +187,11 @@ def test_detection_heads(name):
         anchors, coders, assigners = model.bbox_head.anchor_generator, [model.bbox_head.bbox_coder], []
         assert (anchors.octave_base_scale, anchors.scales_per_octave, anchors.strides) == (4, 3, [8, 16, 32, 64, 128])
         assert model.train_cfg.assigner == dict(
-            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
+            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1
+        )
         assert model.bbox_head.loss_cls == dict(
-            type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)
+            type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0
+        )
     else:
         anchors, coders = model.rpn_head.anchor_generator, [model.rpn_head.bbox_coder]
         assert anchors.scales == [8] and anchors.strides == [4, 8, 16, 32, 64]
@@ -181,14 +204,15 @@ def test_detection_heads(name):
         for i, (head, assigner) in enumerate(zip(heads, assigners)):
             stds = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])[i]
             assert head.bbox_coder == dict(
-                type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds=stds)
+                type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=stds
+            )
             assert not head.reg_class_agnostic
             assert [assigner[key] for key in ('pos_iou_thr', 'neg_iou_thr', 'min_pos_iou')] == [0.5 + 0.1 * i] * 3
             assert assigner.match_low_quality is not cascade
         assert model.test_cfg.rcnn.mask_thr_binary == 0.5
         assert model.data_preprocessor.pad_mask
     assert anchors.ratios == [0.5, 1.0, 2.0]
-    assert coders[0].target_means == [0.] * 4 and coders[0].target_stds == [1.] * 4
+    assert coders[0].target_means == [0.0] * 4 and coders[0].target_stds == [1.0] * 4
     assert model.data_preprocessor.pad_size_divisor == 32
 
 
@@ -200,11 +224,15 @@ def test_segmentation_recipe(name):
     assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters == row.length
     assert row.length % cfg.train_cfg.val_interval == 0  # the last weights are evaluated
     if upernet:
-        assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 512.
+        assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 512.0
         assert cfg.model.decode_head.channels == 512
         auxiliary = cfg.model.auxiliary_head
-        assert (auxiliary.type, auxiliary.in_index, auxiliary.channels, auxiliary.loss_decode.loss_weight) == \
-            ('FCNHead', 2, 256, 0.4)
+        assert (auxiliary.type, auxiliary.in_index, auxiliary.channels, auxiliary.loss_decode.loss_weight) == (
+            'FCNHead',
+            2,
+            256,
+            0.4,
+        )
         assert auxiliary.dropout_ratio == 0.1 and auxiliary.num_classes == 150
     else:
         assert cfg.optim_wrapper.type == 'OptimWrapper'
@@ -222,8 +250,13 @@ def test_segmentation_recipe(name):
 
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert [step.type for step in pipeline] == [
-        'LoadImageFromFile', 'LoadAnnotations', 'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion',
-        'PackSegInputs'
+        'LoadImageFromFile',
+        'LoadAnnotations',
+        'RandomResize',
+        'RandomCrop',
+        'RandomFlip',
+        'PhotoMetricDistortion',
+        'PackSegInputs',
     ]
     _, _, resize, crop, flip, _, _ = pipeline
     assert resize == dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)
@@ -231,8 +264,12 @@ def test_segmentation_recipe(name):
     assert flip.prob == 0.5
     assert cfg.model.test_cfg == dict(mode='whole')
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
-        assert [step.type for step in loader.dataset.pipeline] == \
-            ['LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackSegInputs']  # labels stay as large as they are
+        assert [step.type for step in loader.dataset.pipeline] == [
+            'LoadImageFromFile',
+            'Resize',
+            'LoadAnnotations',
+            'PackSegInputs',
+        ]  # labels stay as large as they are
         assert loader.dataset.pipeline[1] == dict(type='Resize', scale=(2048, 512), keep_ratio=True)
 
 
@@ -241,6 +278,7 @@ def test_background_is_ignored(tmp_path):
     import cv2
     import numpy as np
     from mmseg.registry import DATASETS
+
     for folder in ('images', 'annotations'):
         (tmp_path / folder / 'validation').mkdir(parents=True)
     cv2.imwrite(str(tmp_path / 'images/validation/a.jpg'), np.zeros((8, 8, 3), np.uint8))
@@ -271,6 +309,7 @@ def test_cascade_heads(name):
 
 def test_retinanet_has_no_unused_parameters():
     from mmdet.testing import demo_mm_inputs
+
     cfg, model, _ = build('retinanet_rmt-t_fpn_amp-1x_coco')
     assert cfg.model.neck.add_extra_convs == 'on_input'
     assert [4 * 2**i for i in cfg.model.backbone.out_indices] == [8, 16, 32]  # FPN starts at stride 8
@@ -300,8 +339,8 @@ def test_layer_decay():
     def rate(parameter):
         return groups[parameter]['lr'] / plain[parameter]['lr']
 
-    assert rate('backbone.stem.0.weight') == pytest.approx(0.9**(num_layers - 1))
-    assert rate('backbone.stages.0.0.cpe.weight') == pytest.approx(0.9**(num_layers - 2))
+    assert rate('backbone.stem.0.weight') == pytest.approx(0.9 ** (num_layers - 1))
+    assert rate('backbone.stages.0.0.cpe.weight') == pytest.approx(0.9 ** (num_layers - 2))
     assert rate('backbone.stages.3.3.ffn.fc2.weight') == pytest.approx(0.9)
     assert rate('backbone.downsamples.2.conv.weight') == rate('backbone.stages.3.0.cpe.weight')
     assert rate('neck.lateral_convs.0.conv.weight') == rate('roi_head.bbox_head.fc_cls.bias') == 1
@@ -315,14 +354,20 @@ def test_layer_decay_in_the_other_libraries():
     classifier = dict(
         type='mmpretrain.ImageClassifier',
         data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
-        backbone=dict(type='RMT', arch='tiny', out_indices=(3, ), out_norm=False),
+        backbone=dict(type='RMT', arch='tiny', out_indices=(3,), out_norm=False),
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=512))
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=512),
+    )
     for model, head in ((segmentor, 'decode_head.conv_seg.weight'), (classifier, 'head.fc.weight')):
         model = MODELS.build(model)
-        wrapper = build_optim_wrapper(model, dict(
-            constructor='LayerDecayOptimWrapperConstructor', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-            paramwise_cfg=dict(layer_decay_rate=0.8, custom_keys={'head': dict(lr_mult=10)})))  # yapf: disable
+        wrapper = build_optim_wrapper(
+            model,
+            dict(
+                constructor='LayerDecayOptimWrapperConstructor',
+                optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+                paramwise_cfg=dict(layer_decay_rate=0.8, custom_keys={'head': dict(lr_mult=10)}),
+            ),
+        )
         groups = groups_by_name(model, wrapper.optimizer)
         assert groups['backbone.stem.0.weight']['lr'] == pytest.approx(1e-3 * 0.8**15)  # 14 blocks below the head
         assert groups['backbone.stages.3.1.ffn.fc2.weight']['lr'] == pytest.approx(8e-4)
@@ -345,13 +390,17 @@ def test_sizes_are_those_of_the_package():
 
 def test_config_by_name(root):
     path = str(root / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py')
-    for name in ('rmt-tiny_fpn_8xb2-80k_ade20k-512x512', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py',
-                 'segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py'):
+    for name in (
+        'rmt-tiny_fpn_8xb2-80k_ade20k-512x512',
+        'rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py',
+        'segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py',
+    ):
         assert rmt_mm.get_config_path(name) == path
     with pytest.raises(FileNotFoundError, match='did you mean rmt-tiny_fpn_8xb2-80k'):
         rmt_mm.get_config_path('rmt-tiny_fpn_80k_ade20k-512x512')
     assert rmt_mm.list_configs('mask-rcnn_rmt-l_*') == [
-        'mask-rcnn_rmt-l_fpn_amp-1x_coco', 'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco'
+        'mask-rcnn_rmt-l_fpn_amp-1x_coco',
+        'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco',
     ]
     assert not any('runtime' in name for name in rmt_mm.list_configs())
     with pytest.raises(FileNotFoundError, match="no config 'det_1x'"):  # what others inherit from is none

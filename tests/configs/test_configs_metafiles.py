@@ -1,4 +1,5 @@
 """model-index.yml, the metafiles and the tables made from them say what is published, of configs that exist."""
+
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,12 @@ MODELS = {model['Name']: model for metafile in METAFILES.values() for model in m
 
 def test_every_config_is_listed():
     folders = {path.split('/')[1] for path in INDEX['Import']}
-    configs = {path.stem for folder in folders for path in (ROOT / 'configs' / folder).glob('*.py')
-               if 'digits' not in path.stem}
+    configs = {
+        path.stem
+        for folder in folders
+        for path in (ROOT / 'configs' / folder).glob('*.py')
+        if 'digits' not in path.stem
+    }
     assert set(MODELS) == configs
 
 

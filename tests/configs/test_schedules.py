@@ -4,6 +4,7 @@ Detection and segmentation were trained with mmcv 1, classification with timm's 
 the one before it, so that schedulers which act together multiply; the formulas here need no other rate, and are
 evaluated at every iteration.
 """
+
 import math
 
 import pytest
@@ -16,17 +17,17 @@ import rmt_mm
 from support.published import ROWS
 
 EPOCH = 700  # iterations: more than the warm-up, fewer than COCO's 7330, which change nothing but the time taken
-POLY = {'fpn': (0.9, 1e-6), 'upernet': (1.0, 0.)}
+POLY = {'fpn': (0.9, 1e-6), 'upernet': (1.0, 0.0)}
 
 
 def poly(base, iteration, max_iters, power, minimum):
     """mmcv 1's PolyLrUpdaterHook."""
-    return (base - minimum) * (1 - iteration / max_iters)**power + minimum
+    return (base - minimum) * (1 - iteration / max_iters) ** power + minimum
 
 
 def step(base, epoch, milestones):
     """mmcv 1's StepLrUpdaterHook, gamma 0.1."""
-    return base * 0.1**sum(epoch >= milestone for milestone in milestones)
+    return base * 0.1 ** sum(epoch >= milestone for milestone in milestones)
 
 
 def warm_up(regular, iteration, iterations, ratio):
@@ -64,8 +65,9 @@ def load(name):
     return Config.fromfile(rmt_mm.get_config_path(name))
 
 
-@pytest.mark.parametrize('name', ['rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
-                                  'rmt-tiny_fpn_8xb2-80k_ade20k-512x512'])
+@pytest.mark.parametrize(
+    'name', ['rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512']
+)
 def test_polynomial_decay(name):
     row, cfg = ROWS[name], load(name)
     power, minimum = POLY[name.split('_')[1]]
@@ -90,10 +92,16 @@ def test_steps(name):
 @pytest.mark.parametrize('name', ROWS)
 def test_the_other_sizes_have_the_same_schedule(name):
     """What the two tests above simulate, for every published row."""
-    simulated = next(other for other in (
-        'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512',
-        'mask-rcnn_rmt-t_fpn_amp-1x_coco', 'mask-rcnn_rmt-b_fpn_amp-ms-crop-3x_coco')
-        if ROWS[other].length == ROWS[name].length)  # yapf: disable
+    simulated = next(
+        other
+        for other in (
+            'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
+            'rmt-tiny_fpn_8xb2-80k_ade20k-512x512',
+            'mask-rcnn_rmt-t_fpn_amp-1x_coco',
+            'mask-rcnn_rmt-b_fpn_amp-ms-crop-3x_coco',
+        )
+        if ROWS[other].length == ROWS[name].length
+    )
     assert load(name).param_scheduler == load(simulated).param_scheduler
     assert load(name).optim_wrapper.optimizer.lr == ROWS[name].lr
 

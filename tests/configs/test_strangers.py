@@ -3,6 +3,7 @@
 Each is trained by its library's tools and by ours, on a few digit scenes, and what one has trained is tested by the
 other: losses and metrics are the same.
 """
+
 import json
 import math
 import os
@@ -56,9 +57,15 @@ def miniature(config, data, folder, **changes):
     cfg = Config.fromfile(write_user_config(config, folder))
     shorten(cfg, data, batch_size=10 if cfg.default_scope == 'mmpretrain' else 2)
     for jitter in find_dicts(cfg.train_dataloader, lambda d: d.get('type') == 'ColorJitter'):
-        jitter.hue = 0.  # mmcv 2.1.0 fails under NumPy 2: "Python integer -14 out of bounds for uint8"
-    cfg.merge_from_dict({'randomness': dict(seed=0, deterministic=True), 'default_hooks.logger.interval': 1,
-                         **EXTRA.get(config, {}), **changes})
+        jitter.hue = 0.0  # mmcv 2.1.0 fails under NumPy 2: "Python integer -14 out of bounds for uint8"
+    cfg.merge_from_dict(
+        {
+            'randomness': dict(seed=0, deterministic=True),
+            'default_hooks.logger.interval': 1,
+            **EXTRA.get(config, {}),
+            **changes,
+        }
+    )
     path = folder / f'mini_{Path(config).name}'
     cfg.dump(path)
     return path
@@ -73,9 +80,9 @@ def tool(library, name):
 def train(library, config, work_dir):
     """Train; return the checkpoint, the losses of the iterations, and the metrics after the last."""
     call(tool(library, 'train'), config, '--work-dir', work_dir, env=ENV)
-    record, = work_dir.glob('*/vis_data/scalars.json')
+    (record,) = work_dir.glob('*/vis_data/scalars.json')
     rows = [json.loads(line) for line in record.read_text().splitlines()]
-    checkpoint, = work_dir.glob('*_[0-9]*.pth')
+    (checkpoint,) = work_dir.glob('*_[0-9]*.pth')
     losses = [row['loss'] for row in rows if 'loss' in row]
     return checkpoint, losses, metrics(rows[-1]) if len(rows) > len(losses) else {}
 
@@ -85,7 +92,7 @@ def test(library, config, checkpoint, work_dir):
     saves = Config.fromfile(config).default_scope != 'mmseg'
     out = ['--out', work_dir / 'out.pkl'] if saves else []
     call(tool(library, 'test'), config, checkpoint, '--work-dir', work_dir, *out, env=ENV)
-    record, = work_dir.glob('*/*.json')
+    (record,) = work_dir.glob('*/*.json')
     predictions = load(work_dir / 'out.pkl') if out else []
     scores = [p['pred_instances']['scores'] if 'pred_instances' in p else p['pred_score'] for p in predictions]
     return metrics(json.loads(record.read_text())), torch.cat(scores) if scores else torch.empty(0)
@@ -125,8 +132,12 @@ def test_self_supervised_to_detection(data, tmp_path):
     assert our_losses == pytest.approx(their_losses, rel=1e-4)
 
     init = dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone.')
-    path = miniature(CONFIGS[0], data, tmp_path, **{'model.backbone.init_cfg': init, 'train_cfg.max_epochs': 1,
-                                                    'optim_wrapper.optimizer.lr': 0.})
+    path = miniature(
+        CONFIGS[0],
+        data,
+        tmp_path,
+        **{'model.backbone.init_cfg': init, 'train_cfg.max_epochs': 1, 'optim_wrapper.optimizer.lr': 0.0},
+    )
     detector, _, _ = train('rmt_mm', path, tmp_path / 'detector')
     backbone, before = backbone_of(detector), backbone_of(checkpoint)
     trained = {name for name in backbone if 'running' not in name and 'num_batches' not in name}  # at a rate of 0
@@ -138,7 +149,7 @@ def test_self_supervised_to_detection(data, tmp_path):
 def backbone_of(checkpoint):
     # weights_only: off for a file that this test has just written
     state_dict = torch.load(checkpoint, weights_only=False)['state_dict']
-    return {name[len('backbone.'):]: value for name, value in state_dict.items() if name.startswith('backbone.')}
+    return {name[len('backbone.') :]: value for name, value in state_dict.items() if name.startswith('backbone.')}
 
 
 def test_two_processes(data, tmp_path):
@@ -149,7 +160,8 @@ def test_two_processes(data, tmp_path):
         port = str(free.getsockname()[1])
     command = ['bash', ROOT / 'tools/dist_train.sh', path, '2', '--work-dir', tmp_path / 'work']
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=dict(ENV, PYTHON=sys.executable, PORT=port))
+        command, capture_output=True, text=True, cwd=tmp_path, env=dict(ENV, PYTHON=sys.executable, PORT=port)
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r'Epoch\(train\).* loss: (\S+)', done.stdout)]
     assert len(losses) == 2 and all(map(math.isfinite, losses)) and (tmp_path / 'work/epoch_1.pth').is_file()

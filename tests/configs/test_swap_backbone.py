@@ -1,4 +1,5 @@
 """What docs/swap_backbone.md says is true: its lines are read from the page, and each config named there is built."""
+
 import math
 import re
 from argparse import Namespace
@@ -28,34 +29,65 @@ FIRST = [swap.configs[0] for swap in SWAPS]
 OTHERS = [config for swap in SWAPS for config in swap.configs[1:]]
 SIDE = 128
 # One of each kind of neck and head; all the others are slow tests.
-FAST = ('faster-rcnn_r50_fpn', 'atss_r50_fpn_1x', 'rtmdet_tiny', 'yolov3', 'detr_r50', 'upernet_r50', 'pspnet',
-        'resnet50_', 'simmim')
+FAST = (
+    'faster-rcnn_r50_fpn',
+    'atss_r50_fpn_1x',
+    'rtmdet_tiny',
+    'yolov3',
+    'detr_r50',
+    'upernet_r50',
+    'pspnet',
+    'resnet50_',
+    'simmim',
+)
 # Less of what costs time and is not looked at here.
 CHEAPER = dict(RandomSampler=dict(num=16), DyHead=dict(num_blocks=1))
 
 
 def some_are_slow(configs):
-    return [config if config in FIRST and Path(config).name.startswith(FAST) else
-            pytest.param(config, marks=pytest.mark.slow) for config in configs]
+    return [
+        config
+        if config in FIRST and Path(config).name.startswith(FAST)
+        else pytest.param(config, marks=pytest.mark.slow)
+        for config in configs
+    ]
 
 
 def test_the_page_has_a_block_for_each_family():
     assert len(SWAPS) == PAGE.read_text().count("_base_ = 'mm") >= 18
-    for family in ('faster-rcnn', 'atss', 'fcos', 'rtmdet', 'yolox', 'detr', 'dino', 'mask2former', 'upernet', 'fpn',
-                   'segformer', 'pspnet', 'resnet50', 'simsiam'):
+    for family in (
+        'faster-rcnn',
+        'atss',
+        'fcos',
+        'rtmdet',
+        'yolox',
+        'detr',
+        'dino',
+        'mask2former',
+        'upernet',
+        'fpn',
+        'segformer',
+        'pspnet',
+        'resnet50',
+        'simsiam',
+    ):
         assert any(Path(config).name.startswith(family) for config in FIRST), family
 
 
 def test_channels_of_the_table():
     rows = [line.split('|')[2:-1] for line in PAGE.read_text().splitlines() if line.startswith('| channels of')]
     assert [tuple(map(int, row)) for row in rows] == [
-        resolve_arch(size).embed_dims for size in ('small', 'base', 'large')]
+        resolve_arch(size).embed_dims for size in ('small', 'base', 'large')
+    ]
     assert resolve_arch('tiny').embed_dims == resolve_arch('small').embed_dims
 
 
 def test_optimizer_of_the_page_is_the_published_one(tmp_path):
-    lines, = (lines for lines in re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
-              if lines.startswith('optim_wrapper'))
+    (lines,) = (
+        lines
+        for lines in re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        if lines.startswith('optim_wrapper')
+    )
     path = write_user_config('mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', tmp_path)
     path.write_text(path.read_text() + lines)
     published = Config.fromfile(get_config_path('mask-rcnn_rmt-t_fpn_amp-1x_coco')).optim_wrapper
@@ -67,15 +99,18 @@ def make_batch(cfg):
     """Return a random batch of two, as the library's pipelines would pack it."""
     if cfg.default_scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
+
         mask = any(find_dicts(cfg.train_dataloader.dataset, lambda d: d.get('with_mask')))
         return demo_mm_inputs(2, [(3, SIDE, SIDE)] * 2, [4, 4], num_classes=80, with_mask=mask, with_semantic=True)
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     if cfg.default_scope == 'mmseg':
         from mmseg.structures import SegDataSample
+
         shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (SIDE, SIDE))
         labels = [PixelData(data=torch.randint(0, 19, (1, SIDE, SIDE))) for _ in images]
         return dict(inputs=list(images), data_samples=[SegDataSample(gt_sem_seg=x, metainfo=shapes) for x in labels])
     from mmpretrain.structures import DataSample
+
     samples = [DataSample().set_gt_label(label) for label in range(2)]
     for sample in samples:  # of 32 pixels each, in tokens of 4; SimMIM alone reads it
         sample.set_field(torch.eye(SIDE // 32).repeat_interleave(8, 0).repeat_interleave(8, 1), 'mask')

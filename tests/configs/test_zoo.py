@@ -3,6 +3,7 @@
 Models are whole, images are small: what is shown is that nothing is missing or misspelt between a config and its
 library, not that anything is learnt.
 """
+
 import json
 import os
 import subprocess
@@ -43,7 +44,7 @@ def test_trains_and_evaluates(name, data, tmp_path):
     config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
     done = call('tools/train.py', config, '--work-dir', work_dir)
     assert 'loss: ' in done.stdout and 'loss: nan' not in done.stdout
-    checkpoint, = work_dir.glob('*_[0-9]*.pth')
+    (checkpoint,) = work_dir.glob('*_[0-9]*.pth')
     # On the trained weights alone, as a user would load them.
     shown = tmp_path / 'shown'
     tested = call('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', shown)
@@ -56,7 +57,7 @@ def test_trains_and_evaluates(name, data, tmp_path):
 def test_time_augmentation(name, data, tmp_path):
     config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
     call('tools/train.py', config, '--work-dir', work_dir)
-    checkpoint, = work_dir.glob('*_[0-9]*.pth')
+    (checkpoint,) = work_dir.glob('*_[0-9]*.pth')
     tested = call('tools/test.py', config, checkpoint, '--tta', '--work-dir', tmp_path / 'test')
     assert ('bbox_mAP' if name.endswith('_coco') else 'mIoU') in tested.stdout
 
@@ -66,11 +67,21 @@ def test_two_processes_on_the_cpu(data, tmp_path):
     name = 'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512'
     config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
     env = dict(os.environ, PYTHON=sys.executable, PORT='29631', CUDA_VISIBLE_DEVICES='')
-    command = ['bash', ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, '--auto-scale-lr',
-               '--cfg-options', 'default_hooks.logger.interval=1', 'param_scheduler.0.start_factor=1.0']
+    command = [
+        'bash',
+        ROOT / 'tools/dist_train.sh',
+        config,
+        '2',
+        '--work-dir',
+        work_dir,
+        '--auto-scale-lr',
+        '--cfg-options',
+        'default_hooks.logger.interval=1',
+        'param_scheduler.0.start_factor=1.0',
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    record, = work_dir.glob('*/vis_data/scalars.json')
+    (record,) = work_dir.glob('*/vis_data/scalars.json')
     first = json.loads(record.read_text().splitlines()[0])
     assert first['lr'] == pytest.approx(6e-5 * 2 * 2 / 16)
     assert (work_dir / 'iter_2.pth').is_file()
@@ -78,25 +89,35 @@ def test_two_processes_on_the_cpu(data, tmp_path):
 
 def test_wrong_class_count(data, tmp_path):
     config = miniature('retinanet_rmt-t_fpn_amp-1x_coco', data, tmp_path)
-    done = call('tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', 'model.bbox_head.num_classes=20',
-                fails=True)
+    done = call(
+        'tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', 'model.bbox_head.num_classes=20', fails=True
+    )
     assert 'model.bbox_head.num_classes is 20' in done.stderr and '80 classes (person, bicycle' in done.stderr
 
 
 def test_empty_data(data, tmp_path):
     config = miniature('retinanet_rmt-t_fpn_amp-1x_coco', data, tmp_path)
-    done = call('tools/train.py', config, '--work-dir', tmp_path, '--cfg-options',
-                'train_dataloader.dataset.filter_cfg.min_size=500', fails=True)
+    done = call(
+        'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_dataloader.dataset.filter_cfg.min_size=500',
+        fails=True,
+    )
     assert 'train_dataloader: the data set is empty' in done.stderr
 
 
 def test_configs_are_in_the_wheel(tmp_path):
     call('-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, ROOT)
-    wheel, = tmp_path.glob('rmt_mm-*.whl')
+    (wheel,) = tmp_path.glob('rmt_mm-*.whl')
     call('-m', 'pip', 'install', '--no-deps', '-q', '--target', tmp_path / 'site', wheel)
-    code = ('import rmt_mm; from mmengine import Config; '
-            'print(len(rmt_mm.list_configs()), rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco")); '
-            'Config.fromfile(rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco"))')
+    code = (
+        'import rmt_mm; from mmengine import Config; '
+        'print(len(rmt_mm.list_configs()), rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco")); '
+        'Config.fromfile(rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco"))'
+    )
     env = dict(os.environ, PYTHONPATH=str(tmp_path / 'site'))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@
 Every edit is made in a copy of the working tree, and only the tests that it names are run. A mutant that they let
 through survives. The exit status is 1 if one survives, if an edit no longer applies, or if the tests fail without it.
 """
+
 import argparse
 import hashlib
 import json
@@ -72,8 +73,19 @@ def run_tests(tests: str, folder: Path) -> Tuple[int, str]:
     """Run pytest in a copy of the tree; return its exit status and the end of its output."""
     env = dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE='1')
     env.setdefault('OMP_NUM_THREADS', '1')
-    command = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', '--show-capture=no', '-o',
-               'timeout=0', *tests.split()]  # yapf: disable
+    command = [
+        sys.executable,
+        '-m',
+        'pytest',
+        '-x',
+        '-q',
+        '-p',
+        'no:cacheprovider',
+        '--show-capture=no',
+        '-o',
+        'timeout=0',
+        *tests.split(),
+    ]
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIME_LIMIT)
     except subprocess.TimeoutExpired:

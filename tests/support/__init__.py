@@ -1,4 +1,5 @@
 """What several tests share: small archs, official files, golden weights, and the published table."""
+
 import importlib.util
 from pathlib import Path
 from types import ModuleType

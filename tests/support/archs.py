@@ -9,7 +9,8 @@ SMALL_ARCH = dict(
     heads_ranges=(4, 4, 6, 6),
     mlp_ratios=(3, 3, 3, 3),
     decomposed=(True, True, False, False),
-    layer_scales=(False, False, False, True))
+    layer_scales=(False, False, False, True),
+)
 
 # For tests of what is behind the backbone: the least, with as many channels as the head of the tests takes.
 LEAST_ARCH = {**SMALL_ARCH, 'embed_dims': (16, 16, 32, 32), 'depths': (1, 1, 1, 1)}

@@ -3,6 +3,7 @@
 Run as a program, it tries all attacks in all ways, and prints a line of JSON for each: a way in that does not hold may
 end the process.
 """
+
 import importlib.util
 import json
 import pickle
@@ -38,7 +39,7 @@ def encode(value):
     if value is None or isinstance(value, bool):
         return {None: b'N', True: b'\x88', False: b'\x89'}[value]
     if isinstance(value, int):
-        if -2**31 <= value < 2**31:
+        if -(2**31) <= value < 2**31:
             return b'J' + struct.pack('<i', value)
         digits = pickle.encode_long(value)
         return b'\x8a' + bytes([len(digits)]) + digits
@@ -72,7 +73,7 @@ ORDERED = Reduce(Global('collections', 'OrderedDict'), ())
 HISTORY = Global('mmengine.logging.history_buffer', 'HistoryBuffer')
 NDARRAY, DTYPE = Global('numpy', 'ndarray'), Global('numpy', 'dtype')
 LAYOUT = Global('torch.serialization', '_get_layout')
-INTERFACE = {'data': (4096, False), 'shape': (10, ), 'typestr': '<f4', 'version': 3}
+INTERFACE = {'data': (4096, False), 'shape': (10,), 'typestr': '<f4', 'version': 3}
 
 
 def dtype(kind='f8', state=(3, '<', None, None, None, -1, -1, 0)):
@@ -81,7 +82,7 @@ def dtype(kind='f8', state=(3, '<', None, None, None, -1, -1, 0)):
 
 
 def array(shape, data, kind=None, core='_core'):
-    made = Reduce(Global(f'numpy.{core}.multiarray', '_reconstruct'), (NDARRAY, (0, ), b'b'))
+    made = Reduce(Global(f'numpy.{core}.multiarray', '_reconstruct'), (NDARRAY, (0,), b'b'))
     return Build(made, (1, shape, kind or dtype(), False, data))
 
 
@@ -89,80 +90,83 @@ def scalar(kind, data, core='_core'):
     return Reduce(Global(f'numpy.{core}.multiarray', 'scalar'), (kind, data))
 
 
-def tensor(numel=8, size=(8, ), stride=(1, ), offset=0, storage='FloatStorage'):
+def tensor(numel=8, size=(8,), stride=(1,), offset=0, storage='FloatStorage'):
     storage = Storage(('storage', Global('torch', storage), '0', 'cpu', numel))
     return Reduce(Global('torch._utils', '_rebuild_tensor_v2'), (storage, offset, size, stride, False, ORDERED))
 
 
 def history(**changes):
-    state = dict(_log_history=array((1, ), DATA[:8]), _count_history=array((1, ), DATA[:8]), max_length=10)
+    state = dict(_log_history=array((1,), DATA[:8]), _count_history=array((1,), DATA[:8]), max_length=10)
     return Build(NewObj(HISTORY, ()), {**state, **changes})
 
 
 BUFFER = Reduce(Global('builtins', 'bytearray'), ('A' * 64, 'latin1'))
-OBJECTS = (3, '|', (dtype('O8', None), (1, )), None, None, 8, 1, 63)
+OBJECTS = (3, '|', (dtype('O8', None), (1,)), None, None, 8, 1, 63)
 # Attacks through what this package allows. torch without it refuses them all.
 ALLOWED = dict(
-    objects_by_subarray=Reduce(NDARRAY, ((1, ), dtype('f8', OBJECTS), BUFFER)),
-    objects_by_subarray_built=array((1, ), b'A' * 8, dtype('f8', OBJECTS)),
-    objects=array((1, ), [1], dtype('O8', (3, '|', None, None, None, -1, -1, 63))),
-    objects_by_fields=array((1, ), b'A' * 8, dtype('V8', (3, '|', None, ('a', ), {'a': (dtype('O8'), 0)}, 8, 1, 27))),
+    objects_by_subarray=Reduce(NDARRAY, ((1,), dtype('f8', OBJECTS), BUFFER)),
+    objects_by_subarray_built=array((1,), b'A' * 8, dtype('f8', OBJECTS)),
+    objects=array((1,), [1], dtype('O8', (3, '|', None, None, None, -1, -1, 63))),
+    objects_by_fields=array((1,), b'A' * 8, dtype('V8', (3, '|', None, ('a',), {'a': (dtype('O8'), 0)}, 8, 1, 27))),
     objects_scalar=scalar(dtype('O8', (3, '|', None, None, None, -1, -1, 63)), b'A' * 8),
     fields_at_once=Reduce(DTYPE, ([('a', 'O')], False, True)),
-    dates=array((1, ), b'A' * 8, Reduce(DTYPE, ('M8', False, True))),
-    heap=array((50000, ), b'12345678'),
-    heap_by_itemsize=array((1, ), b'A' * 4, dtype('U1', (3, '<', None, None, None, 400000, 4, 8)))._replace(
-        state=(1, (100000, ), dtype('U1', (3, '<', None, None, None, 400000, 4, 8)), False, b'A' * 4)),
-    heap_by_later_itemsize=Then((array((1, ), b'A' * 8, Put(1, dtype('f8'))), Build(Get(1), OBJECTS))),
+    dates=array((1,), b'A' * 8, Reduce(DTYPE, ('M8', False, True))),
+    heap=array((50000,), b'12345678'),
+    heap_by_itemsize=array((1,), b'A' * 4, dtype('U1', (3, '<', None, None, None, 400000, 4, 8)))._replace(
+        state=(1, (100000,), dtype('U1', (3, '<', None, None, None, 400000, 4, 8)), False, b'A' * 4)
+    ),
+    heap_by_later_itemsize=Then((array((1,), b'A' * 8, Put(1, dtype('f8'))), Build(Get(1), OBJECTS))),
     heap_scalar=scalar(dtype('S9999', (3, '|', None, None, None, 9999, 1, 0)), b'A'),
-    unwritten=NewObj(NDARRAY, ((50000, ), )),
-    unwritten_call=Reduce(NDARRAY, ((50000, ), )),
-    strides=Reduce(NDARRAY, ((4, ), dtype(), BUFFER, 32, (-8, ))),
-    zero_strides=Reduce(NDARRAY, ((2**40, ), dtype(), BUFFER, 0, (0, ))),
-    second_state=Build(array((1, ), b'A' * 8), (1, (1, ), dtype(), False, b'B' * 8)),
-    negative=array((-1, ), b''),
-    many_dimensions=array((1, ) * 100, b'A' * 8),
+    unwritten=NewObj(NDARRAY, ((50000,),)),
+    unwritten_call=Reduce(NDARRAY, ((50000,),)),
+    strides=Reduce(NDARRAY, ((4,), dtype(), BUFFER, 32, (-8,))),
+    zero_strides=Reduce(NDARRAY, ((2**40,), dtype(), BUFFER, 0, (0,))),
+    second_state=Build(array((1,), b'A' * 8), (1, (1,), dtype(), False, b'B' * 8)),
+    negative=array((-1,), b''),
+    many_dimensions=array((1,) * 100, b'A' * 8),
     empty_but_large=array((0, 2**62), b''),
     overflowing=array((2**32, 2**32), b''),
-    no_unicode=array((1, ), b'\xff' * 4, dtype('U1', (3, '<', None, None, None, 4, 4, 8))),
-    subtype=Reduce(Global('numpy._core.multiarray', '_reconstruct'), (HISTORY, (0, ), b'b')),
-    no_dtype=array((1, ), b'A' * 8, 'f8'),
+    no_unicode=array((1,), b'\xff' * 4, dtype('U1', (3, '<', None, None, None, 4, 4, 8))),
+    subtype=Reduce(Global('numpy._core.multiarray', '_reconstruct'), (HISTORY, (0,), b'b')),
+    no_dtype=array((1,), b'A' * 8, 'f8'),
     interface=Reduce(HISTORY, ([Build(ORDERED, {'__array_interface__': INTERFACE})], [1])),
     interface_state=history(_log_history=Build(ORDERED, {'__array_interface__': INTERFACE})),
-    history_of_strings=history(
-        _log_history=array((1, ), b'A\0\0\0', dtype('U1', (3, '<', None, None, None, 4, 4, 8)))),
-    history_uneven=history(_log_history=array((0, ), b'')),
+    history_of_strings=history(_log_history=array((1,), b'A\0\0\0', dtype('U1', (3, '<', None, None, None, 4, 4, 8)))),
+    history_uneven=history(_log_history=array((0,), b'')),
     history_state=Build(NewObj(HISTORY, ()), [1]),
     history_length=history(max_length='10'),
     attribute=Reduce(Global('builtins', 'getattr'), (HISTORY, '__init__')),
     attribute_of_another=Reduce(Global('builtins', 'getattr'), (NDARRAY, 'mean')),
     attribute_of_torch=Reduce(Global('builtins', 'getattr'), (Global('torch', 'Tensor'), '__new__')),
-    some_bytes=Reduce(Global('builtins', 'bytes'), (2**40, )),
-    config=Reduce(Global('mmengine.config.config', 'ConfigDict'), ([(1, 2)], )),
+    some_bytes=Reduce(Global('builtins', 'bytes'), (2**40,)),
+    config=Reduce(Global('mmengine.config.config', 'ConfigDict'), ([(1, 2)],)),
 )
 # What torch itself reads, and what tensors are damaged or leak by: the ways in of this package refuse it.
 INDICES = tensor(4, (2, 2), (2, 1), storage='LongStorage')
-ROW = tensor(4, (2, ), (1, ), storage='LongStorage')
+ROW = tensor(4, (2,), (1,), storage='LongStorage')
 TORCH = dict(
     sparse=Reduce(
         Global('torch._utils', '_rebuild_sparse_tensor'),
-        (Reduce(LAYOUT, ('torch.sparse_csr', )), (tensor(4, (3, ), storage='LongStorage'), ROW, tensor(8, (2, )),
-                                                  (2, 2)))),
+        (Reduce(LAYOUT, ('torch.sparse_csr',)), (tensor(4, (3,), storage='LongStorage'), ROW, tensor(8, (2,)), (2, 2))),
+    ),
     coordinates=Reduce(
         Global('torch._utils', '_rebuild_sparse_tensor'),
-        (Reduce(LAYOUT, ('torch.sparse_coo', )), (INDICES, tensor(8, (2, )), (2, 2)))),
-    unwritten_tensor=Reduce(Global('torch', 'FloatTensor'), (100000, )),
+        (Reduce(LAYOUT, ('torch.sparse_coo',)), (INDICES, tensor(8, (2,)), (2, 2))),
+    ),
+    unwritten_tensor=Reduce(Global('torch', 'FloatTensor'), (100000,)),
     unwritten_storage=Reduce(
         Global('torch._utils', '_rebuild_tensor_v2'),
-        (Reduce(Global('torch.storage', 'TypedStorage'), (1000, )), 0, (1000, ), (1, ), False, ORDERED)),
+        (Reduce(Global('torch.storage', 'TypedStorage'), (1000,)), 0, (1000,), (1,), False, ORDERED),
+    ),
     attributes=Reduce(
         Global('torch._utils', '_rebuild_parameter_with_state'),
-        (tensor(), False, ORDERED, {'__array_interface__': INTERFACE})),
-    other_storage_size=tensor(100000, (100000, )),
-    beyond_storage=tensor(8, (100000, )),
-    negative_stride=tensor(8, (2, ), (-1, )),
-    negative_offset=tensor(8, (2, ), (1, ), -4),
-    large_offset=tensor(8, (2, ), (1, ), 2**61),
+        (tensor(), False, ORDERED, {'__array_interface__': INTERFACE}),
+    ),
+    other_storage_size=tensor(100000, (100000,)),
+    beyond_storage=tensor(8, (100000,)),
+    negative_stride=tensor(8, (2,), (-1,)),
+    negative_offset=tensor(8, (2,), (1,), -4),
+    large_offset=tensor(8, (2,), (1,), 2**61),
     expanded=tensor(8, (2, 5, 2**20, 2**20), (0, 0, 0, 0)),
 )
 
@@ -186,8 +190,9 @@ def ways_in():
     def load(path):
         return str(torch.load(path, weights_only=True))  # a crash may wait until the values are used
 
-    return dict(convert=convert, check=cli.check_checkpoint_file, label_map=lambda path: load_label_map(path, 10),
-                torch=load)
+    return dict(
+        convert=convert, check=cli.check_checkpoint_file, label_map=lambda path: load_label_map(path, 10), torch=load
+    )
 
 
 def main(folder):
@@ -197,10 +202,14 @@ def main(folder):
             if way == 'torch' and name in TORCH:
                 continue
             # As a whole file, and where an ordinary checkpoint has room for it.
-            content = attack if way == 'label_map' else {
-                'state_dict': {'backbone.stages.0.0.attn.qkv.weight': attack if name in TORCH else tensor()},
-                'message_hub': attack
-            }
+            content = (
+                attack
+                if way == 'label_map'
+                else {
+                    'state_dict': {'backbone.stages.0.0.attn.qkv.weight': attack if name in TORCH else tensor()},
+                    'message_hub': attack,
+                }
+            )
             path = write(f'{folder}/{name}-{way}.pt', content)
             print(json.dumps([name, way]), end='', flush=True)
             try:

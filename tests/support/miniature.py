@@ -1,4 +1,5 @@
 """Training whole models in seconds: a few images in each library's layout, configs made small, tools as processes."""
+
 import json
 import os
 import subprocess
@@ -89,4 +90,4 @@ def shorten(cfg: Config, data: Path, batch_size: int = 2) -> None:
     test_cfg = cfg.model.get('test_cfg') or {}
     for part in (test_cfg, test_cfg.get('rcnn') or {}):
         if 'score_thr' in part:
-            part.score_thr = 0.  # two iterations teach no confidence, and the metric wants predictions
+            part.score_thr = 0.0  # two iterations teach no confidence, and the metric wants predictions

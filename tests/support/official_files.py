@@ -1,4 +1,5 @@
 """Files as the authors publish them, made of deterministic weights."""
+
 import argparse
 import json
 import math
@@ -25,7 +26,8 @@ NANO = Arch(
     heads_ranges=(4, 4, 6, 6),
     mlp_ratios=(2, 2, 2, 2),
     decomposed=(True, True, False, False),
-    layer_scales=(False, False, False, True))
+    layer_scales=(False, False, False, True),
+)
 
 
 def tensors(shapes, arch):
@@ -36,11 +38,11 @@ def tensors(shapes, arch):
             tensor = torch.tensor(300)
         elif name.endswith('Relpos.angle'):
             half = shape[0] // 2
-            tensor = torch.tensor([10000**(-(j // 2) / (half - 1)) if half > 1 else 1. for j in range(shape[0])])
+            tensor = torch.tensor([10000 ** (-(j // 2) / (half - 1)) if half > 1 else 1.0 for j in range(shape[0])])
         elif name.endswith('Relpos.decay'):
             stage, heads = int(name.split('.')[-3]), shape[0]
             a, r = arch.init_values[stage], arch.heads_ranges[stage]
-            tensor = torch.tensor([math.log(1 - 2.0**(-a - r * i / heads)) for i in range(heads)])
+            tensor = torch.tensor([math.log(1 - 2.0 ** (-a - r * i / heads)) for i in range(heads)])
         else:
             tensor = torch.from_numpy(weights.tensor(name, tuple(shape)))
         state_dict[name] = tensor
@@ -56,7 +58,7 @@ def nano_state_dict(kind, classes=7):
         state_dict = tensors(backbone, NANO)
         for name, shape in heads.items():
             # Heads are large: with one number a row, expanded, they take no time and no space in a file.
-            rows = torch.rand(shape[:1] + (1, ) * (len(shape) - 1), generator=generator)
+            rows = torch.rand(shape[:1] + (1,) * (len(shape) - 1), generator=generator)
             state_dict[name] = rows.expand(shape) if shape else torch.tensor(300)
         return state_dict
     shapes = backbone_shapes(NANO, out_norms=kind == 'dense')
@@ -84,7 +86,10 @@ def save_classifier(path, state_dict, average=1e-3, **more):
             scaler=dict(scale=65536.0),
             max_accuracy=84.1,
             args=argparse.Namespace(model='RMT', batch_size=128, opts=None),
-            **more), path)
+            **more,
+        ),
+        path,
+    )
     return str(path)
 
 

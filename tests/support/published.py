@@ -2,6 +2,7 @@
 
 Sources: the paper (tables of COCO and ADE20K) and the released recipes. The tests compare every config with this.
 """
+
 from typing import Dict, NamedTuple, Optional, Tuple
 
 
@@ -35,8 +36,9 @@ _BOX = ('box AP', 'box AP50', 'box AP75', 'box APs', 'box APm', 'box APl')
 
 
 def _detector(size, params, gflops, names, metrics, lr, weight_decay=0.05, exempt='names', batch=16, length=12):
-    return Row(size, params, gflops, (800, 1280), dict(zip(names, metrics)), lr, weight_decay, exempt, True, batch,
-               length)
+    return Row(
+        size, params, gflops, (800, 1280), dict(zip(names, metrics)), lr, weight_decay, exempt, True, batch, length
+    )
 
 
 def _segmentor(size, params, gflops, miou, shape=(512, 2048), upernet=False):
@@ -60,16 +62,15 @@ ROWS: Dict[str, Row] = {
     'mask-rcnn_rmt-s_fpn_amp-1x_coco': _mask(SMALL, 46, 262, (49.0, 70.8, 53.9, 43.9, 67.8, 47.4), 4e-4),
     'mask-rcnn_rmt-b_fpn_amp-1x_coco': _mask(BASE, 73, 373, (51.1, 72.5, 56.1, 45.5, 69.7, 49.3), 4e-4),
     'mask-rcnn_rmt-l_fpn_amp-1x_coco': _mask(LARGE, 114, 557, (51.6, 73.1, 56.5, 45.9, 70.3, 49.8), 2e-4),
-    'mask-rcnn_rmt-s_fpn_amp-ms-crop-3x_coco':
-        _mask(SMALL, 46, 262, (50.7, 71.9, 55.6, 44.9, 69.1, 48.4), 4e-4, **_3X),
-    'mask-rcnn_rmt-b_fpn_amp-ms-crop-3x_coco':
-        _mask(BASE, 73, 373, (52.2, 72.9, 57.0, 46.1, 70.4, 49.9), 2e-4, **_3X),
-    'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco':
-        _detector(LARGE, None, None, (), (), 2e-4, batch=8, **_3X),
-    'cascade-mask-rcnn_rmt-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco':
-        _mask(SMALL, 83, 741, (53.2, 72.0, 57.8, 46.1, 69.8, 49.8), 4e-4, exempt='names and norms', **_3X),
-    'cascade-mask-rcnn_rmt-b_fpn_4conv1fc-giou_amp-ms-crop-3x_coco':
-        _mask(BASE, 111, 852, (54.5, 72.8, 59.0, 47.2, 70.5, 51.4), 4e-4, exempt='names and norms', **_3X),
+    'mask-rcnn_rmt-s_fpn_amp-ms-crop-3x_coco': _mask(SMALL, 46, 262, (50.7, 71.9, 55.6, 44.9, 69.1, 48.4), 4e-4, **_3X),
+    'mask-rcnn_rmt-b_fpn_amp-ms-crop-3x_coco': _mask(BASE, 73, 373, (52.2, 72.9, 57.0, 46.1, 70.4, 49.9), 2e-4, **_3X),
+    'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco': _detector(LARGE, None, None, (), (), 2e-4, batch=8, **_3X),
+    'cascade-mask-rcnn_rmt-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco': _mask(
+        SMALL, 83, 741, (53.2, 72.0, 57.8, 46.1, 69.8, 49.8), 4e-4, exempt='names and norms', **_3X
+    ),
+    'cascade-mask-rcnn_rmt-b_fpn_4conv1fc-giou_amp-ms-crop-3x_coco': _mask(
+        BASE, 111, 852, (54.5, 72.8, 59.0, 47.2, 70.5, 51.4), 4e-4, exempt='names and norms', **_3X
+    ),
     'retinanet_rmt-t_fpn_amp-1x_coco': _retina(TINY, 23, 199, (45.1, 66.2, 48.1, 28.8, 48.9, 61.1), 4e-4),
     'retinanet_rmt-s_fpn_amp-1x_coco': _retina(SMALL, 36, 244, (47.8, 69.1, 51.8, 32.1, 51.8, 63.5), 4e-4),
     'retinanet_rmt-b_fpn_amp-1x_coco': _retina(BASE, 63, 355, (49.1, 70.3, 53.0, 32.9, 53.2, 64.2), 4e-4),
@@ -82,4 +83,4 @@ ROWS: Dict[str, Row] = {
     'rmt-small_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(SMALL, 56, 937, 49.8, upernet=True),
     'rmt-base_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(BASE, 83, 1051, 52.0, upernet=True),
     'rmt-large_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(LARGE, 125, 1241, 52.8, upernet=True),
-}  # yapf: disable
+}

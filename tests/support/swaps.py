@@ -1,4 +1,5 @@
 """The configs of docs/swap_backbone.md: each code block there, and the libraries' configs that it was tried on."""
+
 import importlib
 import re
 from pathlib import Path
@@ -29,7 +30,7 @@ def documented_swaps() -> List[Swap]:
 
 def swap_of(config: str) -> Swap:
     """Return the block that was tried on a config."""
-    swap, = (swap for swap in documented_swaps() if config in swap.configs)
+    (swap,) = (swap for swap in documented_swaps() if config in swap.configs)
     return swap
 
 

@@ -2,6 +2,7 @@
 
 Configs import it; it registers in mmengine's root scope.
 """
+
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseTTAModel
@@ -14,7 +15,6 @@ from support.official_files import NANO
 
 @MODELS.register_module()
 class ToyClassifier(BaseModel):
-
     def __init__(self, num_classes=3, extra=False, init_cfg=None, backbone=None, **settings):
         super().__init__(init_cfg=init_cfg)
         self.backbone = MODELS.build({**(backbone or dict(type='RMT', arch=NANO._asdict())), **settings})
@@ -43,7 +43,6 @@ class ToyConvNet(BaseModel):
 
 @MODELS.register_module()
 class ToyTTA(BaseTTAModel):
-
     def test_step(self, data):
         return self.module.test_step(data)
 
@@ -67,7 +66,6 @@ class ToyData(Dataset):
 
 @METRICS.register_module()
 class ToyMetric(BaseMetric):
-
     def process(self, data_batch, data_samples):
         self.results.extend(float(sample.sum()) for sample in data_samples)
 

@@ -1,4 +1,5 @@
 """Annotation files that mmdet's CocoDataset would silently misread, or fail at without naming them."""
+
 import copy
 import json
 
@@ -19,10 +20,19 @@ SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
 def content(boxes=((4, 4, 16, 16), (40, 30, 20, 10), (10, 30, 30, 12), (30, 2, 8, 40)), size=(64, 48)):
     """A file of an image for each two boxes."""
     images = [dict(id=i + 1, file_name=f'{i}.png', width=size[0], height=size[1]) for i in range((len(boxes) + 1) // 2)]
-    annotations = [dict(id=10 + i, image_id=i // 2 + 1, category_id=1 + i % 2, bbox=list(box), area=box[2] * box[3],
-                        segmentation=SQUARE, iscrowd=0) for i, box in enumerate(boxes)]
-    return dict(images=images, annotations=annotations,
-                categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
+    annotations = [
+        dict(
+            id=10 + i,
+            image_id=i // 2 + 1,
+            category_id=1 + i % 2,
+            bbox=list(box),
+            area=box[2] * box[3],
+            segmentation=SQUARE,
+            iscrowd=0,
+        )
+        for i, box in enumerate(boxes)
+    ]
+    return dict(images=images, annotations=annotations, categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
 
 
 class Folder:
@@ -39,13 +49,21 @@ class Folder:
 
     def dataset(self, name='train.json', classes=('cat', 'dog'), masks=True, kind=CocoDataset, **kwargs):
         pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)]
-        return kind(ann_file=name, data_root=str(self.path), data_prefix=dict(img=''), pipeline=pipeline,
-                    metainfo=dict(classes=classes), lazy_init=True, **kwargs)
+        return kind(
+            ann_file=name,
+            data_root=str(self.path),
+            data_prefix=dict(img=''),
+            pipeline=pipeline,
+            metainfo=dict(classes=classes),
+            lazy_init=True,
+            **kwargs,
+        )
 
 
 @pytest.fixture
 def folder(tmp_path):
     from mmdet.utils import register_all_modules
+
     register_all_modules(init_default_scope=True)
     return Folder(tmp_path)
 
@@ -79,6 +97,7 @@ def change(key, index, **values):
                 del data[key][index][name]
             else:
                 data[key][index][name] = value
+
     return apply
 
 
@@ -86,35 +105,38 @@ def drop(key):
     return lambda data: data.pop(key)
 
 
-@pytest.mark.parametrize('spoil, words', [
-    (drop('images'), "has no 'images'"),
-    (drop('categories'), "has no 'categories'"),
-    (drop('annotations'), "has no 'annotations'"),
-    (change('images', 1, height=KeyError), "has no 'height' for image 2"),
-    (change('images', 1, width=KeyError), "has no 'width' for image 2"),
-    (change('images', 0, file_name=KeyError), "has no 'file_name' for image 1"),
-    (change('images', 1, width='64'), "gives image 2 width '64'"),
-    (change('images', 1, id=1), 'more than one image with id 1'),
-    (change('categories', 1, name=KeyError), "has no 'name' for category 2"),
-    (change('categories', 1, id=1), 'more than one category with id 1'),
-    (change('categories', 1, name='cat'), "more than one category called 'cat'"),
-    (change('annotations', 2, area=KeyError), "has no 'area' for annotation 12 (1 of 4)"),
-    (change('annotations', 2, bbox=KeyError), "has no 'bbox' for annotation 12"),
-    (change('annotations', 2, category_id=KeyError), "has no 'category_id' for annotation 12"),
-    (change('annotations', 2, image_id=KeyError), "has no 'image_id' for annotation 12"),
-    (change('annotations', 2, segmentation=KeyError), 'has no segmentation for annotation 12'),
-    (change('annotations', 2, segmentation=[]), 'has no segmentation for annotation 12'),
-    (change('annotations', 2, segmentation=SQUARE[0]), 'annotation 12 that is neither a list of polygons'),
-    (change('annotations', 2, segmentation=dict(size=[4, 4], counts=[16])), 'segmentation of [4, 4] pixels'),
-    (change('annotations', 2, id=10), 'more than one annotation with id 10'),
-    (change('annotations', 2, category_id=7), 'gives annotation 12 category_id 7, which no category has'),
-    (change('annotations', 2, bbox=[1, 2, float('nan'), 4]), 'gives annotation 12 the bbox [1, 2, nan, 4]'),
-    (change('annotations', 2, bbox=[1, 2, 3]), 'gives annotation 12 the bbox [1, 2, 3]'),
-    (change('annotations', 2, bbox=[1, 2, '3', 4]), "gives annotation 12 the bbox [1, 2, '3', 4]"),
-    (change('annotations', 2, bbox=None), 'gives annotation 12 the bbox None'),
-    (change('annotations', 2, area=float('inf')), 'gives annotation 12 the area inf'),
-    (change('annotations', 2, area=None), 'gives annotation 12 the area None'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'spoil, words',
+    [
+        (drop('images'), "has no 'images'"),
+        (drop('categories'), "has no 'categories'"),
+        (drop('annotations'), "has no 'annotations'"),
+        (change('images', 1, height=KeyError), "has no 'height' for image 2"),
+        (change('images', 1, width=KeyError), "has no 'width' for image 2"),
+        (change('images', 0, file_name=KeyError), "has no 'file_name' for image 1"),
+        (change('images', 1, width='64'), "gives image 2 width '64'"),
+        (change('images', 1, id=1), 'more than one image with id 1'),
+        (change('categories', 1, name=KeyError), "has no 'name' for category 2"),
+        (change('categories', 1, id=1), 'more than one category with id 1'),
+        (change('categories', 1, name='cat'), "more than one category called 'cat'"),
+        (change('annotations', 2, area=KeyError), "has no 'area' for annotation 12 (1 of 4)"),
+        (change('annotations', 2, bbox=KeyError), "has no 'bbox' for annotation 12"),
+        (change('annotations', 2, category_id=KeyError), "has no 'category_id' for annotation 12"),
+        (change('annotations', 2, image_id=KeyError), "has no 'image_id' for annotation 12"),
+        (change('annotations', 2, segmentation=KeyError), 'has no segmentation for annotation 12'),
+        (change('annotations', 2, segmentation=[]), 'has no segmentation for annotation 12'),
+        (change('annotations', 2, segmentation=SQUARE[0]), 'annotation 12 that is neither a list of polygons'),
+        (change('annotations', 2, segmentation=dict(size=[4, 4], counts=[16])), 'segmentation of [4, 4] pixels'),
+        (change('annotations', 2, id=10), 'more than one annotation with id 10'),
+        (change('annotations', 2, category_id=7), 'gives annotation 12 category_id 7, which no category has'),
+        (change('annotations', 2, bbox=[1, 2, float('nan'), 4]), 'gives annotation 12 the bbox [1, 2, nan, 4]'),
+        (change('annotations', 2, bbox=[1, 2, 3]), 'gives annotation 12 the bbox [1, 2, 3]'),
+        (change('annotations', 2, bbox=[1, 2, '3', 4]), "gives annotation 12 the bbox [1, 2, '3', 4]"),
+        (change('annotations', 2, bbox=None), 'gives annotation 12 the bbox None'),
+        (change('annotations', 2, area=float('inf')), 'gives annotation 12 the area inf'),
+        (change('annotations', 2, area=None), 'gives annotation 12 the area None'),
+    ],
+)
 def test_broken_entries_are_named(folder, spoil, words):
     data = content()
     spoil(data)
@@ -123,12 +145,15 @@ def test_broken_entries_are_named(folder, spoil, words):
     assert words in text and 'train.json' in text
 
 
-@pytest.mark.parametrize('text, words', [
-    (json.dumps(content())[:-30], 'ends too early'),
-    ('', 'is empty'),
-    ('<html>', 'is not valid JSON'),
-    ('[]', 'holds a list'),
-])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        (json.dumps(content())[:-30], 'ends too early'),
+        ('', 'is empty'),
+        ('<html>', 'is not valid JSON'),
+        ('[]', 'holds a list'),
+    ],
+)
 def test_no_coco_file_at_all(folder, text, words):
     folder.write(text)
     assert words in refusal(folder.dataset()) and 'train.json' in refusal(folder.dataset())
@@ -140,14 +165,17 @@ def test_no_text_and_no_file(folder):
     assert 'none.json cannot be read' in refusal(folder.dataset('none.json'))
 
 
-@pytest.mark.parametrize('convert, words', [
-    (lambda x, y, w, h: (x, y, x + w, y + h), 'look like [x1, y1, x2, y2]'),
-    (lambda x, y, w, h: (x / 64, y / 48, w / 64, h / 48), 'boxes from 0 to 1'),
-    (lambda x, y, w, h: (x + 640, y, w, h), 'leave their image'),
-    (lambda x, y, w, h: (10 * x, 10 * y, 10 * w, 10 * h), 'leave their image'),
-    (lambda x, y, w, h: (x, y, -w, h), 'narrower or lower than a pixel'),
-    (lambda x, y, w, h: (x, y, w, 0), 'narrower or lower than a pixel'),
-])
+@pytest.mark.parametrize(
+    'convert, words',
+    [
+        (lambda x, y, w, h: (x, y, x + w, y + h), 'look like [x1, y1, x2, y2]'),
+        (lambda x, y, w, h: (x / 64, y / 48, w / 64, h / 48), 'boxes from 0 to 1'),
+        (lambda x, y, w, h: (x + 640, y, w, h), 'leave their image'),
+        (lambda x, y, w, h: (10 * x, 10 * y, 10 * w, 10 * h), 'leave their image'),
+        (lambda x, y, w, h: (x, y, -w, h), 'narrower or lower than a pixel'),
+        (lambda x, y, w, h: (x, y, w, 0), 'narrower or lower than a pixel'),
+    ],
+)
 def test_boxes_of_another_kind(folder, convert, words):
     data = content()
     for annotation in data['annotations']:
@@ -164,12 +192,15 @@ def test_no_area_anywhere(folder):
     assert '4 without an area' in refusal(folder.dataset())
 
 
-@pytest.mark.parametrize('values, words', [
-    (dict(bbox=[10, 30, 0, 12]), '1 of 4 boxes that CocoDataset leaves out (1 narrower'),
-    (dict(bbox=[70, 30, 10, 12]), '1 outside their image'),
-    (dict(bbox=[50, 30, 30, 12]), '1 of 4 boxes that leave their image, such as annotation 12'),
-    (dict(image_id=99), '1 of 4 annotations an image_id that no image has, such as annotation 12'),
-])
+@pytest.mark.parametrize(
+    'values, words',
+    [
+        (dict(bbox=[10, 30, 0, 12]), '1 of 4 boxes that CocoDataset leaves out (1 narrower'),
+        (dict(bbox=[70, 30, 10, 12]), '1 outside their image'),
+        (dict(bbox=[50, 30, 30, 12]), '1 of 4 boxes that leave their image, such as annotation 12'),
+        (dict(image_id=99), '1 of 4 annotations an image_id that no image has, such as annotation 12'),
+    ],
+)
 def test_what_may_be_is_noted(folder, notes, values, words):
     data = content()
     data['annotations'][2].update(values)
@@ -210,7 +241,7 @@ def test_the_eighty_classes_of_coco_left_in(folder):
 
 def test_a_subset_of_the_categories_may_be_trained(folder, notes):
     folder.write(content())
-    assert check_coco_dataset(folder.dataset(classes=('dog', )), 'train_dataloader').labels == ('dog', )
+    assert check_coco_dataset(folder.dataset(classes=('dog',)), 'train_dataloader').labels == ('dog',)
     assert not notes
 
 
@@ -233,7 +264,7 @@ def test_no_annotation_of_a_class(folder):
     for annotation in data['annotations']:
         annotation['category_id'] = 1
     folder.write(data)
-    assert 'annotations of cat alone' in refusal(folder.dataset(classes=('dog', )))
+    assert 'annotations of cat alone' in refusal(folder.dataset(classes=('dog',)))
 
 
 def test_sizes_of_images(folder, notes):
@@ -284,23 +315,22 @@ def test_other_readers_are_left_alone():
     """A subclass that reads boxes in its own way may have them in any form."""
 
     class Corners(CocoDataset):
-
         def parse_data_info(self, raw_data_info):
             return super().parse_data_info(raw_data_info)
 
     class Same(CocoDataset):
-        METAINFO = dict(classes=('cat', ))
+        METAINFO = dict(classes=('cat',))
 
     assert is_plain_coco(Same(lazy_init=True)) and is_plain_coco(CocoDataset(lazy_init=True))
     assert not is_plain_coco(Corners(lazy_init=True))
     from mmdet.datasets import CocoPanopticDataset, LVISV1Dataset, Objects365V1Dataset, VOCDataset
+
     for kind in (CocoPanopticDataset, LVISV1Dataset, Objects365V1Dataset):
         assert not is_plain_coco(kind(data_prefix=dict(img='', seg=''), lazy_init=True))
     assert not is_plain_coco(VOCDataset(data_prefix=dict(sub_data_root='VOC2007/'), lazy_init=True))
 
 
 class TestEvaluatedImages:
-
     @pytest.fixture
     def found(self, folder):
         folder.write(content())
@@ -314,11 +344,14 @@ class TestEvaluatedImages:
         check_evaluated_images(self.metric(folder, content(), metric=['bbox', 'segm']), found, 'val_evaluator')
         check_evaluated_images(CocoMetric(), found, 'val_evaluator')
 
-    @pytest.mark.parametrize('spoil, words', [
-        (change('images', 0, file_name='other.png'), "has no image 1 called '0.png'"),
-        (change('images', 1, id=3), "has no image 2 called '1.png'"),
-        (lambda data: data['images'].append(dict(data['images'][0], id=7)), 'has 1 images more'),
-    ])
+    @pytest.mark.parametrize(
+        'spoil, words',
+        [
+            (change('images', 0, file_name='other.png'), "has no image 1 called '0.png'"),
+            (change('images', 1, id=3), "has no image 2 called '1.png'"),
+            (lambda data: data['images'].append(dict(data['images'][0], id=7)), 'has 1 images more'),
+        ],
+    )
     def test_other_images(self, folder, found, spoil, words):
         data = copy.deepcopy(content())
         spoil(data)

@@ -1,4 +1,5 @@
 """Data that cannot be trained or evaluated on are named before the first iteration."""
+
 import json
 import multiprocessing
 from functools import partial
@@ -23,15 +24,16 @@ HOOKS = dict(train='before_train', val='before_val', test='before_test')
 
 
 class DataSet(list):
-
     def __init__(self, length, classes=None, **metainfo):
         super().__init__(range(length))
         self.metainfo = metainfo if classes is None else dict(metainfo, classes=classes)
 
 
 def make_runner(model, **datasets):
-    loops = {f'{split}_loop': SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
-             for split, dataset in datasets.items()}
+    loops = {
+        f'{split}_loop': SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
+        for split, dataset in datasets.items()
+    }
     return SimpleNamespace(**{'train_loop': None, 'val_loop': None, 'test_loop': None, **loops}, model=model)
 
 
@@ -48,7 +50,7 @@ def head(num_classes, kind=nn.Identity, **attributes):
 
 
 def named(name):
-    return type(name, (nn.Identity, ), {})
+    return type(name, (nn.Identity,), {})
 
 
 @pytest.fixture
@@ -58,7 +60,6 @@ def model():
 
 @pytest.mark.parametrize('split', HOOKS)
 class TestEverySplit:
-
     def test_what_fits_passes(self, model, split):
         check(DataSet(1, ('cat', 'dog', 'fish')), model, split)
         check(DataSet(1), model, split)  # a data set that does not say its classes
@@ -142,7 +143,7 @@ def test_binary_segmentation_may_have_one_output():
 
 
 def test_things_of_panoptic_data():
-    metainfo = dict(thing_classes=('cat', 'dog'), stuff_classes=('sky', ))
+    metainfo = dict(thing_classes=('cat', 'dog'), stuff_classes=('sky',))
     data = DataSet(1, ('cat', 'dog', 'sky'), **metainfo)
     check(data, nn.ModuleDict(dict(roi_head=nn.ModuleDict(dict(bbox_head=head(2))), panoptic_head=head(3))))
     with pytest.raises(DataError, match='panoptic_head'):
@@ -171,7 +172,7 @@ def test_data_sets_of_several_metainfos(model):
     data = DataSet(1)
     data.metainfo = [dict(classes=('cat', 'dog', 'fish'), year=1), dict(classes=('cat', 'dog', 'fish'), year=2)]
     check(data, model)
-    data.metainfo = [dict(classes=('cat', )), dict(classes=('dog', ))]
+    data.metainfo = [dict(classes=('cat',)), dict(classes=('dog',))]
     check(data, model)
     data.metainfo = [dict(classes=('cat', 'dog'))] * 2
     with pytest.raises(DataError, match='has 2 classes'):
@@ -230,14 +231,21 @@ class Runner:
 
 
 class TestWhileItIsBuilt:
-
     def test_empty(self):
         with pytest.raises(DataError, match='val_dataloader: the data set is empty'):
-            build_data(Runner(ValueError('need at least one array to concatenate'), val_dataloader=dict(dataset={})),
-                       'val')
+            build_data(
+                Runner(ValueError('need at least one array to concatenate'), val_dataloader=dict(dataset={})), 'val'
+            )
 
-    @pytest.mark.parametrize('error', [KeyError('area'), AssertionError('The number of subfolders'),
-                                       FileNotFoundError(2, 'No such file', 'x.txt'), RuntimeError('Found 0 files')])
+    @pytest.mark.parametrize(
+        'error',
+        [
+            KeyError('area'),
+            AssertionError('The number of subfolders'),
+            FileNotFoundError(2, 'No such file', 'x.txt'),
+            RuntimeError('Found 0 files'),
+        ],
+    )
     def test_the_file_is_named(self, error):
         dataset = dict(type=BaseDataset, ann_file='val.json', data_root='data')
         with pytest.raises(DataError, match=r'val_dataloader cannot be built: .*reads data/val.json\)') as info:
@@ -251,10 +259,16 @@ class TestWhileItIsBuilt:
     def test_a_fault_of_the_annotation_file_is_explained(self, tmp_path):
         pytest.importorskip('mmdet')
         path = tmp_path / 'val.json'
-        path.write_text(json.dumps(dict(
-            images=[dict(id=1, file_name='1.jpg', width=8, height=8)], categories=[dict(id=1, name='cat')],
-            annotations=[dict(id=3, image_id=1, category_id=1, bbox=[1, 1, 4, 4])])))  # yapf: disable
-        dataset = dict(type='CocoDataset', ann_file=str(path), metainfo=dict(classes=('cat', )))
+        path.write_text(
+            json.dumps(
+                dict(
+                    images=[dict(id=1, file_name='1.jpg', width=8, height=8)],
+                    categories=[dict(id=1, name='cat')],
+                    annotations=[dict(id=3, image_id=1, category_id=1, bbox=[1, 1, 4, 4])],
+                )
+            )
+        )
+        dataset = dict(type='CocoDataset', ann_file=str(path), metainfo=dict(classes=('cat',)))
         runner = Runner(KeyError('area'), default_scope='mmdet', val_dataloader=dict(dataset=dataset))
         with pytest.raises(DataError, match="val.json has no 'area' for annotation 3"):
             build_data(runner, 'val')
@@ -262,8 +276,11 @@ class TestWhileItIsBuilt:
     def test_a_broken_file_of_the_metric_is_named(self, tmp_path):
         path = tmp_path / 'other.json'
         path.write_text('{"images": [')
-        runner = Runner(ValueError('Expecting value'), val_dataloader=dict(dataset={}),
-                        val_evaluator=[dict(type='CocoMetric', ann_file=str(path))])
+        runner = Runner(
+            ValueError('Expecting value'),
+            val_dataloader=dict(dataset={}),
+            val_evaluator=[dict(type='CocoMetric', ann_file=str(path))],
+        )
         with pytest.raises(DataError, match='val_evaluator: .*other.json ends too early'):
             build_data(runner, 'val')
 
@@ -284,11 +301,10 @@ class Images(BaseDataset):
     """Two samples of a class count that is told."""
 
     def load_data_list(self):
-        return [dict(value=0.), dict(value=1.)]
+        return [dict(value=0.0), dict(value=1.0)]
 
 
 class Model(BaseModel):
-
     def __init__(self):
         super().__init__()
         self.head = head(2, partial(nn.Linear, 1, 2))
@@ -301,7 +317,6 @@ class Model(BaseModel):
 
 
 class NoMetric(BaseMetric):
-
     def process(self, data_batch, data_samples):
         self.results.append(0)
 
@@ -311,17 +326,27 @@ class NoMetric(BaseMetric):
 
 @pytest.mark.parametrize('wrong', ['train', 'val'])
 def test_a_plain_runner_stops_before_the_first_iteration(tmp_path, wrong):
-
     def loader(split):
         classes = ('cat', 'dog', 'fish') if split == wrong else ('cat', 'dog')
-        return dict(batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False),
-                    collate_fn=dict(type='default_collate'), dataset=Images(metainfo=dict(classes=classes)))
+        return dict(
+            batch_size=2,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+            dataset=Images(metainfo=dict(classes=classes)),
+        )
 
     runner = mmengine.runner.Runner(
-        Model(), str(tmp_path), train_dataloader=loader('train'), val_dataloader=loader('val'),
-        train_cfg=dict(by_epoch=True, max_epochs=1), val_cfg=dict(), val_evaluator=[NoMetric()],
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=[dict(type='DataCheckHook')],
-        experiment_name=f'data_check_{wrong}')
+        Model(),
+        str(tmp_path),
+        train_dataloader=loader('train'),
+        val_dataloader=loader('val'),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        val_cfg=dict(),
+        val_evaluator=[NoMetric()],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='DataCheckHook')],
+        experiment_name=f'data_check_{wrong}',
+    )
     with pytest.raises(DataError, match=rf'head\.num_classes is 2.*{wrong}_dataloader has 3 classes'):
         runner.train()
     assert runner.model.steps == 0

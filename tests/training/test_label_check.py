@@ -1,4 +1,5 @@
 """Labels of mmseg's and mmpretrain's data sets that a loss would crash at."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,11 +17,11 @@ def notes(monkeypatch):
 
 
 class TestLabelMaps:
-
     @pytest.fixture(autouse=True)
     def _scope(self, tmp_path, notes):
         pytest.importorskip('mmseg')
         from mmseg.utils import register_all_modules
+
         register_all_modules(init_default_scope=True)
         self.path, self.notes = tmp_path, notes
 
@@ -34,10 +35,14 @@ class TestLabelMaps:
 
     def check(self, classes=('road', 'sky', 'car'), load=(), **kwargs):
         from mmseg.datasets import BaseSegDataset
+
         dataset = BaseSegDataset(
-            data_root=str(self.path), data_prefix=dict(img_path='images', seg_map_path='labels'),
+            data_root=str(self.path),
+            data_prefix=dict(img_path='images', seg_map_path='labels'),
             metainfo=dict(classes=classes),
-            pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **dict(load))], **kwargs)
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **dict(load))],
+            **kwargs,
+        )
         check_label_maps(dataset, 'train_dataloader')
 
     def refusal(self, **kwargs):
@@ -110,7 +115,6 @@ class TestLabelMaps:
 
 
 class TestImageLabels:
-
     @pytest.fixture(autouse=True)
     def _file(self, tmp_path):
         pytest.importorskip('mmpretrain')
@@ -118,9 +122,14 @@ class TestImageLabels:
 
     def check(self, *labels, classes=('cat', 'dog'), num_classes=None, **kwargs):
         from mmpretrain.datasets import CustomDataset
+
         (self.path / 'train.txt').write_text('\n'.join(f'{i}.jpg {label}' for i, label in enumerate(labels)))
-        dataset = CustomDataset(data_root=str(self.path), ann_file='train.txt',
-                                metainfo=dict(classes=classes) if classes else None, **kwargs)
+        dataset = CustomDataset(
+            data_root=str(self.path),
+            ann_file='train.txt',
+            metainfo=dict(classes=classes) if classes else None,
+            **kwargs,
+        )
         check_image_labels(dataset, 'train_dataloader', num_classes)
 
     def test_good_labels_pass(self):

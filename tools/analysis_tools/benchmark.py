@@ -14,6 +14,7 @@ are counted and not the gaps between them), on CUDA as its allocator counts it. 
 multiply-adds cost at the machine's own matrix-product rate, torch.matmul's, measured in the same run (a training step
 counts three times the forward pass). The rate of the same product as a 1x1 convolution is given beside it.
 """
+
 import argparse
 import json
 import os
@@ -88,7 +89,7 @@ def stepper(impl: str, args: argparse.Namespace) -> Callable[[], None]:
     def step() -> None:
         with torch.autocast(args.device.split(':')[0], dtype, enabled=dtype is not None):
             outs = model(x)
-        outs = outs if isinstance(outs, (tuple, list)) else (outs, )
+        outs = outs if isinstance(outs, (tuple, list)) else (outs,)
         if args.mode == 'train':
             sum(out.float().square().mean() for out in outs).backward()
             model.zero_grad(set_to_none=True)
@@ -141,9 +142,26 @@ def measure_memory(impl: str, args: argparse.Namespace) -> float:
 
 
 def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, '--arch', args.arch, '--shape', *map(str, args.shape), '--batch',
-               str(args.batch), '--mode', args.mode, '--device', args.device, '--dtype', args.dtype,
-               '--impl', impl, '--memory-of', impl]  # yapf: disable
+    command = [
+        sys.executable,
+        __file__,
+        '--arch',
+        args.arch,
+        '--shape',
+        *map(str, args.shape),
+        '--batch',
+        str(args.batch),
+        '--mode',
+        args.mode,
+        '--device',
+        args.device,
+        '--dtype',
+        args.dtype,
+        '--impl',
+        impl,
+        '--memory-of',
+        impl,
+    ]
     # glibc would raise this threshold as it goes and keep freed blocks of up to 32 MiB, in a heap full of gaps.
     env = dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17))
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
@@ -187,10 +205,19 @@ def measure(args: argparse.Namespace) -> dict:
     passes = 3 if args.mode == 'train' else 1
     first = args.impl[0]
     report = dict(
-        arch=args.arch, shape=list(args.shape), batch=args.batch, mode=args.mode, device=args.device,
-        dtype=args.dtype, torch=torch.__version__, threads=torch.get_num_threads(), floor_gflops=rate,
+        arch=args.arch,
+        shape=list(args.shape),
+        batch=args.batch,
+        mode=args.mode,
+        device=args.device,
+        dtype=args.dtype,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        floor_gflops=rate,
         convolution_gflops=matrix_rate(args, product_by_convolution),
-        gmac=count_gmac('rmt_mm', args), impls={})  # yapf: disable
+        gmac=count_gmac('rmt_mm', args),
+        impls={},
+    )
     seconds = {impl: statistics.median(values) for impl, values in times.items()}
     for impl in args.impl:
         floor = 2 * passes * count_gmac(impl, args) / rate
@@ -200,7 +227,8 @@ def measure(args: argparse.Namespace) -> dict:
             peak_mb=memory[impl],
             ratio=seconds[first] / seconds[impl],
             memory_ratio=memory[first] / memory[impl],
-            over_floor=seconds[impl] / floor)
+            over_floor=seconds[impl] / floor,
+        )
     return report
 
 
@@ -208,23 +236,27 @@ def describe(report: dict) -> str:
     lines = [
         'RMT-{arch}, {batch} x {0} x {1}, {mode}, {device}, {dtype}, torch {torch}, {threads} threads; {gmac:.1f} GMAC '
         'forward, matrix products at {floor_gflops:.0f} GFLOP/s (as 1x1 convolutions {convolution_gflops:.0f})'.format(
-            *report['shape'], **report),
-        f'{"":28}{"seconds":>10}{"spread":>8}{"ratio":>8}{"peak MB":>10}{"ratio":>8}{"over floor":>12}'
+            *report['shape'], **report
+        ),
+        f'{"":28}{"seconds":>10}{"spread":>8}{"ratio":>8}{"peak MB":>10}{"ratio":>8}{"over floor":>12}',
     ]
     for impl, r in report['impls'].items():
-        lines.append(f'{impl:28}{r["seconds"]:10.3f}{r["spread"]:8.0%}{r["ratio"]:8.2f}{r["peak_mb"]:10.0f}'
-                     f'{r["memory_ratio"]:8.2f}{r["over_floor"]:12.1f}')
+        lines.append(
+            f'{impl:28}{r["seconds"]:10.3f}{r["spread"]:8.0%}{r["ratio"]:8.2f}{r["peak_mb"]:10.0f}'
+            f'{r["memory_ratio"]:8.2f}{r["over_floor"]:12.1f}'
+        )
     return '\n'.join(lines)
 
 
 def scaling(args: argparse.Namespace) -> dict:
     """Measure square sizes, plot time and memory over tokens (H / 4 * W / 4), and fit time = c * tokens^exponent."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     import numpy as np
 
-    tokens = [(size // 4)**2 for size in SCALING_SIZES]
+    tokens = [(size // 4) ** 2 for size in SCALING_SIZES]
     reports = []
     for size in SCALING_SIZES:
         args.shape = (size, size)
@@ -256,8 +288,12 @@ def main() -> None:
         print(measure_memory(args.memory_of, args))
     elif args.scaling:
         result = scaling(args)
-        print(json.dumps(result) if args.json else f'Plotted in {args.scaling}; exponents of time over tokens: ' +
-              ', '.join(f'{impl} {r["exponent"]:.2f}' for impl, r in result.items()))
+        print(
+            json.dumps(result)
+            if args.json
+            else f'Plotted in {args.scaling}; exponents of time over tokens: '
+            + ', '.join(f'{impl} {r["exponent"]:.2f}' for impl, r in result.items())
+        )
     else:
         report = measure(args)
         print(json.dumps(report) if args.json else describe(report))

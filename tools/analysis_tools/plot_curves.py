@@ -1,7 +1,8 @@
 """Plot the training loss and the validation scores that a work dir's logs hold.
 
-    python tools/analysis_tools/plot_curves.py work_dirs/demo curves.png
+python tools/analysis_tools/plot_curves.py work_dirs/demo curves.png
 """
+
 import argparse
 import json
 import sys

@@ -12,6 +12,7 @@ or in validation scenes, never in both. The same seed gives the same files.
 
 Example: python tools/dataset_converters/make_digits.py data/digits
 """
+
 import argparse
 import json
 import os
@@ -42,7 +43,7 @@ def split_scans(labels: np.ndarray, rng: np.random.Generator) -> Dict[str, np.nd
     val = []
     for digit in range(10):
         indices = rng.permutation(np.flatnonzero(labels == digit))
-        val.extend(indices[:round(VAL_SCANS * len(indices))])
+        val.extend(indices[: round(VAL_SCANS * len(indices))])
     return {'train': np.setdiff1d(np.arange(len(labels)), val), 'val': np.sort(val)}
 
 
@@ -57,8 +58,8 @@ def crop_photo(photos: List[np.ndarray], size: int, rng: np.random.Generator) ->
     photo = photos[rng.integers(len(photos))]
     side = int(rng.integers(size, min(photo.shape[:2]) + 1)) if size < min(photo.shape[:2]) else min(photo.shape[:2])
     y, x = (int(rng.integers(0, length - side + 1)) for length in photo.shape[:2])
-    crop = cv2.resize(photo[y:y + side, x:x + side], (size, size), interpolation=cv2.INTER_AREA)
-    return crop[:, ::rng.choice((-1, 1))] * rng.uniform(0.5, 1.0)
+    crop = cv2.resize(photo[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA)
+    return crop[:, :: rng.choice((-1, 1))] * rng.uniform(0.5, 1.0)
 
 
 def ink_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -71,12 +72,13 @@ def ink_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def paste(image: np.ndarray, ink: np.ndarray, y: int, x: int, rng: np.random.Generator) -> None:
     size = len(ink)
-    region = image[y:y + size, x:x + size]
+    region = image[y : y + size, x : x + size]
     region += ink[..., None] * (ink_colour(region, rng) - region)
 
 
-def compose(scans: np.ndarray, labels: np.ndarray, photos: List[np.ndarray], size: int,
-            rng: np.random.Generator) -> Scene:
+def compose(
+    scans: np.ndarray, labels: np.ndarray, photos: List[np.ndarray], size: int, rng: np.random.Generator
+) -> Scene:
     """Compose a scene of 2 to 6 digits from the given scans."""
     image, masks, digits, areas = crop_photo(photos, size, rng), [], [], []
     for index in rng.choice(len(scans), rng.integers(2, 7), replace=False):
@@ -85,7 +87,7 @@ def compose(scans: np.ndarray, labels: np.ndarray, photos: List[np.ndarray], siz
             y, x = (int(v) for v in rng.integers(0, size - side + 1, 2))
             ink = render(scans[index], side)
             mask = np.zeros((size, size), bool)
-            mask[y:y + side, x:x + side] = ink > 0.5
+            mask[y : y + side, x : x + side] = ink > 0.5
             remaining = [m & ~mask for m in masks]
             if all(m.sum() >= MIN_VISIBLE * area for m, area in zip(remaining, areas)):
                 paste(image, ink, y, x, rng)
@@ -107,7 +109,8 @@ def coco_annotation(mask: np.ndarray, digit: int, image_id: int, annotation_id: 
         bbox=[int(v) for v in box],
         area=int(mask.sum()),
         iscrowd=0,
-        segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))
+        segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+    )
 
 
 def write_image(path: str, image: np.ndarray) -> None:
@@ -115,12 +118,27 @@ def write_image(path: str, image: np.ndarray) -> None:
         raise OSError(f'{path} could not be written')
 
 
-def write_scenes(out: str, split: str, count: int, size: int, scans: np.ndarray, labels: np.ndarray,
-                 photos: List[np.ndarray], rng: np.random.Generator) -> None:
+def write_scenes(
+    out: str,
+    split: str,
+    count: int,
+    size: int,
+    scans: np.ndarray,
+    labels: np.ndarray,
+    photos: List[np.ndarray],
+    rng: np.random.Generator,
+) -> None:
     """Write ``count`` scenes of a split in COCO's and in ADE20K's layout."""
     coco_name, ade_name = SPLITS[split]
-    folders = [osp.join(out, part) for part in (f'coco/{coco_name}', 'coco/annotations', f'ade20k/images/{ade_name}',
-                                                f'ade20k/annotations/{ade_name}')]
+    folders = [
+        osp.join(out, part)
+        for part in (
+            f'coco/{coco_name}',
+            'coco/annotations',
+            f'ade20k/images/{ade_name}',
+            f'ade20k/annotations/{ade_name}',
+        )
+    ]
     for folder in folders:
         os.makedirs(folder, exist_ok=True)
     coco_images, coco_folder, ade_images, ade_labels = folders
@@ -138,8 +156,16 @@ def write_scenes(out: str, split: str, count: int, size: int, scans: np.ndarray,
         images.append(dict(id=image_id, file_name=name, height=size, width=size))
     categories = [dict(id=digit + 1, name=str(digit), supercategory='digit') for digit in range(10)]
     with open(osp.join(coco_folder, f'instances_{coco_name}.json'), 'w') as file:
-        json.dump(dict(info=dict(description='digit scenes'), licenses=[], images=images, annotations=annotations,
-                       categories=categories), file)  # yapf: disable
+        json.dump(
+            dict(
+                info=dict(description='digit scenes'),
+                licenses=[],
+                images=images,
+                annotations=annotations,
+                categories=categories,
+            ),
+            file,
+        )
 
 
 def single_digit(scan: np.ndarray, photos: List[np.ndarray], rng: np.random.Generator, size: int = 64) -> np.ndarray:
@@ -151,12 +177,20 @@ def single_digit(scan: np.ndarray, photos: List[np.ndarray], rng: np.random.Gene
     return image.round().astype(np.uint8)
 
 
-def write_single_digits(out: str, split: str, renderings: int, indices: np.ndarray, scans: np.ndarray,
-                        labels: np.ndarray, photos: List[np.ndarray], rng: np.random.Generator) -> None:
+def write_single_digits(
+    out: str,
+    split: str,
+    renderings: int,
+    indices: np.ndarray,
+    scans: np.ndarray,
+    labels: np.ndarray,
+    photos: List[np.ndarray],
+    rng: np.random.Generator,
+) -> None:
     """Write ``renderings`` images of each scan, in a folder a digit, named after the scan's index."""
     for digit in range(10):
         os.makedirs(osp.join(out, 'imagenet', split, str(digit)), exist_ok=True)
-    more, = rng.spawn(1)  # so that scenes made later are the same, however many renderings there are
+    (more,) = rng.spawn(1)  # so that scenes made later are the same, however many renderings there are
     for index in tqdm(indices.tolist(), desc=f'{split} single digits'):
         stem = osp.join(out, 'imagenet', split, str(labels[index]), f'{index:04d}')
         write_image(f'{stem}.png', single_digit(scans[index], photos, rng))
@@ -193,8 +227,10 @@ def prepare_out(args: argparse.Namespace) -> Tuple[str, dict]:
             print(f'{args.out} is already there, with these settings.')
             sys.exit(0)
         if not args.force:
-            sys.exit(f'error: {args.out} holds digit scenes of other settings ({found}): name another folder, '
-                     'or replace it with --force.')
+            sys.exit(
+                f'error: {args.out} holds digit scenes of other settings ({found}): name another folder, '
+                'or replace it with --force.'
+            )
     elif osp.exists(args.out) and (not osp.isdir(args.out) or os.listdir(args.out)):
         sys.exit(f'error: {args.out} exists and holds no digit scenes: name another folder.')
     partial = f'{args.out.rstrip(os.sep)}.partial'
@@ -213,10 +249,19 @@ def main() -> None:
     digits = load_digits()
     photos = [photo[..., ::-1].astype(np.float32) for photo in load_sample_images().images]  # to OpenCV's BGR
     for split, indices in split_scans(digits.target, rng).items():
-        write_scenes(partial, split, getattr(args, split), args.size, digits.images[indices], digits.target[indices],
-                     photos, rng)
-        write_single_digits(partial, split, args.renderings if split == 'train' else 1, indices, digits.images,
-                            digits.target, photos, rng)
+        write_scenes(
+            partial, split, getattr(args, split), args.size, digits.images[indices], digits.target[indices], photos, rng
+        )
+        write_single_digits(
+            partial,
+            split,
+            args.renderings if split == 'train' else 1,
+            indices,
+            digits.images,
+            digits.target,
+            photos,
+            rng,
+        )
     with open(osp.join(partial, 'settings.json'), 'w') as file:
         json.dump(settings, file)
     # Only a whole data set gets the name: an interrupted run leaves nothing that looks like one.

@@ -9,6 +9,7 @@ best classes of every place are kept: OUT mirrors the folders of IMAGES, with on
 
 An interrupted run is continued by the same command.
 """
+
 import argparse
 import hashlib
 import json
@@ -44,10 +45,14 @@ class WholeImages(Dataset):
     def __init__(self, root: str, names: List[str], size: int) -> None:
         self.root, self.names = root, names
         with DefaultScope.overwrite_default_scope('mmpretrain'):
-            self.pipeline = [TRANSFORMS.build(t) for t in (
-                dict(type='LoadImageFromFile'),
-                dict(type='Resize', scale=(size, size), interpolation='bicubic', backend='pillow'),
-                dict(type='PackInputs'))]  # yapf: disable
+            self.pipeline = [
+                TRANSFORMS.build(t)
+                for t in (
+                    dict(type='LoadImageFromFile'),
+                    dict(type='Resize', scale=(size, size), interpolation='bicubic', backend='pillow'),
+                    dict(type='PackInputs'),
+                )
+            ]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,20 +70,27 @@ class WholeImages(Dataset):
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'config', metavar='CONFIG', help='config of an mmpretrain classifier, the name of one of ours, or timm:NAME')
+        'config', metavar='CONFIG', help='config of an mmpretrain classifier, the name of one of ours, or timm:NAME'
+    )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help="its checkpoint; for timm also 'pretrained'")
     parser.add_argument('images', metavar='IMAGES', help='folder of images, with folders in it or not')
     parser.add_argument('out', metavar='OUT', help='folder of label maps to make or to complete')
     parser.add_argument(
-        '--size', type=int, default=576, help='height and width that images are resized to (default 576)')
+        '--size', type=int, default=576, help='height and width that images are resized to (default 576)'
+    )
     parser.add_argument('--top-k', type=int, default=5, help='classes to keep for each place (default 5)')
     parser.add_argument('--batch-size', type=int, default=16, help='default 16')
     parser.add_argument('--num-workers', type=int, default=2, help='processes that read images (default 2)')
     parser.add_argument('--format', choices=[e[1:] for e in EXTENSIONS], default='pt', help='default pt')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: GPU if any')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-        help='change settings of the config, such as model.backbone.out_type=featmap')  # yapf: disable
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change settings of the config, such as model.backbone.out_type=featmap',
+    )
     args = parser.parse_args()
     for name in ('size', 'top_k', 'batch_size'):
         if getattr(args, name) < 1:
@@ -112,8 +124,11 @@ def settings_of(args: argparse.Namespace) -> dict:
             for block in iter(lambda: file.read(2**20), b''):
                 digest.update(block)
     return dict(
-        config=osp.basename(args.config), checkpoint=f'{osp.basename(args.checkpoint)} {digest.hexdigest()[:8]}',
-        size=args.size, top_k=args.top_k)  # yapf: disable
+        config=osp.basename(args.config),
+        checkpoint=f'{osp.basename(args.checkpoint)} {digest.hexdigest()[:8]}',
+        size=args.size,
+        top_k=args.top_k,
+    )
 
 
 def list_todo(args: argparse.Namespace, names: List[str]) -> List[str]:
@@ -135,7 +150,8 @@ def load_timm(args: argparse.Namespace) -> Tuple[nn.Module, nn.Module]:
         raise cli.UsageError(f'{args.config} needs timm: run `pip install timm`.') from error
     pretrained = args.checkpoint == 'pretrained'
     model = timm.create_model(
-        args.config[len('timm:'):], pretrained=pretrained, checkpoint_path='' if pretrained else args.checkpoint)
+        args.config[len('timm:') :], pretrained=pretrained, checkpoint_path='' if pretrained else args.checkpoint
+    )
     mean, std = ([255 * value for value in model.pretrained_cfg[key]] for key in ('mean', 'std'))
     return model, ClsDataPreprocessor(mean=mean, std=std, to_rgb=True)
 
@@ -156,8 +172,7 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
     except (RuntimeError, *cli.BUILD_ERRORS) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise cli.UsageError(
-            f'{args.checkpoint} cannot be loaded into {args.config}: {" ".join(lines[:3])}') from error
+        raise cli.UsageError(f'{args.checkpoint} cannot be loaded into {args.config}: {" ".join(lines[:3])}') from error
     model, preprocess = model.to(args.device).eval(), preprocess.to(args.device)
     dense = timm_dense_logits if is_timm else dense_logits
     return lambda images: dense(model, preprocess(dict(inputs=images))['inputs'])
@@ -171,8 +186,11 @@ def annotate(args: argparse.Namespace, names: List[str], total: int) -> List[str
     with open(osp.join(args.out, STAMP), 'w') as file:
         json.dump(settings_of(args), file)
     loader = DataLoader(
-        WholeImages(args.images, names, args.size), args.batch_size, num_workers=args.num_workers,
-        collate_fn=pseudo_collate)  # yapf: disable
+        WholeImages(args.images, names, args.size),
+        args.batch_size,
+        num_workers=args.num_workers,
+        collate_fn=pseudo_collate,
+    )
     unreadable = []
     with tqdm(total=total, initial=total - len(names), unit='image') as progress:
         for batch_names, images in loader:
@@ -205,8 +223,10 @@ def main() -> None:
                 print('\nInterrupted. The same command continues.', file=sys.stderr)
                 sys.exit(130)
     if unreadable:
-        sys.exit(f'error: {len(unreadable)} images cannot be read and have no label map: {", ".join(unreadable[:3])}'
-                 f'{", ..." if len(unreadable) > 3 else ""}')
+        sys.exit(
+            f'error: {len(unreadable)} images cannot be read and have no label map: {", ".join(unreadable[:3])}'
+            f'{", ..." if len(unreadable) > 3 else ""}'
+        )
     print(f'{args.out} has label maps for all {len(names)} images, {len(todo)} of them new.')
 
 

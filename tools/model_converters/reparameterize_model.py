@@ -1,8 +1,9 @@
 """Turn a trained checkpoint into the form for inference (RMT.switch_to_deploy): fewer layers, the same outputs.
 
-    python tools/model_converters/reparameterize_model.py CONFIG CHECKPOINT OUT.pth
-    python tools/test.py CONFIG OUT.pth --cfg-options model.backbone.deploy=True
+python tools/model_converters/reparameterize_model.py CONFIG CHECKPOINT OUT.pth
+python tools/test.py CONFIG OUT.pth --cfg-options model.backbone.deploy=True
 """
+
 import argparse
 
 from mmengine.registry import MODELS, init_default_scope

@@ -1,7 +1,8 @@
 """Convert the authors' RMT checkpoints for mmpretrain, mmdetection 3 and mmsegmentation 1, or back.
 
-    python tools/model_converters/rmt_to_mm.py RMT_S.pth checkpoints/rmt-s.pth
+python tools/model_converters/rmt_to_mm.py RMT_S.pth checkpoints/rmt-s.pth
 """
+
 import argparse
 import os.path as osp
 
@@ -29,16 +30,19 @@ def parse_args(argv=None) -> argparse.Namespace:
         choices=WEIGHTS,
         default='auto',
         help='which weights of an official classifier: raw (model) or their moving average (model_ema); '
-        'auto takes the raw ones where there are both')
+        'auto takes the raw ones where there are both',
+    )
     parser.add_argument(
         '--task',
         choices=TASKS,
         default='auto',
         help='auto: what the file is; dense: its backbone alone; classification: a token-label model without its '
-        'auxiliary head')
+        'auxiliary head',
+    )
     parser.add_argument('--in-channels', type=positive, metavar='N', help='adapt the stem to images of N channels')
     parser.add_argument(
-        '--num-classes', type=positive, metavar='N', help='leave tensors out that are for other than N classes')
+        '--num-classes', type=positive, metavar='N', help='leave tensors out that are for other than N classes'
+    )
     parser.add_argument('--to-official', action='store_true', help='the other way: SRC is a checkpoint of this package')
     parser.add_argument('--publish', action='store_true', help="append the file's hash to its name: DST-1a2b3c4d.pth")
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
@@ -47,7 +51,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar='MODULE.NAME',
-        help='accept a file that holds objects of this type; they are left out, nothing of them is imported or run')
+        help='accept a file that holds objects of this type; they are left out, nothing of them is imported or run',
+    )
     return parser.parse_args(argv)
 
 

@@ -15,14 +15,16 @@ augmentations = [
         num_policies=2,
         magnitude_level=6,
         magnitude_std=0.5,
-        hparams=dict(interpolation='bilinear')),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.75, 1.0))
+        hparams=dict(interpolation='bilinear'),
+    ),
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.75, 1.0)),
 ]
 train_pipeline = [
-    dict(type='LoadImageFromFile'), *augmentations,
+    dict(type='LoadImageFromFile'),
+    *augmentations,
     dict(type='ColorJitter', brightness=0.3, contrast=0.3, saturation=0.5),
     dict(type='RandomGrayscale', prob=0.1, keep_channels=True),
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
@@ -31,14 +33,16 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type=dataset_type, data_root=data_root, data_prefix='train', pipeline=train_pipeline))
+    dataset=dict(type=dataset_type, data_root=data_root, data_prefix='train', pipeline=train_pipeline),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type=dataset_type, data_root=data_root, data_prefix='val', pipeline=test_pipeline))
+    dataset=dict(type=dataset_type, data_root=data_root, data_prefix='val', pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator

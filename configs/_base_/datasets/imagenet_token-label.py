@@ -17,9 +17,11 @@ train_pipeline = [
                 total_level=10,
                 magnitude_level=9,
                 magnitude_std=0.5,
-                hparams=dict(pad_val=[round(x) for x in _base_.bgr_mean], interpolation='bicubic')),
-            dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic')
-        ]),
+                hparams=dict(pad_val=[round(x) for x in _base_.bgr_mean], interpolation='bicubic'),
+            ),
+            dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+        ],
+    ),
     dict(
         type='RandomErasing',
         erase_prob=0.25,
@@ -27,16 +29,17 @@ train_pipeline = [
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
         fill_color=_base_.bgr_mean,
-        fill_std=_base_.bgr_std),
+        fill_std=_base_.bgr_std,
+    ),
     dict(type='MakeTokenLabels', num_classes=1000, smoothing=0.1),
-    dict(type='PackInputs', algorithm_keys=('class_score', 'token_score'))
+    dict(type='PackInputs', algorithm_keys=('class_score', 'token_score')),
 ]
 # The released code evaluates token-label models with a crop ratio of 0.96, the others with 0.875.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='ResizeEdge', scale=233, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 
 train_dataloader = dict(
@@ -44,6 +47,8 @@ train_dataloader = dict(
     dataset=dict(
         type='TokenLabelImageNet',
         data_prefix=dict(img_path='train', label_map_path='token_labels/train'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -8,4 +8,5 @@ mini = dict(
     heads_ranges=(4, 4, 6, 6),
     mlp_ratios=(3, 3, 3, 3),
     decomposed=(True, True, True, False),
-    layer_scales=(False, False, False, False))
+    layer_scales=(False, False, False, False),
+)

@@ -7,19 +7,15 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
     # Biases and 1-D parameters. LayerScale has four dimensions, and is decayed.
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+)
 
 # The cosine is counted from the first epoch, not from the end of the warm-up, as in the released logs.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR',
-        T_max=300,
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=0,
-        end=300,
-        convert_to_iter_based=True)
+        type='CosineAnnealingLR', T_max=300, eta_min=1e-5, by_epoch=True, begin=0, end=300, convert_to_iter_based=True
+    ),
 ]
 
 custom_hooks = [
@@ -32,7 +28,8 @@ custom_hooks = [
         update_buffers=True,
         evaluate_on_ema=True,
         evaluate_on_origin=True,
-        priority='ABOVE_NORMAL')
+        priority='ABOVE_NORMAL',
+    ),
 ]
 
 # 8 GPUs with 128 images each

@@ -5,14 +5,15 @@ test_cfg = dict(type='TestLoop')
 # 500 iterations of warm-up: mmengine reaches the full rate at `end - 1`, mmcv 1 (the published schedule) at 500.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1)
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
 ]
 
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), weight_decay=0.05),
     # A word in the parameters' names, as in the released recipe. The stem's norms do not have it, and are decayed.
-    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.)}))
+    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
+)
 
 # 8 GPUs with 2 images each
 auto_scale_lr = dict(enable=False, base_batch_size=16)

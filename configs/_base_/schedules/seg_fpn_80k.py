@@ -5,8 +5,7 @@ test_cfg = dict(type='TestLoop')
 # One more than max_iters: mmengine reaches eta_min at `end - 1`, mmcv 1 (the published schedule) at max_iters.
 param_scheduler = [dict(type='PolyLR', eta_min=1e-6, power=0.9, begin=0, end=80001, by_epoch=False)]
 
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4))
 
 # 8 GPUs with 2 images each
 auto_scale_lr = dict(enable=False, base_batch_size=16)
