@@ -44,7 +44,7 @@ mutants: setup
 	$(PYTHON_ENV) tests/mutants/run.py --resume
 
 lint: setup
-	$(PYTHON_ENV) -m ruff check . && $(PYTHON_ENV) -m ruff format --check .
+	$(PYTHON_ENV) -m ruff check . && $(PYTHON_ENV) -m ruff format --check . && $(PYTHON_ENV) -m mypy
 
 $(DIGITS): setup
 	$(PYTHON_ENV) tools/dataset_converters/make_digits.py $(DIGITS)

@@ -5,7 +5,7 @@ product of two activations is meant. MaSA's products are counted by formula, whi
 """
 
 from collections import Counter
-from typing import Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from mmengine.structures import BaseDataElement
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 
 from .backbone import MaSA
 
@@ -42,9 +43,10 @@ class MacCounter(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.macs, self.activations = Counter(), Counter()
-        self._inside = []  # kinds of the modules that are running, the innermost last
-        self._hooks = []
+        self.macs: Counter[str] = Counter()
+        self.activations: Counter[str] = Counter()
+        self._inside: List[str] = []  # kinds of the modules that are running, the innermost last
+        self._hooks: List[RemovableHandle] = []
 
     def __enter__(self):
         for module in self.model.modules():
@@ -89,7 +91,7 @@ class MacCounter(TorchDispatchMode):
         return out
 
 
-def run_dense(model: nn.Module, shape: Tuple[int, int]) -> None:
+def run_dense(model: Any, shape: Tuple[int, int]) -> None:
     """Run a detector, segmentor or classifier on one empty image of ``shape`` (H, W), as the published counts did.
 
     Second stages see :data:`NUM_PROPOSALS` boxes, and masks :data:`NUM_MASKS`. Auxiliary heads, which serve training
@@ -107,12 +109,12 @@ def run_dense(model: nn.Module, shape: Tuple[int, int]) -> None:
         if heads is None:
             continue
         # a cascade has lists of both
-        heads, extractors = ([m] if not isinstance(m, nn.ModuleList) else m for m in (heads, extractors))
-        for head, extractor in zip(heads, extractors):
+        pairs: Any = zip(*(m if isinstance(m, nn.ModuleList) else [m] for m in (heads, extractors)))
+        for head, extractor in pairs:
             head(image.new_empty(count, extractor.out_channels, *extractor.roi_layers[0].output_size))
 
 
-def count(model: nn.Module, shape: Tuple[int, int], device: str = 'meta') -> Dict[str, int]:
+def count(model: Any, shape: Tuple[int, int], device: str = 'meta') -> Dict[str, int]:
     """Count parameters, multiply-adds and activations for one image of ``shape`` (H, W).
 
     Args:

@@ -24,9 +24,14 @@ MODULES = sorted(ROOT.glob('rmt_mm/**/*.py'))
 
 
 def imports(path):
-    """Yield what a module imports of the package, as dotted names below rmt_mm."""
+    """Yield what a module imports of the package when it runs, as dotted names below rmt_mm."""
     package = path.relative_to(ROOT / 'rmt_mm').parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == 'TYPE_CHECKING']
+    not_run = {id(inner) for node in for_types for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in not_run:
+            continue
         if isinstance(node, ast.ImportFrom) and node.level:
             base = (*package[: len(package) - node.level + 1], *(node.module or '').split('.'))
             base = [part for part in base if part]

@@ -11,7 +11,7 @@ with rotated Q and K. Decomposed, it runs along every row and then along every c
 
 import functools
 from importlib.util import find_spec
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from .position import PositionTables, coordinates, rotate
 try:
     from torch.nn.attention.flex_attention import flex_attention
 except ImportError:  # torch < 2.5
-    flex_attention = None
+    flex_attention = None  # type: ignore[assignment]
 
 # Up to this many elements (64 MiB in fp32) the full form holds its bias, once for all blocks; above, it holds a part of
 # it, or on CUDA none.
@@ -44,18 +44,19 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
+    batch_and_lines = q.shape[:2]
+    q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
     # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
-    out = F.scaled_dot_product_attention(
-        *(t.flatten(0, 1).transpose(1, 2) for t in (q, k, v)), attn_mask=bias.unsqueeze(0)
-    )
-    return out.transpose(1, 2).unflatten(0, q.shape[:2])
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+    return out.transpose(1, 2).unflatten(0, batch_and_lines)
 
 
 def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend along rows, then along columns of the result. Tensors are (B, H, W, heads, head_dim)."""
     row_bias, column_bias = tables.lines(q.dtype)
     v = attend_lines(q, k, v, row_bias)
-    return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), column_bias).transpose(1, 2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return attend_lines(q, k, v, column_bias).transpose(1, 2)
 
 
 def attend_full(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
@@ -103,7 +104,7 @@ def attend_full_flex(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) ->
         return score + decay[head] * ((y[i] - y[j]).abs() + (x[i] - x[j]).abs())
 
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
-    flex = flex_attention if is_compiling() else compiled_flex_attention()
+    flex: Any = flex_attention if is_compiling() else compiled_flex_attention()
     return flex(q, k, v, score_mod=add_decay).transpose(1, 2).unflatten(1, (height, width))
 
 
@@ -130,7 +131,8 @@ class MaSA(nn.Module):
 
     def position_tables(self, x: Tensor) -> PositionTables:
         """Return the tables for a map (B, H, W, C). All blocks of a stage may share them."""
-        return PositionTables(self.log_decay, *x.shape[1:3], self.head_dim, x.device)
+        _, height, width, _ = x.shape
+        return PositionTables(self.log_decay, height, width, self.head_dim, x.device)
 
     def forward(self, x: Tensor, tables: Optional[PositionTables] = None) -> Tensor:
         """Attend over a map.

@@ -4,6 +4,8 @@ A compiler, a tracer or a functional transform records operations instead of run
 forward hook may keep an output: it must not be overwritten after the hook has seen it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -14,7 +16,7 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 def is_compiling() -> bool:
     """Tell whether torch.compile or torch.export traces this call."""
-    compiler = getattr(torch, 'compiler', None)
+    compiler: Any = getattr(torch, 'compiler', None)
     if hasattr(compiler, 'is_compiling'):
         return compiler.is_compiling()
     return torch._dynamo.is_compiling()  # torch < 2.3

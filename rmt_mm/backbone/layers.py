@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .eager import is_plain, is_recorded, is_traced, may_overwrite
 
 
-def channels_last_linear(layer: nn.Module, x: Tensor) -> Tensor:
+def channels_last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Apply a Linear layer to the channels of a map: on the CPU as a 1x1 convolution.
 
     On the CPU torch multiplies matrices with MKL, which leaves half of some processors unused (an AMD EPYC with AVX-512
@@ -39,12 +39,12 @@ def channels_last_linear(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
-def conv_norm(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> Tuple[nn.Module, nn.Module]:
+def conv_norm(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> Tuple[nn.Conv2d, nn.Module]:
     """Return a 3x3 convolution with bias and the norm that follows it."""
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), build_norm_layer(norm_cfg, out_channels)[1]
 
 
-def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[nn.Module, nn.Module]:
+def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> Tuple[nn.Conv2d, nn.Module]:
     """Fuse BatchNorm into the convolution before it; return the convolution and what is left of the norm.
 
     Other norms have no fixed statistics and stay as they are.
@@ -150,5 +150,5 @@ class FFN(nn.Module):
 
     def _activate_and_project(self, x: Tensor) -> Tensor:
         in_place = not x.requires_grad and may_overwrite(self.fc1, nn.Linear)
-        x = F.gelu(x, out=x if in_place else None)
+        x = F.gelu(x, out=x if in_place else None)  # type: ignore[call-arg]  # torch's stub lacks `out`
         return channels_last_linear(self.fc2, self.dwconv(x))

@@ -1,6 +1,6 @@
 """RMT, the backbone: a convolutional stem and four stages of blocks with Manhattan self-attention."""
 
-from typing import Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Iterable, List, Optional, Sequence, Tuple, Union, cast
 
 import torch
 import torch.distributed as dist
@@ -86,7 +86,7 @@ class RMTStage(nn.ModuleList):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        tables = self[0].attn.position_tables(x)
+        tables = cast(RMTBlock, self[0]).attn.position_tables(x)
         for block in self:
             if self.with_cp and x.requires_grad:
                 x = cp.checkpoint(block, x, tables, use_reentrant=False)
@@ -158,6 +158,7 @@ class RMT(BaseModule):
     """
 
     strides = (4, 8, 16, 32)
+    init_cfg: Union[dict, List[dict], None]
 
     def __init__(
         self,
@@ -293,8 +294,9 @@ class RMT(BaseModule):
         self.deploy = True
 
     def _fold(self) -> None:
-        for module in (self.stem, *self.downsamples, *(block for stage in self.stages for block in stage)):
-            module.fold()
+        for module in list(self.modules()):
+            if isinstance(module, (ConvStem, Downsample, RMTBlock)):
+                module.fold()
 
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``; of type Pretrained, it takes official files too: :func:`load_pretrained`."""
@@ -316,7 +318,7 @@ class RMT(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _freeze_stages(self) -> None:
-        frozen = [self.stem] if self.frozen_stages >= 0 else []
+        frozen: List[nn.Module] = [self.stem] if self.frozen_stages >= 0 else []
         for stage in range(self.frozen_stages):
             frozen.append(self.stages[stage])
             if stage > 0:

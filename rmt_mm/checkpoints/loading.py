@@ -3,12 +3,12 @@
 import logging
 import os.path as osp
 import re
-from typing import Dict, Iterable, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Dict, Iterable, List, Optional, Set, Tuple
 
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arch import ARCHS
 from ..errors import CheckpointError
@@ -26,6 +26,9 @@ from .official import (
     require_rmt,
 )
 from .official_names import Shapes, is_official, is_ours
+
+if TYPE_CHECKING:  # the backbone imports this module
+    from ..backbone import RMT
 
 # The layers of a block, each with a weight.
 LAYERS = ('cpe', 'norm1', 'attn.qkv', 'attn.lce', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.dwconv', 'ffn.fc2')
@@ -50,9 +53,7 @@ def is_address(path: str) -> bool:
     return '://' in path and not path.startswith(('http://', 'https://'))
 
 
-def load_pretrained(
-    backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None, map_location: str = 'cpu'
-) -> None:
+def load_pretrained(backbone: 'RMT', checkpoint: str, prefix: Optional[str] = None, map_location: str = 'cpu') -> None:
     """Load a checkpoint into an RMT backbone, completely or with an error.
 
     It stands in for mmengine's ``PretrainedInit``, with the same arguments, and differs in that it converts the
@@ -96,9 +97,7 @@ def _read(checkpoint: str, map_location: str) -> dict:
         return read_checkpoint(path, map_location)
 
 
-def _backbone_state_dict(
-    backbone: nn.Module, content: dict, prefix: Optional[str]
-) -> Tuple[Dict[str, Tensor], List[str]]:
+def _backbone_state_dict(backbone: 'RMT', content: dict, prefix: Optional[str]) -> Tuple[Dict[str, Tensor], List[str]]:
     """Return the backbone's tensors in a checkpoint under our names, and a report."""
     _, state_dict, notes = pick_state_dict(content)
     # torch.compile puts a module of this name around the one that it compiles.
@@ -123,7 +122,7 @@ def _backbone_state_dict(
     return below or state_dict, notes
 
 
-def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor], deploy: bool = False) -> List[str]:
+def check_state_dict(backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: bool = False) -> List[str]:
     """Check that a state dict under our names is the whole of a backbone, and no other's.
 
     Args:
@@ -192,7 +191,7 @@ def check_state_dict(backbone: nn.Module, state_dict: Dict[str, Tensor], deploy:
     )
 
 
-def _shapes(backbone: nn.Module) -> Shapes:
+def _shapes(backbone: 'RMT') -> Shapes:
     """Return names and shapes of what a backbone's state dict has to hold."""
     computed = {
         f'{name}.{buffer}' for name, module in backbone.named_modules() for buffer in module._non_persistent_buffers_set
@@ -206,7 +205,7 @@ def _norms(names: Iterable[str]) -> Set[str]:
     return {name.split('.')[0] for name in names if re.match(r'norm\d+\.', name)}
 
 
-def _check_form(backbone: nn.Module, wanted: Shapes, have: Shapes, marked: bool) -> None:
+def _check_form(backbone: 'RMT', wanted: Shapes, have: Shapes, marked: bool) -> None:
     """Raise CheckpointError if either file or model is in the form for inference, and not the other."""
     theirs, ours = is_deployed(have), is_deployed(wanted)
     if (theirs and not ours) or (marked and not backbone.deploy):
@@ -221,7 +220,7 @@ def _check_form(backbone: nn.Module, wanted: Shapes, have: Shapes, marked: bool)
         )
 
 
-def _sizes(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> str:
+def _sizes(backbone: 'RMT', state_dict: Dict[str, Tensor]) -> str:
     """Say of which size file and model are, if they differ."""
     dims, depths = measure(state_dict)
     if 0 in (*dims, *depths) or (dims, depths) == (backbone.arch.embed_dims, backbone.arch.depths):
@@ -232,7 +231,7 @@ def _sizes(backbone: nn.Module, state_dict: Dict[str, Tensor]) -> str:
     return f' (the file is {file}, the model is {model})'
 
 
-def refuse_foreign(backbone: nn.Module, state_dict: Dict[str, Tensor], prefix: str) -> None:
+def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) -> None:
     """Raise CheckpointError if a state dict about to be loaded is not the whole of the backbone, or not of RMT.
 
     mmengine loads without ``strict``: it would log unexpected, missing and misshapen tensors, and go on.

@@ -102,7 +102,7 @@ class OfficialModel:
     @property
     def num_classes(self) -> int:
         """Number of classes, by the rows of a tensor; KeyError without it."""
-        head = HEADS.get(self.model)
+        head = HEADS.get(self.model or '')
         tensor = self.head[head.class_tensor if head else 'head.weight']
         rows = tensor.shape[0] if tensor.dim() else 0
         return head.rows_to_classes(rows) if head else rows
@@ -229,7 +229,7 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
             raise CheckpointError(
                 f'the file has no {weights!r}; it has {there or "a bare state dict"}.', 'weights', weights='auto'
             )
-        key = weights
+        key: Optional[str] = weights
     else:
         key = next((key for key in ('state_dict', 'model', 'model_ema') if key in groups), None)
         if key == 'model' and 'model_ema' in groups:
@@ -244,7 +244,8 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     if odd or not state_dict:
         what = f'has entries that are not tensors ({list_some([str(name) for name in odd])})' if odd else 'is empty'
         raise CheckpointError(f'the file holds no state dict: {repr(key) if key else "it"} {what}.')
-    wrappers = len(re.match(r'(?:module\.)*', osp.commonprefix(list(state_dict))).group())
+    common = osp.commonprefix(list(state_dict))
+    wrappers = len(common) - len(re.sub(r'^(?:module\.)*', '', common))
     state_dict = {name[wrappers:]: tensor for name, tensor in state_dict.items()}
     return key or 'bare state dict', state_dict, notes
 

@@ -82,7 +82,9 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
     Raises:
         ValueError: names that no official RMT has, or a block without one of its three projections.
     """
-    converted, qkv, unknown = {}, {}, []
+    converted: Dict[str, Tensor] = {}
+    qkv: Dict[str, Dict[str, Tensor]] = {}  # under our name, the three parts of the projection
+    unknown = []
     for name, tensor in state_dict.items():
         match = _QKV.fullmatch(name)
         if match:
@@ -94,7 +96,8 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
         new = _rename(name, _TO_OURS)
         if new is None:
             unknown.append(name)
-        converted[new] = tensor
+        else:
+            converted[new] = tensor
     if unknown:
         raise ValueError(
             f'{len(unknown)} names are not those of an official RMT checkpoint, '
@@ -136,7 +139,8 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
         new = _rename(name, _TO_OFFICIAL)
         if new is None:
             unknown.append(name)
-        reverted[new] = tensor
+        else:
+            reverted[new] = tensor
     if unknown:
         raise ValueError(
             f'{len(unknown)} names are not those of an RMT of this package, '
@@ -180,8 +184,8 @@ def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) ->
             shapes.update(layer(f'{stage_name}.downsample.reduction', dims[i + 1], dim, 3, 3))
             shapes.update(batch_norm(f'{stage_name}.downsample.norm', dims[i + 1]))
     if out_norms:
-        for stage, dim in enumerate(dims):
-            shapes.update(layer_norm(f'extra_norms.{stage}', dim))
+        for i, dim in enumerate(dims):
+            shapes.update(layer_norm(f'extra_norms.{i}', dim))
     return shapes
 
 

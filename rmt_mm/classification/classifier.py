@@ -68,8 +68,8 @@ class TokenLabelClassifier(ImageClassifier):
         box = draw_box(*tokens, self.mix_alpha) if self.mix_alpha > 0 else None
         if box is not None:
             times = self.STRIDE // self.STEM_STRIDE
-            stem_box, stem_size = ([edge * times for edge in edges] for edges in (box, tokens))
-            self._mixed = box_mask(stem_box, *stem_size, inputs.device)
+            y1, y2, x1, x2 = (edge * times for edge in box)
+            self._mixed = box_mask((y1, y2, x1, x2), tokens[0] * times, tokens[1] * times, inputs.device)
         try:
             feats = self.extract_feat(inputs)
         finally:

@@ -4,7 +4,7 @@ import os
 import os.path as osp
 from typing import List, Set
 
-from mmpretrain.datasets import CustomDataset, ImageNet
+from mmpretrain.datasets import BaseDataset, CustomDataset, ImageNet
 from mmpretrain.registry import DATASETS
 
 from ..errors import TokenLabelError
@@ -15,7 +15,7 @@ _HOW = 'how label maps are made is said under "Token labels" in the documentatio
 
 def _list_files(root: str) -> Set[str]:
     """Return the files below ``root``, linked folders included, as mmpretrain's CustomDataset lists images."""
-    found = set()
+    found: Set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         found.update(osp.join(folder, name) for name in names)
         # a link to a folder above has no end
@@ -26,7 +26,7 @@ def _list_files(root: str) -> Set[str]:
     return found
 
 
-class _WithLabelMaps:
+class _WithLabelMaps(BaseDataset):
     """Adds ``label_map_path`` to what mmpretrain's datasets load; see :class:`TokenLabelDataset`."""
 
     def load_data_list(self) -> List[dict]:

@@ -4,8 +4,10 @@ The last feature map is classified place by place: what comes after it (the pool
 the classifier) is run on every place as if it were an image of its own.
 """
 
+from typing import Any
+
 from mmpretrain.models import ImageClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
 from .head import RMTClsHead
 
@@ -42,7 +44,7 @@ def dense_logits(model: ImageClassifier, inputs: Tensor) -> Tensor:
     return logits.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def timm_dense_logits(model: nn.Module, inputs: Tensor) -> Tensor:
+def timm_dense_logits(model: Any, inputs: Tensor) -> Tensor:
     """Classify the places of the last feature map of a timm model; see :func:`dense_logits`."""
     x = model.forward_features(inputs)
     if x.dim() != 4:

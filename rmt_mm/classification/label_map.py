@@ -111,7 +111,7 @@ def save_label_map(label_map: Tensor, path: str) -> None:
     with tempfile.NamedTemporaryFile(dir=folder, prefix='.', suffix='.part', delete=False) as file:
         try:
             if path.endswith('.npz'):
-                np.savez(file, **{NPZ_KEY: label_map.numpy()})
+                np.savez(file, **{NPZ_KEY: label_map.numpy()})  # type: ignore[arg-type]  # a name is data's or allow_pickle's
             else:
                 torch.save(label_map, file)
             file.close()

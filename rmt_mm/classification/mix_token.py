@@ -40,7 +40,8 @@ def paste_flipped(x: Tensor, box: Union[Box, Tensor]) -> Tensor:
     Returns:
         Tensor: (B, C, H, W), a copy.
     """
-    inside = box if isinstance(box, Tensor) else box_mask(box, *x.shape[2:], x.device)
+    height, width = x.shape[2:]
+    inside = box if isinstance(box, Tensor) else box_mask(box, height, width, x.device)
     return torch.where(inside, x.flip(0), x)
 
 

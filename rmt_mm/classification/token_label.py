@@ -45,8 +45,8 @@ def crop_label_map(
     places = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), dim=-1)  # (rows, columns, 2)
     inside = places.new_ones(places.shape[:2])
     for matrix in reversed(matrices):
-        matrix = torch.from_numpy(matrix).to(places)
-        places = places @ matrix[:2, :2].T + matrix[:2, 2]
+        affine = torch.from_numpy(matrix).to(places)
+        places = places @ affine[:2, :2].T + affine[:2, 2]
         inside = inside * ((places >= 0) & (places <= 1)).all(-1)
 
     sampled = F.grid_sample(dense[None], 2 * places[None] - 1, padding_mode='border', align_corners=False)

@@ -82,7 +82,8 @@ def check_top_level_names(cfg: Config, path: str) -> None:
 
 def _split(cfg: Config, option: str) -> List[str]:
     """Split an option at its dots, except those within a key: parameter names in ``custom_keys``, keys that exist."""
-    keys, node, rest = [], cfg._cfg_dict, option.split('.')
+    keys: List[str] = []
+    node, rest = cfg._cfg_dict, option.split('.')
     while rest:
         if keys and keys[-1] == 'custom_keys' and len(rest) > 2:
             return [*keys, '.'.join(rest[:-1]), rest[-1]]

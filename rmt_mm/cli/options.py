@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import shlex
 import sys
-from typing import Iterator
+from typing import Iterator, Type
 
 from mmengine.config import Config, ConfigDict
 
@@ -44,14 +44,14 @@ def describe(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def one_sentence(*errors: type) -> Iterator[None]:
+def one_sentence(*errors: Type[Exception]) -> Iterator[None]:
     """Turn :class:`rmt_mm.errors.RMTError` and ``errors`` into one line on stderr and exit status 1.
 
     The traceback is printed too when the environment variable RMT_MM_DEBUG is set.
     """
     try:
         yield
-    except (RMTError, *errors) as error:
+    except (RMTError, *errors) as error:  # type: ignore[misc]  # mypy knows no starred handlers
         if os.environ.get('RMT_MM_DEBUG'):
             raise
         sys.exit(f'error: {describe(error)}')
@@ -81,7 +81,7 @@ def use_amp(cfg: Config) -> None:
     kind = wrapper.get('type', 'OptimWrapper')
     if type_name(kind) not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UsageError(f'--amp cannot change an optim_wrapper of type {type_name(kind)}: it takes OptimWrapper.')
-    wrapper.type = 'AmpOptimWrapper'
+    wrapper['type'] = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
@@ -111,7 +111,7 @@ def use_tta(cfg: Config) -> None:
     ):
         raise UsageError('--tta: mmdet merges boxes of augmented images, but no masks; this model predicts masks.')
     for dataset in pipelines:
-        dataset.pipeline = cfg.tta_pipeline
+        dataset['pipeline'] = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from types import FunctionType
-from typing import Iterable, List, Union
+from typing import Dict, Iterable, List, Union
 
 import mmengine.registry
 from mmengine.config import Config
@@ -37,10 +37,10 @@ def find_classes(kind: Union[str, type, None], scope: str, registries: Iterable[
 
 def find_parameters(cls: type) -> dict:
     """Return the parameters of a class by name, with those of its bases, to which ``**kwargs`` go."""
-    found = {}
+    found: Dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(cls):
         if '__init__' in vars(base) and base is not object:
-            parameters = inspect.signature(base.__init__).parameters
+            parameters = inspect.signature(vars(base)['__init__']).parameters
             found = {**parameters, **found}
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 break

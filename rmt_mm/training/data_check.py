@@ -3,7 +3,7 @@ crash in a loss."""
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterator, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Set
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -111,8 +111,8 @@ class DataCheckHook(Hook):
 
     def __init__(self, check_files: bool = True) -> None:
         self.check_files = check_files
-        self._checked = set()
-        self._train_classes: Optional[tuple] = None
+        self._checked: Set[str] = set()
+        self._train_classes: Optional[Sequence[str]] = None
 
     def before_train(self, runner: 'Runner') -> None:
         self.check(runner, 'train', 'val')
@@ -169,7 +169,7 @@ def _num_classes(model) -> Optional[int]:
 
 def _on_main_process(check: Callable[[], None]) -> None:
     """Call ``check`` in the first process, and raise its DataError in all of them."""
-    error = [None]
+    error: List[Optional[DataError]] = [None]
     if is_main_process():
         try:
             check()

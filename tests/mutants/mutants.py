@@ -250,8 +250,8 @@ MUTANTS = [
         ATTENTION,
         (
             'decomposed attention: columns with the decay of another head',
-            'return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), column_bias)',
-            'return attend_lines(*(t.transpose(1, 2) for t in (q, k, v)), column_bias.flip(0))',
+            'return attend_lines(q, k, v, column_bias)',
+            'return attend_lines(q, k, v, column_bias.flip(0))',
         ),
         ('large maps: no limit of memory', 'if heads * (height * width) ** 2 > MAX_BIAS_ELEMENTS:', 'if False:'),
         (
@@ -389,7 +389,11 @@ MUTANTS = [
             'layer_scale_init) for _ in range(stage.depth)), recompute)',
             'layer_scale_init) for _ in range(stage.depth)), any(self.with_cp))',
         ),
-        ('frozen stages: the stem learns', 'frozen = [self.stem] if self.frozen_stages >= 0 else []', 'frozen = []'),
+        (
+            'frozen stages: the stem learns',
+            'frozen: List[nn.Module] = [self.stem] if self.frozen_stages >= 0 else []',
+            'frozen = []',
+        ),
         ('frozen stages: one less', 'in range(self.frozen_stages):', 'in range(self.frozen_stages - 1):'),
         (
             'frozen stages: only gradients',
@@ -411,7 +415,7 @@ MUTANTS = [
         ('LayerScale of one branch', 'scale(self.gamma2, ', 'scale(None, '),
         ('layer_scale_init is ignored', 'float(layer_scale_init)', 'float(1e-6)'),
         ('deploy: LayerScale leaves the bias', 'projection.bias.mul_(gamma.flatten())', 'pass', DEPLOY),
-        ('deploy: downsampling keeps its norm', '(self.stem, *self.downsamples, *(', '(self.stem, *(', DEPLOY),
+        ('deploy: downsampling keeps its norm', '(ConvStem, Downsample, RMTBlock)', '(ConvStem, RMTBlock)', DEPLOY),
         (
             'every block makes its own tables',
             'x = block(x, tables)',
@@ -565,9 +569,11 @@ MUTANTS = [
         (
             'official names: what is unknown is dropped',
             """            unknown.append(name)
-        converted[new] = tensor""",
+        else:
+            converted[new] = tensor""",
             """            continue
-        converted[new] = tensor""",
+        else:
+            converted[new] = tensor""",
             'tests/checkpoints',
         ),
     ),
@@ -696,10 +702,10 @@ MUTANTS = [
     *_group(
         'rmt_mm/cli/options.py',
         OPTIONS,
-        ('--amp does nothing', "wrapper.type = 'AmpOptimWrapper'", 'pass'),
+        ('--amp does nothing', "wrapper['type'] = 'AmpOptimWrapper'", 'pass'),
         ('--auto-scale-lr does nothing', 'cfg.auto_scale_lr.enable = True', 'pass'),
         ('--tta: an ordinary model', 'cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)', 'pass'),
-        ('--tta: ordinary images', 'dataset.pipeline = cfg.tta_pipeline', 'pass'),
+        ('--tta: ordinary images', "dataset['pipeline'] = cfg.tta_pipeline", 'pass'),
     ),
     *_group(
         'rmt_mm/cli/runner.py',
