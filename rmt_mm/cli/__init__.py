@@ -6,7 +6,7 @@ from ..errors import UsageError
 from .config import find_config, load_config, read_config
 from .data_files import check_annotations, check_datasets
 from .model_check import check_backbones
-from .options import add_common_arguments, draw_predictions, one_sentence, use_amp, use_auto_scale_lr, use_tta
+from .options import add_common_arguments, draw_predictions, one_sentence, program, use_amp, use_auto_scale_lr, use_tta
 from .runner import BUILD_ERRORS, build_runner, process_group
 from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
@@ -30,6 +30,7 @@ __all__ = [
     'load_config',
     'one_sentence',
     'process_group',
+    'program',
     'read_config',
     'use_amp',
     'use_auto_scale_lr',

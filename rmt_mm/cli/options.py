@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import shlex
 import sys
+from pathlib import Path
 from typing import Iterator, Type
 
 from mmengine.config import Config, ConfigDict
@@ -15,16 +16,24 @@ from .cfg_options import CfgOptions
 from .search import find_dicts, walk
 from .types import library, type_name
 
-CONVERTER = 'tools/model_converters/rmt_to_mm.py'
+
+def _command(tool: str, installed: str) -> str:
+    """Return how a tool is called here: in a checkout as a script, elsewhere by what the package installs."""
+    is_checkout = (Path(__file__).resolve().parents[2] / tool).is_file()
+    return f'python {tool}' if is_checkout else installed
+
+
+CONVERTER = _command('tools/model_converters/rmt_to_mm.py', 'rmt-convert')
+LABELLER = _command('tools/dataset_converters/make_token_labels.py', 'python -m rmt_mm.commands.make_token_labels')
 # What the tools add to an error, by its remedy and with its facts: the library names no tool and no flag.
 REMEDIES = {
-    'convert': f'convert it with `python {CONVERTER} SRC DST`',
-    'allow_type': f'`python {CONVERTER} SRC DST --allow-type {{allow_type}}` does so',
-    'in_channels': f'convert it with `python {CONVERTER} --in-channels {{channels}} SRC DST`',
-    'task': f'`python {CONVERTER} --task {{task}} SRC DST` does that',
-    'weights': f'`python {CONVERTER} --weights {{weights}} SRC DST` does that',
+    'convert': f'convert it with `{CONVERTER} SRC DST`',
+    'allow_type': f'`{CONVERTER} SRC DST --allow-type {{allow_type}}` does so',
+    'in_channels': f'convert it with `{CONVERTER} --in-channels {{channels}} SRC DST`',
+    'task': f'`{CONVERTER} --task {{task}} SRC DST` does that',
+    'weights': f'`{CONVERTER} --weights {{weights}} SRC DST` does that',
     'force': '--force replaces it',
-    'label_maps': '`python tools/dataset_converters/make_token_labels.py` makes them',
+    'label_maps': f'`{LABELLER}` makes them',
 }
 
 
@@ -41,6 +50,11 @@ def describe(error: BaseException) -> str:
         values = value if isinstance(value, (list, tuple)) else [value]
         facts[key] = f' --{key.replace("_", "-")} '.join(shlex.quote(str(v)) for v in values)
     return f'{text.rstrip(".")}; {REMEDIES[error.remedy].format(**facts)}.'
+
+
+def program() -> str:
+    """Return how this program was started, for a message that repeats its command line."""
+    return f'python {sys.argv[0]}' if sys.argv[0].endswith('.py') else osp.basename(sys.argv[0])
 
 
 @contextlib.contextmanager

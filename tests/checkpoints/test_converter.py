@@ -23,9 +23,10 @@ from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints import loading
 from rmt_mm.checkpoints.files import CheckpointError, file_hash, force_safe_loading, read_checkpoint, write_checkpoint
 from rmt_mm.checkpoints.official_heads import HEADS
+from rmt_mm.commands import rmt_to_mm
 from rmt_mm.reference import PlainRMT
 
-from support import ROOT, load_tool
+from support import ROOT
 from support.official_files import (
     GOLDEN,
     NANO,
@@ -40,7 +41,6 @@ from support.official_files import (
 )
 
 TOOL = ROOT / 'tools/model_converters/rmt_to_mm.py'
-rmt_to_mm = load_tool('model_converters/rmt_to_mm.py')
 
 KINDS = ('dense', 'classification', 'token_label', *HEADS)
 

@@ -107,19 +107,3 @@ def test_empty_data(data, tmp_path):
         fails=True,
     )
     assert 'train_dataloader: the data set is empty' in done.stderr
-
-
-def test_configs_are_in_the_wheel(tmp_path):
-    call('-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', tmp_path, ROOT)
-    (wheel,) = tmp_path.glob('rmt_mm-*.whl')
-    call('-m', 'pip', 'install', '--no-deps', '-q', '--target', tmp_path / 'site', wheel)
-    code = (
-        'import rmt_mm; from mmengine import Config; '
-        'print(len(rmt_mm.list_configs()), rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco")); '
-        'Config.fromfile(rmt_mm.get_config_path("mask-rcnn_rmt-s_fpn_amp-1x_coco"))'
-    )
-    env = dict(os.environ, PYTHONPATH=str(tmp_path / 'site'))
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert done.returncode == 0, done.stderr
-    count, path = done.stdout.split()
-    assert int(count) == len(rmt_mm.list_configs()) and str(tmp_path / 'site') in path

@@ -739,6 +739,8 @@ MUTANTS = [
         ('tools: a neck that does not fit', 'problems = [_describe_neck(backbone, given, outs, error)]', 'return'),
         ('tools: strides of a head', 'if strides and not same_strides(strides, outs.strides):', 'if False:'),
     ),
-    *_group('tools/train.py', OPTIONS, ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass')),
-    *_group('tools/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
+    *_group(
+        'rmt_mm/commands/train.py', OPTIONS, ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass')
+    ),
+    *_group('rmt_mm/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
 ]

@@ -4,7 +4,6 @@ Run as a program, it tries all attacks in all ways, and prints a line of JSON fo
 end the process.
 """
 
-import importlib.util
 import json
 import pickle
 import struct
@@ -177,12 +176,7 @@ def ways_in():
 
     from rmt_mm import cli
     from rmt_mm.classification.label_map import load_label_map
-
-    from support import ROOT
-
-    spec = importlib.util.spec_from_file_location('rmt_to_mm', ROOT / 'tools/model_converters/rmt_to_mm.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    from rmt_mm.commands import rmt_to_mm as tool
 
     def convert(path):
         tool.convert(tool.parse_args([path, f'{path}-converted.pth']))
