@@ -1,15 +1,16 @@
 """RMT (Retentive Networks Meet Vision Transformers, CVPR 2024) for mmdetection, mmsegmentation and mmpretrain."""
 
-from .compat import allow_own_checkpoints, check_stack
+from .compat import allow_own_checkpoints, check_stack, is_doctor
+from .version import __version__
 
-check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
-allow_own_checkpoints()
+if not is_doctor():
+    check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
+    allow_own_checkpoints()
 
-from .backbone import RMT  # noqa: E402
-from .checkpoints import convert_official_state_dict  # noqa: E402
-from .config_path import get_config_path, list_configs  # noqa: E402
-from .training import DataCheckHook, LayerDecayOptimWrapperConstructor  # noqa: E402
-from .version import __version__  # noqa: E402
+    from .backbone import RMT
+    from .checkpoints import convert_official_state_dict
+    from .config_path import get_config_path, list_configs
+    from .training import DataCheckHook, LayerDecayOptimWrapperConstructor
 
 __all__ = [
     'DataCheckHook',

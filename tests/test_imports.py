@@ -19,6 +19,8 @@ ALLOWED = {
     'backbone': GROUND | {'checkpoints'},
     'flops': GROUND | {'backbone'},
     'reference': GROUND,
+    'golden': GROUND | {'backbone', 'checkpoints'},
+    '__main__': {'commands'},
     '__init__': GROUND | {'backbone', 'checkpoints', 'training'},
 }
 MODULES = sorted(ROOT.glob('rmt_mm/**/*.py'))

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 import rmt_mm
+
 from support import ROOT
 
 SCRIPTS = ('rmt-train', 'rmt-test', 'rmt-convert')

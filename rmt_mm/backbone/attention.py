@@ -62,9 +62,20 @@ def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -
 def attend_full(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Tensors are (B, H, W, heads, head_dim)."""
     _, height, width, heads, head_dim = q.shape
-    if heads * (height * width) ** 2 > MAX_BIAS_ELEMENTS:
-        flex = q.is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # its smallest
-        return (attend_full_flex if flex else attend_full_by_row)(q, k, v, tables)
+    return choose_full(height, width, heads, head_dim, q.is_cuda)(q, k, v, tables)
+
+
+def choose_full(height: int, width: int, heads: int, head_dim: int, is_cuda: bool) -> Callable[..., Tensor]:
+    """Return the function that attends over a whole map of this size."""
+    if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:
+        return attend_full_at_once
+    is_flex = is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # its smallest
+    return attend_full_flex if is_flex else attend_full_by_row
+
+
+def attend_full_at_once(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Compute :func:`attend_full` with the bias of all queries in memory."""
+    height, width = q.shape[1:3]
     bias = tables.whole(q.dtype).unsqueeze(0)
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

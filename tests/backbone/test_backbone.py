@@ -423,4 +423,7 @@ def test_an_unused_output_leaves_no_parameter_without_gradient(tmp_path):
         assert not [name for name, grad in grads.items() if grad is None]
         assert not grads['norm0.weight'].any() and grads['norm3.weight'].any()
     finally:
+        # Waits without the GIL, which gloo's thread needs to free what backward() sent: the end of the group waits for
+        # that thread with the GIL, forever if it comes first.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()

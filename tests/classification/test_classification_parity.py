@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rmt_mm import golden as weights
+
 from support import ROOT
-from support import golden_weights as weights
 
 pytest.importorskip('mmpretrain')
 

@@ -253,7 +253,7 @@ MUTANTS = [
             'return attend_lines(q, k, v, column_bias)',
             'return attend_lines(q, k, v, column_bias.flip(0))',
         ),
-        ('large maps: no limit of memory', 'if heads * (height * width) ** 2 > MAX_BIAS_ELEMENTS:', 'if False:'),
+        ('large maps: no limit of memory', 'if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'if True:'),
         (
             'large maps: keys are not counted backward',
             '(t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))',

@@ -6,13 +6,13 @@ import math
 
 import torch
 
+from rmt_mm import golden as weights
 from rmt_mm.arch import Arch
 from rmt_mm.checkpoints.official_heads import HEADS
 from rmt_mm.checkpoints.official_names import backbone_shapes, classifier_head_shapes
 from rmt_mm.reference import PlainRMT
 
 from support import ROOT
-from support import golden_weights as weights
 
 GOLDEN = ROOT / 'tests/data/golden'
 OFFICIAL_KEYS = json.loads((GOLDEN / 'official_checkpoint_keys.json').read_text())
