@@ -4,13 +4,14 @@ ENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
 PYTHON_ENV := $(ENV)/bin/python
 DIGITS := data/digits
 DEMO := work_dirs/demo
-DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_digits.py
+DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py
+DEMO_FULL_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_digits.py
 SEG_CONFIG := configs/segmentation/rmt-mini_fpn_digits.py
 CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo test-strangers mutants lint demo demo-resnet18 demo-segmentation demo-classifier \
+.PHONY: help setup test test-slow test-zoo test-strangers mutants lint demo demo-full demo-resnet18 demo-segmentation demo-classifier \
 	demo-classification demo-transfer clean
 
 help:
@@ -49,12 +50,19 @@ lint: setup
 $(DIGITS): setup
 	$(PYTHON_ENV) tools/dataset_converters/make_digits.py $(DIGITS)
 
-# Trains from the start or, if it was interrupted, from the last epoch; `make clean` forgets it.
+# $(1): config, $(2): work dir. Trains from the start or, if it was interrupted, from the last epoch; `make clean` forgets it.
+define train_detector
+	$(PYTHON_ENV) tools/train.py $(1) --work-dir $(2) --resume
+	$(PYTHON_ENV) tools/test.py $(1) "$$(cat $(2)/last_checkpoint)" --work-dir $(2) --show-dir $(2)/predictions
+	$(PYTHON_ENV) tools/analysis_tools/plot_curves.py $(2) $(2)/curves.png
+	@echo 'Predictions on validation scenes, truth on the left: $(2)/predictions; loss and AP: $(2)/curves.png'
+endef
+
 demo: setup $(DIGITS)
-	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --resume
-	$(PYTHON_ENV) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO) --show-dir $(DEMO)/predictions
-	$(PYTHON_ENV) tools/analysis_tools/plot_curves.py $(DEMO) $(DEMO)/curves.png
-	@echo 'Predictions on validation scenes, truth on the left: $(DEMO)/predictions; loss and AP: $(DEMO)/curves.png'
+	$(call train_detector,$(DEMO_CONFIG),$(DEMO))
+
+demo-full: setup $(DIGITS)
+	$(call train_detector,$(DEMO_FULL_CONFIG),$(DEMO)-full)
 
 demo-resnet18: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py configs/detection/mask-rcnn_r18_fpn_digits.py --work-dir $(DEMO)-resnet18 --resume
@@ -76,7 +84,7 @@ demo-classification: demo-classifier
 
 # The schedules of `make demo` and `make demo-segmentation`; only the backbone's first weights differ.
 demo-transfer: demo-classifier
-	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)-transfer/detection --resume $(FROM_CLASSIFIER)
+	$(PYTHON_ENV) tools/train.py $(DEMO_FULL_CONFIG) --work-dir $(DEMO)-transfer/detection --resume $(FROM_CLASSIFIER)
 	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-transfer/segmentation --resume $(FROM_CLASSIFIER)
 
 clean:
