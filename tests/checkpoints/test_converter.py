@@ -529,7 +529,7 @@ model = dict(type='RMT')
 
 @pytest.fixture
 def run_tool(tmp_path, monkeypatch):
-    """Run tools/train.py or tools/test.py in this process, up to where the Runner is built.
+    """Run train or test of rmt_mm.commands in this process, up to where the Runner is built.
 
     Return the error, or the config that a Runner would be built from.
     """
@@ -540,9 +540,7 @@ def run_tool(tmp_path, monkeypatch):
         (tmp_path / 'config.py').write_text(TRAP_CONFIG)
         (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
         args = [arg.format(config=tmp_path / 'config.py', checkpoint=checkpoint) for arg in args]
-        spec = importlib.util.spec_from_file_location('tool', ROOT / tool)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = importlib.import_module(f'rmt_mm.commands.{tool}')
 
         class Built(BaseException):
             pass
@@ -567,10 +565,10 @@ def run_tool(tmp_path, monkeypatch):
 
 
 LOADING = [
-    ('tools/test.py', '{config}', '{checkpoint}'),
-    ('tools/train.py', '{config}', '--resume', '{checkpoint}'),
-    ('tools/train.py', '{config}', '--resume'),
-    ('tools/train.py', '{config}', '--cfg-options', 'load_from={checkpoint}'),
+    ('test', '{config}', '{checkpoint}'),
+    ('train', '{config}', '--resume', '{checkpoint}'),
+    ('train', '{config}', '--resume'),
+    ('train', '{config}', '--cfg-options', 'load_from={checkpoint}'),
 ]
 
 
@@ -634,4 +632,4 @@ def test_mmengine_can_read_what_the_tools_let_through(run_tool, tmp_path):
 
 def test_the_tools_name_the_converter(run_tool, tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
-    assert 'rmt_to_mm.py' in run_tool(path, 'tools/test.py', '{config}', '{checkpoint}')
+    assert 'rmt_to_mm.py' in run_tool(path, 'test', '{config}', '{checkpoint}')
