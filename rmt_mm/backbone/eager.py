@@ -50,7 +50,7 @@ def is_plain(layer: nn.Module, kind: type) -> bool:
 
 
 def may_overwrite(layer: nn.Module, kind: type) -> bool:
-    """Tell whether hooks, compilers and transforms permit changing the output of ``layer``, of class ``kind``, in place.
+    """Tell whether hooks, compilers and transforms permit changing the output of ``layer``, a ``kind``, in place.
 
     The caller must check whether autograd needs the output.
     """
