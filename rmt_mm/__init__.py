@@ -4,7 +4,7 @@ from .compat import allow_own_checkpoints, check_stack, is_doctor
 from .version import __version__
 
 if not is_doctor():
-    check_stack()  # before mmcv is imported: a stack that cannot work gets a sentence, not a traceback
+    check_stack()  # before mmcv is imported, so that an unusable stack raises an error of one sentence
     allow_own_checkpoints()
 
     from .backbone import RMT

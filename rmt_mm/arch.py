@@ -1,4 +1,4 @@
-"""The four published sizes of RMT, as data, the check of a custom size, and the formulas of decay and rotation."""
+"""The four published sizes of RMT, the check of a custom size, and the formulas of decay and rotation."""
 
 import math
 from typing import List, NamedTuple, Sequence, Tuple, Union
@@ -30,11 +30,11 @@ class Arch(NamedTuple):
     embed_dims: Tuple[int, ...]  # channels
     depths: Tuple[int, ...]  # blocks
     num_heads: Tuple[int, ...]  # attention heads
-    # Of the decay gamma_i = 1 - 2^(-a - r * i / n), named as in the released code. init_values is not the initial value
-    # of LayerScale, which other backbones give that name.
+    # Parameters of the decay gamma_i = 1 - 2^(-a - r * i / n), named as in the released code. init_values is not the
+    # initial value of LayerScale, which has that name in other backbones.
     init_values: Tuple[float, ...]  # a
     heads_ranges: Tuple[float, ...]  # r
-    mlp_ratios: Tuple[float, ...]  # hidden over embedding channels in the FFN
+    mlp_ratios: Tuple[float, ...]  # hidden channels / embedding channels in the FFN
     decomposed: Tuple[bool, ...]  # MaSA along rows, then columns; otherwise over the whole map
     layer_scales: Tuple[bool, ...]  # whether the blocks have LayerScale
 
@@ -43,7 +43,8 @@ class Arch(NamedTuple):
         return [Stage(*values) for values in zip(*self)]
 
 
-# Released code. The paper's text has stages 1-3 of every size decomposed; the released T has 1-2, and its FLOPs agree.
+# From the released code. The paper's text decomposes stages 1-3 of every size; the released T decomposes 1-2, and the
+# published FLOPs of T agree with that.
 ARCHS = {
     'tiny': Arch(
         embed_dims=(64, 128, 256, 512),
@@ -99,8 +100,8 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
         Arch: the size, its values as tuples.
 
     Raises:
-        ValueError: an unknown name, unknown or missing keys, a wrong number of values, or channels that the heads do
-            not divide into an even size (the rotation works on pairs of channels).
+        ValueError: an unknown name, unknown or missing keys, a wrong number of values, or channels that are not an even
+            multiple of the heads (the rotation works on pairs of channels).
         TypeError: ``arch`` is neither a str nor a dict.
     """
     if isinstance(arch, str):
@@ -150,13 +151,13 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
 
 
 def resolve_out_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-    """Return the stages that ``out_indices`` names: from 0 to 3, sorted, each once.
+    """Return the stages in ``out_indices``: from 0 to 3, sorted, each once.
 
     Args:
         out_indices (int | Sequence[int]): stages; negative ones are counted from the end.
 
     Raises:
-        ValueError: none, or one that is no stage.
+        ValueError: ``out_indices`` is empty, or an index is no stage.
     """
     indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     if not indices:
@@ -175,8 +176,8 @@ def log_decay(num_heads: int, init_value: float, heads_range: float) -> LogDecay
 
     Args:
         num_heads (int): n.
-        init_value (float): a. Head 0, the most local, decays by 1 - 2^-a a token.
-        heads_range (float): r. The far end a + r is never reached (released code).
+        init_value (float): a. Head 0, the most local, decays by a factor of 1 - 2^-a per token.
+        heads_range (float): r. No head has the exponent -(a + r), since i < n (released code).
     """
     return tuple(math.log1p(-(2.0 ** -(init_value + heads_range * i / num_heads))) for i in range(num_heads))
 
@@ -184,8 +185,8 @@ def log_decay(num_heads: int, init_value: float, heads_range: float) -> LogDecay
 def rotary_angles(head_dim: int) -> Tensor:
     """Return the angles of the rotation, angle_j = 10000^(-j / (d/2 - 1)), j = 0..d/2 - 1: (head_dim / 2, ), fp32.
 
-    The endpoint is included, unlike usual rotary embeddings (released code).
+    The endpoint is included, unlike in usual rotary embeddings (released code).
     """
-    # On the CPU whatever the device, so that every device sees the same angles: an error of one unit in the last
-    # place is multiplied by an index of up to 67,200.
+    # Compute on the CPU, so that all devices use the same angles: an error of one unit in the last place is multiplied
+    # by an index of up to 67,200.
     return 1.0 / 10000 ** torch.linspace(0, 1, head_dim // 2, dtype=torch.float32, device='cpu')

@@ -1,11 +1,11 @@
-"""Where the configs are, in a checkout as in an installed package."""
+"""Find the configs, in a checkout and in an installed package."""
 
 import difflib
 from pathlib import Path
 from typing import List
 
 _PACKAGE = Path(__file__).resolve().parent
-# A wheel carries them inside the package; a checkout (and so an editable install) has them beside it.
+# A wheel has the configs inside the package; a checkout (and so an editable install) has them next to the package.
 CONFIG_DIR = next(
     (folder for folder in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs') if (folder / '_base_').is_dir()),
     _PACKAGE / 'configs',
@@ -22,7 +22,7 @@ def list_configs(pattern: str = '*') -> List[str]:
 
 
 def get_config_path(name: str) -> str:
-    """Return the path of a config by its name, as ``mmengine.Config.fromfile`` and the tools take it.
+    """Return the path of a config by its name, for ``mmengine.Config.fromfile`` and the tools.
 
     Args:
         name (str): the config's name, with or without its folder and ``.py``.

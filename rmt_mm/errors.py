@@ -1,14 +1,14 @@
-"""The errors of this package: each text says in one sentence what was wrong and what to do."""
+"""The errors of this package: each message states in one sentence what was wrong and what to do."""
 
 
 def printable(text: object, limit: int = 0) -> str:
-    """Return ``text`` for a terminal: what is not printable comes out escaped, such as ``\\x1b`` and ``\\u202e``.
+    """Return ``text`` for a terminal, with unprintable characters escaped, such as ``\\x1b`` and ``\\u202e``.
 
-    For names that a file or a command line gives, which may hold control characters and marks that reverse the line.
+    Use it for names from a file or a command line, which may hold control characters and marks that reverse the line.
 
     Args:
-        text (object): its ``str`` is taken.
-        limit (int): characters to show at most; what is left out is counted. 0, the default, shows all.
+        text (object): converted by ``str``.
+        limit (int): maximum of characters to show; the number of the others is added. Default 0, which shows all.
     """
     text = str(text)
     more = len(text) - limit if limit else 0
@@ -19,17 +19,17 @@ def printable(text: object, limit: int = 0) -> str:
 
 
 class RMTError(Exception):
-    """A mistake that the user can mend. The command-line tools print its text as one sentence, without a traceback.
+    """A mistake that the user can correct. The command-line tools print its text as one sentence, without a traceback.
 
     Args:
         text (str): what was wrong, and what to do. Unprintable characters are escaped, line breaks are not.
-        remedy (str): what the tools may add is a key of ``rmt_mm.cli.options.REMEDIES``, such as ``'convert'``: the
-            library knows neither their paths nor their flags. Default ``''``: the text says it all.
-        **facts: what the remedy's text names, such as ``channels=4``.
+        remedy (str): a key of ``rmt_mm.cli.options.REMEDIES``, such as ``'convert'``, for the text that the tools add;
+            the library names neither their paths nor their flags. Default ``''``: the tools add nothing.
+        **facts: values that fill the remedy's text, such as ``channels=4``.
     """
 
     def __init__(self, text: str, remedy: str = '', **facts: object) -> None:
-        # A DataLoader raises its workers' errors anew, with a traceback in front of the sentence.
+        # A DataLoader raises an error of its workers again, with a traceback in front of the text.
         text = str(text).rsplit(f'{type(self).__name__}: ', 1)[-1].strip()
         super().__init__('\n'.join(map(printable, text.split('\n'))))
         self.remedy = remedy
@@ -53,8 +53,8 @@ class CheckpointError(RMTError, ValueError):
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
-    """A checkpoint file that is not there."""
+    """A checkpoint file that does not exist."""
 
 
 class TokenLabelError(RMTError, ValueError):
-    """Label maps that cannot be used, or token labels used wrongly."""
+    """Label maps that cannot be used, or a wrong use of token labels."""

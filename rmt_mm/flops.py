@@ -1,7 +1,7 @@
-"""Multiply-adds of a model, counted from shapes: L at COCO size takes a second and no memory, for nothing is computed.
+"""Count a model's multiply-adds from shapes, without computing: L at COCO size takes a second and no memory.
 
-Three kinds are told apart: convolutions, Linear layers (and other products with weights), and attention, by which any
-product of two activations is meant. MaSA's products are counted by formula, whichever kernel computes them.
+Three kinds are counted separately: convolutions, Linear layers (and other products with weights), and attention, that
+is, any product of two activations. MaSA's products are counted by formula, so that the kernel makes no difference.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .backbone import MaSA
 
-# What the two-stage detectors of the published tables were counted with (mmdet 2's dummy forward).
+# Numbers of boxes and masks in the published counts of two-stage detectors (mmdet 2's dummy forward).
 NUM_PROPOSALS = 1000
 NUM_MASKS = 100
 
@@ -36,8 +36,8 @@ class MacCounter(TorchDispatchMode):
 
     Attributes:
         macs (Counter): multiply-adds by kind: 'convolution', 'linear', 'attention'.
-        activations (Counter): elements that these products put out, by the same kinds. Attention counts its result, not
-            the matrix of weights, which fused kernels never hold.
+        activations (Counter): elements that these products output, by the same kinds. Attention counts its result, not
+            the matrix of attention weights, which fused kernels never store.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,16 +86,16 @@ class MacCounter(TorchDispatchMode):
         if op in flop_registry:
             result = out[0] if isinstance(out, tuple) else out
             kind = inside if inside in ('convolution', 'linear') else _KIND_OF_OP.get(op, 'attention')
-            if not (inside == 'masa' and kind == 'attention'):  # these are counted by formula
+            if not (inside == 'masa' and kind == 'attention'):  # counted by formula
                 self._add(kind, flop_registry[op](*args, **kwargs, out_val=out) // 2, result.numel())
         return out
 
 
 def run_dense(model: Any, shape: Tuple[int, int]) -> None:
-    """Run a detector, segmentor or classifier on one empty image of ``shape`` (H, W), as the published counts did.
+    """Run a detector, segmentor or classifier on one empty image of ``shape`` (H, W), as for the published counts.
 
-    Second stages see :data:`NUM_PROPOSALS` boxes, and masks :data:`NUM_MASKS`. Auxiliary heads, which serve training
-    alone, do not run.
+    Box heads get :data:`NUM_PROPOSALS` boxes, mask heads :data:`NUM_MASKS`. Auxiliary heads, which only training uses,
+    do not run.
     """
     image = torch.zeros(1, 3, *shape, device=next(model.parameters()).device)
     roi_head = getattr(model, 'roi_head', None)
@@ -108,7 +108,7 @@ def run_dense(model: Any, shape: Tuple[int, int]) -> None:
         heads, extractors = (getattr(roi_head, name, None) for name in (f'{kind}_head', f'{kind}_roi_extractor'))
         if heads is None:
             continue
-        # a cascade has lists of both
+        # A cascade has lists of heads and extractors.
         pairs: Any = zip(*(m if isinstance(m, nn.ModuleList) else [m] for m in (heads, extractors)))
         for head, extractor in pairs:
             head(image.new_empty(count, extractor.out_channels, *extractor.roi_layers[0].output_size))
@@ -124,8 +124,8 @@ def count(model: Any, shape: Tuple[int, int], device: str = 'meta') -> Dict[str,
             scores) can be counted on 'cpu', by running them. Default 'meta'.
 
     Returns:
-        dict: ``params``, ``params_backbone``, and multiply-adds ``convolution``, ``linear``, ``attention``, and
-        ``activations`` (elements put out by the products counted).
+        dict: ``params``, ``params_backbone``, the multiply-adds ``convolution``, ``linear`` and ``attention``, and
+        ``activations`` (elements that the counted products output).
 
     Raises:
         NotImplementedError, RuntimeError: on 'meta', from models that need values.

@@ -1,6 +1,6 @@
-"""Parity with the original: outputs of its RMT-T at deterministic weights, and the weights.
+"""Parity with the original: an output of its RMT-T with deterministic weights, and the function that computes them.
 
-Every weight is a pure function of its name in the official layout and of its shape (integer hashing in NumPy), so that
+Every weight depends only on its name in the official layout and on its shape (integer hashing in NumPy), so that
 outputs can be compared without storing a checkpoint.
 """
 
@@ -29,15 +29,14 @@ def uniform(name: str, shape: Tuple[int, ...]) -> np.ndarray:
 def tensor(name: str, shape: Tuple[int, ...]) -> np.ndarray:
     """Return the value of checkpoint entry ``name``.
 
-    ``angle``, ``decay`` and ``num_batches_tracked`` buffers are not covered: keep
-    what the model itself computes for them.
+    Do not use it for the buffers ``angle``, ``decay`` and ``num_batches_tracked``: keep the model's own values.
     """
     u = uniform(name, shape)
     if name.endswith('running_var'):
         return 1.0 + 0.5 * u
     if name.endswith(('running_mean', 'bias')):
         return 0.1 * u
-    if name.endswith(('gamma_1', 'gamma_2')):  # LayerScale, far from zero on purpose
+    if name.endswith(('gamma_1', 'gamma_2')):  # LayerScale, far from zero so that it matters
         return 0.5 + 0.2 * u
     if len(shape) == 1:  # affine weight of a LayerNorm or BatchNorm
         return 1.0 + 0.2 * u
@@ -51,12 +50,12 @@ def image(name: str, shape: Tuple[int, ...]) -> np.ndarray:
 
 
 def parity_error(device: str = 'cpu') -> float:
-    """Return how far RMT-T is from the original: norm of the difference over norm of the original's output.
+    """Return how far RMT-T is from the original: norm of the difference / norm of the original's output.
 
-    The official weights are converted on the way. In fp32 the result is below 1e-5.
+    The weights are made in the official layout and converted. In fp32 the result is below 1e-5.
 
     Args:
-        device (str): where the model runs. Default ``'cpu'``.
+        device (str): device to run the model on. Default ``'cpu'``.
     """
     import torch
 
@@ -73,7 +72,7 @@ def parity_error(device: str = 'cpu') -> float:
     model = RMT('tiny').eval()
     model.load_state_dict(
         convert_official_state_dict(state_dict), strict=False
-    )  # a tensor left out shows in the result
+    )  # a missing tensor would change the result
     with torch.no_grad():
         out = model.to(device)(torch.from_numpy(image('vis-a', (1, 3, 64, 96))).to(device))[-1].cpu()
     expected = torch.from_numpy(np.load(OUTPUTS)['out3'])

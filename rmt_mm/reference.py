@@ -1,8 +1,8 @@
-"""RMT written plainly from its formulas, for comparison: nothing is fused, cached or shared.
+"""RMT written from its formulas, for comparison: nothing is fused, cached or shared.
 
 Every distance, mask and rotation is built where it is used; attention is a matrix product, a sum, a softmax and a
-matrix product. Modules and parameters are laid out and named as in the official checkpoints, so that those load
-directly. Feature maps are (B, H, W, C). Tests compare :class:`rmt_mm.RMT` with it; the benchmark measures against it.
+matrix product. Modules and parameters have the names and shapes of the official checkpoints, which load directly.
+Feature maps are (B, H, W, C). Tests compare :class:`rmt_mm.RMT` with it; the benchmark measures against it.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import nn
 
 
 def decay(num_heads, a, r):
-    """gamma_i = 1 - 2^(-a - r * i / n)"""
+    """Return gamma_i = 1 - 2^(-a - r * i / n), of shape (n, )."""
     return torch.tensor([1 - 2.0 ** (-a - r * i / num_heads) for i in range(num_heads)])
 
 
 def log_manhattan(gamma, height, width):
-    """log D of shape (n, H * W, H * W); D_i[(y,x),(y',x')] = gamma_i^(|y-y'| + |x-x'|)"""
+    """Return log D of shape (n, H * W, H * W); D_i[(y,x),(y',x')] = gamma_i^(|y-y'| + |x-x'|)."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     position = torch.stack((y, x), dim=-1).view(-1, 2).float()
     distance = (position[:, None] - position[None, :]).abs().sum(-1)
@@ -26,7 +26,7 @@ def log_manhattan(gamma, height, width):
 
 
 def log_line(gamma, length):
-    """log D along one axis, of shape (n, L, L)"""
+    """Return log D along one axis, of shape (n, L, L)."""
     position = torch.arange(length).float()
     return gamma.log()[:, None, None] * (position[:, None] - position[None, :]).abs()
 
@@ -59,7 +59,7 @@ class Retention(nn.Module):
     def forward(self, x):
         batch, height, width, dim = x.shape
         n, d = self.num_heads, dim // self.num_heads
-        # torch.linspace has its endpoint: angle_j = 10000^(-j / (d/2 - 1))
+        # torch.linspace includes the endpoint: angle_j = 10000^(-j / (d/2 - 1))
         angle = 1.0 / 10000 ** torch.linspace(0, 1, d // 2)
         gamma = decay(n, self.a, self.r)
         q, k, v = self.q_proj(x), self.k_proj(x) / math.sqrt(d), self.v_proj(x)
@@ -149,7 +149,7 @@ class Stem(nn.Module):
 
 
 class PlainRMT(nn.Module):
-    """The dense backbone: four outputs (B, C_i, H_i, W_i), each behind its LayerNorm.
+    """The dense backbone: four outputs (B, C_i, H_i, W_i), each after a LayerNorm.
 
     Args:
         arch (rmt_mm.arch.Arch): the size.

@@ -1,12 +1,12 @@
 """Manhattan self-attention (MaSA): attention whose logits carry the log of a decay in the Manhattan distance.
 
 The paper's Eq. 5 multiplies the softmax by the decay D and does not renormalise. The released code, and so every
-checkpoint, adds log D to the logits *before* the softmax, which is the same followed by a renormalisation (the author
-says so in the official repository's issue 21). This is the released form:
+checkpoint, adds log D to the logits *before* the softmax, which equals Eq. 5 followed by a renormalisation (the author
+says so in the official repository's issue 21). This module computes the released form:
 
     MaSA(X) = softmax(Q K^T / sqrt(d) + log D) V,    D = gamma^(abs(y - y') + abs(x - x'))
 
-with rotated Q and K. Decomposed, it runs along every row and then along every column, with the same Q and K.
+with rotated Q and K. Decomposed, it attends along every row and then along every column, with the same Q and K.
 """
 
 import functools
@@ -27,8 +27,8 @@ try:
 except ImportError:  # torch < 2.5
     flex_attention = None  # type: ignore[assignment]
 
-# Up to this many elements (64 MiB in fp32) the full form holds its bias, once for all blocks; above, it holds a part of
-# it, or on CUDA none.
+# The full form holds a bias of up to this many elements (64 MiB in fp32), once for all blocks. Of a larger bias it
+# holds a part, or on CUDA nothing.
 MAX_BIAS_ELEMENTS = 2**24
 # FlexAttention's kernels on CUDA are written in triton.
 HAS_FLEX_KERNEL = flex_attention is not None and find_spec('triton') is not None
@@ -69,7 +69,7 @@ def choose_full(height: int, width: int, heads: int, head_dim: int, is_cuda: boo
     """Return the function that attends over a whole map of this size."""
     if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:
         return attend_full_at_once
-    is_flex = is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # its smallest
+    is_flex = is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # the smallest that the kernel takes
     return attend_full_flex if is_flex else attend_full_by_row
 
 
@@ -83,11 +83,11 @@ def attend_full_at_once(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables)
 
 
 def attend_full_by_row(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
-    """Compute :func:`attend_full` row by row of queries, without holding the bias of all of them at once."""
+    """Compute :func:`attend_full` one row of queries at a time, without holding the bias of all queries at once."""
     batch, height, width, heads, head_dim = q.shape
     bias = tables.by_row(q.dtype)
     q = q.transpose(2, 3)  # every row of queries is an item of a batch: (H, heads, W, head_dim)
-    # keys and values of the whole map, last row first: (B, heads, H * W, head_dim)
+    # Keys and values of the whole map, last row first: (B, heads, H * W, head_dim).
     k, v = (t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))
     rows = height
     if torch.is_grad_enabled():  # the backward pass holds gradients of keys and values for every row of queries
@@ -102,7 +102,7 @@ def attend_full_by_row(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) 
 
 @functools.lru_cache(1)
 def compiled_flex_attention() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)  # uncompiled, it would hold the matrix of weights
+    return torch.compile(flex_attention)  # uncompiled, it would hold the matrix of attention weights
 
 
 def attend_full_flex(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
@@ -126,7 +126,7 @@ class MaSA(nn.Module):
         dim (int): channels C.
         num_heads (int): heads n; C / n must be an even integer.
         init_value (float): a of the decay gamma_i = 1 - 2^(-a - r * i / n).
-        heads_range (float): r of the same.
+        heads_range (float): r of the same formula.
         decomposed (bool): attend along rows, then columns, instead of over the whole map.
     """
 
@@ -150,7 +150,7 @@ class MaSA(nn.Module):
 
         Args:
             x (Tensor): (B, H, W, C).
-            tables (PositionTables, optional): those of :meth:`position_tables`, which is called by default.
+            tables (PositionTables, optional): position tables of the map. Default: those of :meth:`position_tables`.
 
         Returns:
             Tensor: (B, H, W, C).
@@ -174,7 +174,7 @@ class MaSA(nn.Module):
     def multiply_adds(self, height: int, width: int) -> int:
         """Return the multiply-adds of the products of queries with keys and of weights with values, for one map.
 
-        Which kernel computes them does not matter. The projections and LCE are not counted.
+        The count does not depend on the kernel. It leaves out the projections and LCE.
         """
-        keys = height + width if self.decomposed else height * width  # that a query meets
+        keys = height + width if self.decomposed else height * width  # per query
         return 2 * height * width * self.num_heads * self.head_dim * keys

@@ -1,7 +1,7 @@
-"""When operations may take the shortcuts of eager execution: in place, by a faster product, recomputed later.
+"""Tell when operations may take the shortcuts of eager execution: in place, by a faster product, recomputed later.
 
-A compiler, a tracer or a functional transform records operations instead of running them: it needs the plain form. A
-forward hook may keep an output: it must not be overwritten after the hook has seen it.
+A compiler, a tracer or a functional transform records operations instead of running them, and needs the plain form. A
+forward hook may keep an output, which must not be overwritten after the hook has run.
 """
 
 from typing import Any
@@ -33,14 +33,14 @@ def is_recorded() -> bool:
 
 
 def may_cache() -> bool:
-    """Tell whether a tensor made now is a real one: not fake, traced, or wrapped by a mode."""
+    """Tell whether a tensor made now holds values: it is not fake, traced, or wrapped by a mode."""
     return not is_recorded() and _get_current_dispatch_mode() is None
 
 
 def is_plain(layer: nn.Module, kind: type) -> bool:
-    """Tell whether calling a layer does what its class does and nothing else: an exact ``kind``, without hooks.
+    """Tell whether ``layer`` is exactly of class ``kind`` and without hooks, so that a call runs its forward alone.
 
-    Quantised, parametrised or wrapped layers are of another class; hooks see, or change, what goes in and out.
+    Quantised, parametrised or wrapped layers are of another class. Hooks read or change inputs and outputs.
     """
     return (
         type(layer) is kind
@@ -50,8 +50,8 @@ def is_plain(layer: nn.Module, kind: type) -> bool:
 
 
 def may_overwrite(layer: nn.Module, kind: type) -> bool:
-    """Tell whether the output of ``layer``, of class ``kind``, may be changed in place as far as observers go.
+    """Tell whether hooks, compilers and transforms permit changing the output of ``layer``, a ``kind``, in place.
 
-    Whether autograd needs the output is for the caller to know.
+    The caller must check whether autograd needs the output.
     """
     return is_plain(layer, kind) and not is_recorded()

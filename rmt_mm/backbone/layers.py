@@ -21,8 +21,8 @@ def channels_last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     so neither way copies it. The layers themselves stay ``nn.Linear``, which quantisation and adapters look for.
 
     Args:
-        layer (nn.Linear): called as it is where it is of another class (quantised, parametrised, adapted), has hooks,
-            or where the convolution is not the faster product.
+        layer (nn.Linear): the layer. It is called as a module if it is of another class (quantised, parametrised,
+            adapted), has hooks, or if the convolution is not the faster product.
         x (Tensor): (B, H, W, in_features).
 
     Returns:
@@ -45,9 +45,9 @@ def conv_norm(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) 
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> Tuple[nn.Conv2d, nn.Module]:
-    """Fuse BatchNorm into the convolution before it; return the convolution and what is left of the norm.
+    """Fuse BatchNorm into the convolution before it; return the convolution and an identity.
 
-    Other norms have no fixed statistics and stay as they are.
+    Other norms have no fixed statistics and are returned unchanged.
     """
     if not isinstance(norm, _BatchNorm):
         return conv, norm
@@ -57,8 +57,8 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> Tuple[nn.Conv2d, nn.Module]:
 class ConvStem(nn.Sequential):
     """Four 3x3 convolutions of strides 2, 1, 2, 1, from (B, in_channels, H, W) to (B, dim, H/4, W/4).
 
-    The names of its norms do not contain 'norm', on purpose: the published recipes exempt parameters with that word in
-    their names from weight decay, and the norms of the original's stem are not exempt.
+    The names of its norms must not contain 'norm': the published recipes exempt parameters with that word in their
+    names from weight decay, and the norms of the original's stem are not exempt.
     """
 
     def __init__(self, in_channels: int, dim: int, norm_cfg: dict) -> None:
@@ -106,13 +106,13 @@ class ResidualDWConv(nn.Conv2d):
         x = x.permute(0, 3, 1, 2)
         out = super().forward(x)
         if self.residual:
-            # In place on the convolution's own result, not on a view of it: a view's backward would copy the map.
+            # Add in place to the convolution's own result, not to a view of it: a view's backward would copy the map.
             out = out + x if is_recorded() else out.add_(x)
         return out.permute(0, 2, 3, 1)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fuse the addition of x into the convolution, as one more at the kernel's centre."""
+        """Fuse the addition of x into the convolution: add 1 at the kernel's centre."""
         if self.residual:
             self.weight[:, :, 1, 1] += 1
             self.residual = False
@@ -136,9 +136,9 @@ class FFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         x = channels_last_linear(self.fc1, x)
-        # The hidden maps are most of what a training step holds. Only fc1's is kept; GELU and the depthwise
-        # convolution are computed again in the backward pass, without fc2, since its result is not needed there.
-        # Hooks would see the second computation too: where there are any, nothing is computed again.
+        # The hidden maps take most of a training step's memory. Keep only fc1's output; the backward pass computes GELU
+        # and the depthwise convolution again, but not fc2, whose result it does not need. Hooks would run in the second
+        # computation too: with hooks, keep everything.
         if (
             x.requires_grad
             and not is_recorded()

@@ -17,9 +17,9 @@ from .eager import is_recorded, may_cache
 def _cached(maxsize: int):
     """Cache a table function for ``maxsize`` sizes, for training, inference and all models of a process.
 
-    The tables belong to no module: they are in no state dict. A call that is recorded (compiled, traced, transformed)
-    or runs under a mode (FakeTensorMode) computes its own: the recorder must see the computation, and must not leave
-    its tensors in the cache.
+    The tables belong to no module, so no state dict holds them. A call that is recorded (compiled, traced, transformed)
+    or runs under a mode (FakeTensorMode) computes its own tables: the recorder must record the computation, and its
+    tensors must not enter the cache.
     """
 
     def decorate(build):
@@ -65,15 +65,15 @@ def manhattan_bias(log_decay: LogDecay, height: int, width: int, device: torch.d
 def manhattan_bias_by_row(
     log_decay: LogDecay, height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return log D over a map, row by row of queries, as a view of a table that is H / 2 times smaller.
+    """Return log D over a map for each row of queries, as a view of a table that is H / 2 times smaller.
 
-    log D of queries in row y and keys in row y' depends on y - y' alone, so a table over the 2H - 1 differences holds
-    it, and the bias of every row of queries is a window of the table. Windows move forward with y if the rows of keys
-    are counted backward, from the last.
+    log D of queries in row y and keys in row y' depends on y - y' alone. A table over the 2H - 1 differences holds it,
+    and the bias of every row of queries is a window of the table. The window moves forward with y because the rows of
+    keys are in reverse order.
 
     Returns:
-        Tensor: (height, heads, width, height * width), for queries (y, ., x) and keys (H - 1 - y') * W + x'. Read only:
-        its elements overlap in memory.
+        Tensor: (height, heads, width, height * width), for queries (y, ., x) and keys (H - 1 - y') * W + x'. Do not
+        write to it: its elements overlap in memory.
     """
     index = torch.arange(2 * height - 1, dtype=torch.float32, device=device)
     rows = _column(log_decay, device) * (index - (height - 1)).abs()
@@ -97,7 +97,7 @@ def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) 
 
     The phase of token (y, x) is (y * width + x) * angle_j, with :func:`rmt_mm.arch.rotary_angles`: the index in the
     *flattened* map, also where attention is decomposed (released code; the paper has no rotation). It depends on the
-    map's width, and checkpoints need it so.
+    map's width, as checkpoints were trained.
     """
     index = torch.arange(height * width, dtype=torch.float32, device=device)
     phase = (index[:, None] * rotary_angles(head_dim).to(device)).view(height, width, 1, head_dim // 2)
@@ -105,17 +105,17 @@ def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) 
 
 
 class PositionTables:
-    """The position tables of one map size. A stage makes one and hands it to its blocks.
+    """The position tables of one map size. A stage makes one instance and passes it to its blocks.
 
-    Each table is made when a block first asks for it, so that a compiled graph holds it once a stage. The cache behind
-    serves later calls of the same size.
+    Each table is computed at its first use, so that a compiled graph holds it once a stage. Later calls of the same
+    size take it from the cache of the table functions.
 
     Args:
         log_decay (tuple[float]): log(gamma) of every head.
-        height (int): of the map, in tokens.
-        width (int): likewise.
+        height (int): height of the map, in tokens.
+        width (int): width of the map, in tokens.
         head_dim (int): channels of a head.
-        device (torch.device): where the tables are needed.
+        device (torch.device): device of the tables.
     """
 
     def __init__(self, log_decay: LogDecay, height: int, width: int, head_dim: int, device: torch.device) -> None:
@@ -166,7 +166,7 @@ def rotate(x: Tensor, phases: Tensor, overwrite: bool = False) -> Tensor:
         Tensor: the shape and dtype of ``x``.
     """
     pairs = x.to(torch.promote_types(x.dtype, phases.dtype)).unflatten(-1, (-1, 2))
-    if is_recorded():  # compilers fuse the real form; exporters and transforms do not know complex numbers
+    if is_recorded():  # compilers fuse the real form; exporters and transforms do not support complex numbers
         (u0, u1), (cos, sin) = pairs.unbind(-1), phases.unbind(-1)
         rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)
     else:  # one kernel, no copies

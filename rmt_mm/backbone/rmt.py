@@ -18,8 +18,8 @@ from .eager import is_traced
 from .layers import FFN, ConvStem, Downsample, ResidualDWConv
 from .position import PositionTables
 
-# Between modules a feature map is (B, H, W, C) and contiguous, which is what Linear and LayerNorm want. A convolution
-# sees the same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
+# Between modules a feature map is (B, H, W, C) and contiguous, as Linear and LayerNorm need it. A convolution reads the
+# same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
 
 
 def scale(gamma: Optional[Tensor], x: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ def scale(gamma: Optional[Tensor], x: Tensor) -> Tensor:
 
 
 class RMTBlock(nn.Module):
-    """CPE, then MaSA and FFN, each behind a LayerNorm and on a residual branch.
+    """CPE, then MaSA and FFN, each after a LayerNorm and on a residual branch.
 
     Args:
         stage (Stage): the sizes of the block.
-        drop_path (float): chance to drop a residual branch for a sample, in training. Default 0.
+        drop_path (float): probability of dropping a residual branch for a sample, in training. Default 0.
         layer_scale_init (float): initial value of LayerScale, if the stage has it. Default 1e-6.
     """
 
@@ -49,20 +49,20 @@ class RMTBlock(nn.Module):
         self.gamma1 = self.gamma2 = None
         if stage.layer_scale:
             # Four dimensions, as in the released code: the ImageNet recipe exempts 1-D parameters from weight decay,
-            # and LayerScale is not among them.
+            # but not LayerScale.
             self.gamma1, self.gamma2 = (
                 nn.Parameter(torch.full((1, 1, 1, dim), float(layer_scale_init))) for _ in range(2)
             )
 
     def forward(self, x: Tensor, tables: Optional[PositionTables] = None) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C), with the position tables of its stage (default: computes them)."""
+        """Map (B, H, W, C) to (B, H, W, C), with the position tables of its stage (computed by default)."""
         x = self.cpe(x)
         x = x + self.drop_path1(scale(self.gamma1, self.attn(self.norm1(x), tables)))
         return x + self.drop_path2(scale(self.gamma2, self.ffn(self.norm2(x))))
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fuse the additions of x into the depthwise convolutions, and LayerScale into the projections before it."""
+        """Fuse the additions of x into the depthwise convolutions, and LayerScale into the Linear layers before it."""
         self.cpe.fold()
         self.ffn.dwconv.fold()
         for name, projection in (('gamma1', self.attn.proj), ('gamma2', self.ffn.fc2)):
@@ -96,7 +96,7 @@ class RMTStage(nn.ModuleList):
 
 
 class ShareGradients(torch.autograd.Function):
-    """Return tensors as they are; in the backward pass, an unused one gets a gradient of zeros.
+    """Return tensors unchanged; in the backward pass, give an unused one a gradient of zeros.
 
     DistributedDataParallel waits for a gradient of every parameter: the LayerNorm of an output that no head uses would
     otherwise stop training in the second iteration.
@@ -115,8 +115,8 @@ class ShareGradients(torch.autograd.Function):
 class RMT(BaseModule):
     """RMT backbone, `RMT: Retentive Networks Meet Vision Transformers <https://arxiv.org/abs/2309.11523>`_ (CVPR 2024).
 
-    Outputs have strides 4, 8, 16 and 32; any input size works, and sizes that 32 does not divide are rounded up. Where
-    paper and released code differ, this follows the code, which is what checkpoints need: see
+    Outputs have strides 4, 8, 16 and 32. Any input size works; output sizes are rounded up where 32 does not divide the
+    input. Where paper and released code differ, this class follows the code, because checkpoints need it: see
     :mod:`rmt_mm.backbone.attention` (decay inside the softmax), :func:`rmt_mm.backbone.position.rotary_phases`
     (rotation) and :data:`rmt_mm.arch.ARCHS` (stage 3 of ``tiny``).
 
@@ -126,30 +126,31 @@ class RMT(BaseModule):
         in_channels (int): channels of the input image. Default 3.
         out_indices (int | Sequence[int]): stages to return, from 0 to 3, negative ones counted from the end.
             Default (0, 1, 2, 3).
-        drop_path_rate (float): stochastic depth, growing linearly over the blocks from 0 to this rate. Default 0. The
-            published runs use 0.1, 0.15, 0.4, 0.5 for T, S, B, L.
+        drop_path_rate (float): stochastic depth, which grows linearly over the blocks from 0 to this rate. Default 0.
+            The published runs use 0.1, 0.15, 0.4, 0.5 for T, S, B, L.
         layer_scale_init (float): initial LayerScale, in stages whose ``layer_scales`` is True. Default 1e-6.
         norm_cfg (dict): norm of the convolutions in stem and downsampling. Default ``dict(type='BN')``.
         frozen_stages (int): 0 freezes the stem, k also the first k stages with their downsampling and output norms
-            (as mmdet's ResNet counts): no gradients, and eval mode whatever ``train()`` says. Default -1, nothing.
-        norm_eval (bool): keep every BatchNorm (SyncBN included) in eval mode. Default False, as the released dense
-            code behaves.
+            (as mmdet's ResNet counts): no gradients, and eval mode even after ``train()``. Default -1, nothing.
+        norm_eval (bool): keep every BatchNorm (SyncBN included) in eval mode. Default False, as in the released dense
+            code.
         with_cp (bool | Sequence[bool]): recompute the blocks' activations in the backward pass to save memory, in all
-            stages or in those marked. Default False.
-        out_norm (bool): a LayerNorm (eps 1e-5) on each output, as dense prediction has it; classification has none.
+            stages or in those marked True. Default False.
+        out_norm (bool): put a LayerNorm (eps 1e-5) on each output, as dense prediction needs; classification has none.
             Default True.
-        mask_token (bool): a learned token in place of masked ones, for masked image modelling (mmpretrain's SimMIM),
-            which gives the forward pass a ``mask``. Default False.
-        deploy (bool): build the form that :meth:`switch_to_deploy` leaves, for checkpoints of that form. Default False.
-        pretrained (str, optional): a checkpoint of RMT, as ``init_cfg=dict(type='Pretrained', checkpoint=...)`` has it;
-            mmseg's segmentors hand their own argument ``pretrained`` on to the backbone. Default None.
+        mask_token (bool): add a learned token that replaces masked ones, for masked image modelling (mmpretrain's
+            SimMIM), which passes a ``mask`` to the forward pass. Default False.
+        deploy (bool): build the form that :meth:`switch_to_deploy` makes, for checkpoints of that form. Default False.
+        pretrained (str, optional): a checkpoint of RMT, the same as ``init_cfg=dict(type='Pretrained',
+            checkpoint=...)``; mmseg's segmentors pass their own argument ``pretrained`` on to the backbone. Default
+            None.
         init_cfg (dict | list[dict], optional): mmengine initialisation; by default the published one (truncated
             normal of std 0.02 for Linear).
 
     Attributes:
         embed_dims (tuple[int]): channels of the four stages.
         strides (tuple[int]): strides of the four stages: 4, 8, 16, 32.
-        out_channels (tuple[int]): channels of the outputs, so of the stages in ``out_indices``.
+        out_channels (tuple[int]): channels of the outputs, that is, of the stages in ``out_indices``.
 
     Raises:
         ValueError: from :func:`rmt_mm.arch.resolve_arch`; ``out_indices``, ``frozen_stages``, ``with_cp`` or
@@ -232,7 +233,7 @@ class RMT(BaseModule):
         Args:
             x (Tensor): images, (B, in_channels, H, W).
             mask (Tensor, optional): (B, H_0, W_0), 1 where the learned token replaces the stem's output, 0 elsewhere;
-                needs ``mask_token=True``. The stem's convolutions overlap: tokens beside a masked one have seen a few
+                needs ``mask_token=True``. The stem's convolutions overlap: tokens next to a masked one depend on a few
                 of its pixels. Default None.
 
         Returns:
@@ -244,7 +245,7 @@ class RMT(BaseModule):
                 f'RMT was built with in_channels={self.in_channels} and takes '
                 f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.'
             )
-        # torch.func.vmap knows no memory formats.
+        # torch.func.vmap does not support memory formats.
         x = self.stem(x if is_traced() else x.contiguous(memory_format=torch.channels_last))
         if mask is not None:
             x = self._replace_masked(x, mask)
@@ -258,7 +259,7 @@ class RMT(BaseModule):
             x = x.permute(0, 3, 1, 2)
         if self.training and dist.is_available() and dist.is_initialized():
             outs = ShareGradients.apply(*outs)
-        # In the plain format: mmcv's RoIAlign reads memory as (B, C, H, W) whatever the strides say.
+        # Make outputs contiguous: mmcv's RoIAlign reads memory as (B, C, H, W) and ignores the strides.
         return tuple(out.permute(0, 3, 1, 2).contiguous() for out in outs)
 
     def _replace_masked(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -280,10 +281,10 @@ class RMT(BaseModule):
         return self
 
     def switch_to_deploy(self) -> None:
-        """Change to the form for inference, with the same outputs up to rounding: fewer layers and parameters.
+        """Change to the form for inference, with the same outputs up to rounding, fewer layers and fewer parameters.
 
-        BatchNorms go into the convolutions before them, identities into the depthwise kernels' centres, LayerScale into
-        the projections. This cannot be undone, and what is left cannot be trained as before.
+        Fuse BatchNorms into the convolutions before them, identities into the depthwise kernels' centres, and
+        LayerScale into the projections. This cannot be undone, and the result cannot be trained as before.
 
         Raises:
             RuntimeError: in training mode.
@@ -299,7 +300,7 @@ class RMT(BaseModule):
                 module.fold()
 
     def init_weights(self) -> None:
-        """Initialise by ``init_cfg``; of type Pretrained, it takes official files too: :func:`load_pretrained`."""
+        """Initialise by ``init_cfg``; type Pretrained loads official files too, by :func:`load_pretrained`."""
         if self.is_init:
             return
         init_cfg = self.init_cfg
@@ -332,13 +333,13 @@ class RMT(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         """Return a parameter's layer, and the number of layers, for layer-wise learning rate decay.
 
-        The stem (with the mask token) is layer 0, every block is a layer, a downsampling belongs to the block after it,
-        an output norm to the last block of its stage, and whatever is outside the backbone to the last layer
+        The stem (with the mask token) is layer 0, and every block is a layer. A downsampling belongs to the block after
+        it, an output norm to the last block of its stage, and a parameter outside the backbone to the last layer
         (mmpretrain's convention).
 
         Args:
             param_name (str): a parameter's full name.
-            prefix (str): what stands before the backbone's own names. Default ``''``.
+            prefix (str): prefix of the backbone's parameter names. Default ``''``.
 
         Returns:
             tuple[int, int]: the layer from 0, and the number of layers: all blocks, plus 2.

@@ -1,4 +1,4 @@
-"""Checkpoint files: reading and writing them safely, the authors' layout, and loading into a backbone."""
+"""Read and write checkpoint files safely, convert the authors' layout, and load checkpoints into a backbone."""
 
 from .files import force_safe_loading, read_checkpoint, write_checkpoint
 from .loading import is_pretrained, load_pretrained, refuse_foreign

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without executing anything that they hold, and written atomically."""
+"""Read checkpoint files without executing anything that they hold, and write them atomically."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from ..compat import allow_own_checkpoints
 from ..errors import CheckpointError, MissingCheckpointError, printable
 from ..safe_load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
 
-# What else is found under the name of a checkpoint, by its first bytes.
+# Other formats that users pass as checkpoints: the first bytes of each, and the text of the error.
 OTHER_FORMATS = (
     (
         re.compile(rb'\s*<(!doctype|html|\?xml)', re.IGNORECASE),
@@ -42,12 +42,12 @@ SUFFIXES = ('.pth', '.pt', SAFETENSORS)
 def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = OFFICIAL_TYPES) -> dict:
     """Read a checkpoint without executing anything that it holds.
 
-    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.safe_load.safe_load`. What mmengine itself
-    writes is allowed.
+    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.safe_load.safe_load`. The types that
+    mmengine itself writes are allowed.
 
     Args:
         path (str): a ``.pth`` or a ``.safetensors`` file.
-        map_location (str): where the tensors go; ``'meta'`` leaves their data unread. Default ``'cpu'``.
+        map_location (str): device of the tensors; ``'meta'`` leaves their data unread. Default ``'cpu'``.
         allow_types (Sequence[str]): full names of further types that the file may hold, such as
             ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Default:
             ``argparse.Namespace``, in which the authors' files keep the command line.
@@ -56,9 +56,9 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
         dict: the file's contents; those of a safetensors file under ``state_dict`` and ``meta``.
 
     Raises:
-        MissingCheckpointError: there is no such file. It is a FileNotFoundError too.
-        CheckpointError: the file is empty, damaged, or something other than a PyTorch checkpoint, it holds objects of
-            types that are not allowed, which are named, or it would take far more memory than space on the disk.
+        MissingCheckpointError: there is no such file. The error is a FileNotFoundError too.
+        CheckpointError: the file is empty, damaged, or not a PyTorch checkpoint; it holds objects of types that are not
+            allowed (the message names them); or it would take far more memory than space on the disk.
     """
     if not osp.exists(path):
         raise MissingCheckpointError(f'checkpoint {path} does not exist.')
@@ -86,7 +86,7 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Tell by its first bytes whether a file is a safetensors file, whatever its name: 8 bytes of length, and JSON."""
+    """Tell by its first bytes whether a file is a safetensors file: 8 bytes of length, then JSON."""
     return head[8:9] == b'{'
 
 
@@ -113,7 +113,7 @@ def _read_safetensors(path: str, map_location: str) -> dict:
     for key, text in texts.items():
         try:
             meta[key] = json.loads(text)
-        except (ValueError, RecursionError):  # others write plain text
+        except (ValueError, RecursionError):  # other programs write plain text
             meta[key] = text
     checkpoint = dict(meta=meta)
     for name, tensor in tensors.items():
@@ -125,21 +125,21 @@ def _read_safetensors(path: str, map_location: str) -> dict:
 
 
 def write_checkpoint(checkpoint: dict, path: str, force: bool = False, publish: bool = False) -> str:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically: whole or not at all.
 
     Args:
         checkpoint (dict): for ``.safetensors``, ``state_dict`` and other groups of tensors, and ``meta``, a dict that
             JSON can hold.
         path (str): the file; its suffix chooses the format.
-        force (bool): replace a file that exists. Default False.
-        publish (bool): append the first 8 digits of the file's SHA-256 to its name, as OpenMMLab's published
-            checkpoints have it. Default False.
+        force (bool): replace an existing file. Default False.
+        publish (bool): append the first 8 digits of the file's SHA-256 to its name, as in the names of OpenMMLab's
+            published checkpoints. Default False.
 
     Returns:
         str: the path of the file that was written.
 
     Raises:
-        CheckpointError: an unknown suffix, a folder that does not exist, or a file that does and ``force`` is False.
+        CheckpointError: the suffix is unknown, the folder does not exist, or the file exists and ``force`` is False.
         OSError: the file could not be written.
     """
     check_destination(path, force)
@@ -160,7 +160,7 @@ def write_checkpoint(checkpoint: dict, path: str, force: bool = False, publish: 
             check_destination(path, force)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
+        os.chmod(temporary, 0o666 & ~umask)  # only their owner may read mkstemp's files
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -201,11 +201,11 @@ def file_hash(path: str) -> str:
 
 
 def force_safe_loading() -> None:
-    """Have every ``torch.load`` of this process, and of those it starts, refuse to execute what a file holds.
+    """Make every ``torch.load`` of this process, and of those it starts, refuse to execute what a file holds.
 
-    mmengine 0.10.7 leaves ``weights_only`` to torch, whose default is False before torch 2.6; onedl-mmengine falls back
-    to False when the safe way fails, torch.hub (checkpoints from the web) asks for False. torch's own switch stands
-    above them all. For programs, not for libraries: it changes the whole process.
+    mmengine 0.10.7 leaves ``weights_only`` to torch, whose default is False before torch 2.6. onedl-mmengine falls back
+    to False when safe loading fails. torch.hub (checkpoints from the web) passes False. torch's own switch, which this
+    function sets, overrides them all. Call it in programs, not in libraries: it changes the whole process.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch accepts one of the two only
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -213,10 +213,10 @@ def force_safe_loading() -> None:
 
 
 def local_copy(path: str) -> str:
-    """Return a local file with the contents of ``path``: itself, or for http(s) a download, kept in torch's cache.
+    """Return a local file with the contents of ``path``: ``path`` itself, or an http(s) download in torch's cache.
 
-    The whole address tells one download from another, since the last part of many is ``latest.pth``. A download that
-    stops halfway leaves nothing behind.
+    The name in the cache has a hash of the whole address, since many addresses end in ``latest.pth``. An interrupted
+    download leaves no file.
 
     Raises:
         CheckpointError: the download failed.

@@ -1,4 +1,4 @@
-"""Load checkpoints, those of the authors included, into a backbone: completely, or with an error."""
+"""Load checkpoints, including the authors', into a backbone: completely, or with an error."""
 
 import logging
 import os.path as osp
@@ -32,11 +32,11 @@ if TYPE_CHECKING:  # the backbone imports this module
 
 # The layers of a block, each with a weight.
 LAYERS = ('cpe', 'norm1', 'attn.qkv', 'attn.lce', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.dwconv', 'ffn.fc2')
-# What the modules of RMT are called.
+# Tensor names of RMT's own modules.
 OWN_NAME = re.compile(
     r'stem\.|downsamples\.|norm\d+\.|stages\.\d+\.\d+\.(gamma[12]$|(' + '|'.join(map(re.escape, LAYERS)) + r')\.)'
 )
-# The names under which models keep a second copy of a network, which a checkpoint of the network alone does not have.
+# Names of the modules in which models keep a second copy of a network. A checkpoint of the network alone lacks them.
 COPIES = re.compile(r'(^|\.)(teacher\w*|ema\w*|encoder_k|momentum\w*|target\w*)\.')
 
 
@@ -46,9 +46,9 @@ def is_pretrained(init_cfg: dict) -> bool:
 
 
 def is_address(path: str) -> bool:
-    """Tell whether ``path`` is for mmengine to resolve, such as ``torchvision://resnet50`` and ``s3://...``.
+    """Tell whether mmengine must resolve ``path``, such as ``torchvision://resnet50`` and ``s3://...``.
 
-    Local paths and http(s) addresses are not.
+    This module resolves local paths and http(s) addresses itself.
     """
     return '://' in path and not path.startswith(('http://', 'https://'))
 
@@ -56,24 +56,24 @@ def is_address(path: str) -> bool:
 def load_pretrained(backbone: 'RMT', checkpoint: str, prefix: Optional[str] = None, map_location: str = 'cpu') -> None:
     """Load a checkpoint into an RMT backbone, completely or with an error.
 
-    It stands in for mmengine's ``PretrainedInit``, with the same arguments, and differs in that it converts the
-    authors' files as it loads them, executes nothing that a file holds, and raises where ``PretrainedInit`` logs a
-    warning and goes on with random weights. What was loaded is logged.
+    It replaces mmengine's ``PretrainedInit`` and takes the same arguments. Unlike ``PretrainedInit``, it converts the
+    authors' files while loading, executes nothing that a file holds, and raises where ``PretrainedInit`` logs a warning
+    and goes on with random weights. It logs what it loaded.
 
     Args:
         backbone (RMT): the backbone.
-        checkpoint (str): a file (``~`` is the home folder), or an http(s), ``s3://`` or ``petrel://`` address: an
-            official checkpoint of any kind (raw weights, where it also has their moving average), one of this package
-            or of mmpretrain, mmdet or mmseg, a bare state dict.
-        prefix (str, optional): what stands before the backbone's names in the file. By default ``backbone.`` where the
-            file has it; for an official classifier it makes no difference.
-        map_location (str): where the tensors are read to. Default ``'cpu'``.
+        checkpoint (str): a file (``~`` is the home folder), or an http(s), ``s3://`` or ``petrel://`` address. It may
+            be an official checkpoint of any kind (of raw weights and their moving average, the raw weights are loaded),
+            one of this package or of mmpretrain, mmdet or mmseg, or a bare state dict.
+        prefix (str, optional): prefix of the backbone's names in the file. Default: ``backbone.`` if the file has it.
+            Official classifiers have no prefix, and load with ``backbone.`` too.
+        map_location (str): device to read the tensors to. Default ``'cpu'``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: a file that cannot be read safely; not an RMT; an RMT of another size, which is named; an
-            ordinary file for a backbone with ``deploy=True``, or the reverse; tensors that are missing, unexpected or
-            of the wrong shape. Output norms may be missing, and may be more than the backbone has: the log names them.
+        CheckpointError: the file cannot be read safely; it is not an RMT; it is an RMT of another size (the message
+            names it); it is an ordinary file and the backbone has ``deploy=True``, or the reverse; tensors are missing,
+            unexpected or of the wrong shape. Output norms may be missing or surplus: the log names them.
     """
     content = _read(checkpoint, map_location)
     try:
@@ -100,7 +100,7 @@ def _read(checkpoint: str, map_location: str) -> dict:
 def _backbone_state_dict(backbone: 'RMT', content: dict, prefix: Optional[str]) -> Tuple[Dict[str, Tensor], List[str]]:
     """Return the backbone's tensors in a checkpoint under our names, and a report."""
     _, state_dict, notes = pick_state_dict(content)
-    # torch.compile puts a module of this name around the one that it compiles.
+    # torch.compile wraps the module that it compiles in one with this name.
     state_dict = {name.replace('_orig_mod.', ''): tensor for name, tensor in state_dict.items()}
     prefix = 'backbone.' if prefix is None else prefix.rstrip('.') + '.'
     below = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
@@ -110,7 +110,7 @@ def _backbone_state_dict(backbone: 'RMT', content: dict, prefix: Optional[str]) 
         sizes = ARCHS if backbone.arch in ARCHS.values() else {'custom': backbone.arch, **ARCHS}
         model = parse_checkpoint(dict(state_dict=below) if below else content, task='dense', sizes=sizes)
         for reason in (NO_NORMS, FEWER_NORMS):
-            model.missing.pop(reason, None)  # for check_state_dict to say, if the model has any
+            model.missing.pop(reason, None)  # check_state_dict reports them, if the model has any
         converted = model.to_ours()['state_dict']
         return (
             {name[len('backbone.') :]: tensor for name, tensor in converted.items()},
@@ -123,21 +123,21 @@ def _backbone_state_dict(backbone: 'RMT', content: dict, prefix: Optional[str]) 
 
 
 def check_state_dict(backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: bool = False) -> List[str]:
-    """Check that a state dict under our names is the whole of a backbone, and no other's.
+    """Check that a state dict under our names holds exactly the tensors of a backbone.
 
     Args:
-        backbone (RMT): the backbone. Modules that a subclass adds may be missing. Where layers of RMT itself were
-            replaced (LoRA, FSDP), nothing is checked.
-        state_dict (dict[str, Tensor]): tensors under its names.
-        deploy (bool): the file says that it holds the form for inference; most can be told by their names. Default
+        backbone (RMT): the backbone. Modules that a subclass adds may be missing. If layers of RMT itself were replaced
+            (LoRA, FSDP), nothing is checked.
+        state_dict (dict[str, Tensor]): tensors under the backbone's names.
+        deploy (bool): the file is marked as the form for inference; the names of most such files show it too. Default
             False.
 
     Returns:
-        list[str]: notes on output norms and added modules that one of the two lacks.
+        list[str]: notes on output norms and added modules that either the backbone or the state dict lacks.
 
     Raises:
-        CheckpointError: anything else missing or unexpected, a tensor of the wrong shape, or of the two one in the form
-            for inference and one in the ordinary form.
+        CheckpointError: another tensor is missing or unexpected, a tensor has the wrong shape, or either the backbone
+            or the state dict, but not both, is in the form for inference.
     """
     wanted = _shapes(backbone)
     have = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
@@ -192,7 +192,7 @@ def check_state_dict(backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: boo
 
 
 def _shapes(backbone: 'RMT') -> Shapes:
-    """Return names and shapes of what a backbone's state dict has to hold."""
+    """Return names and shapes of the tensors that a backbone's state dict must hold."""
     computed = {
         f'{name}.{buffer}' for name, module in backbone.named_modules() for buffer in module._non_persistent_buffers_set
     }
@@ -206,7 +206,7 @@ def _norms(names: Iterable[str]) -> Set[str]:
 
 
 def _check_form(backbone: 'RMT', wanted: Shapes, have: Shapes, marked: bool) -> None:
-    """Raise CheckpointError if either file or model is in the form for inference, and not the other."""
+    """Raise CheckpointError if either the file or the model, but not both, is in the form for inference."""
     theirs, ours = is_deployed(have), is_deployed(wanted)
     if (theirs and not ours) or (marked and not backbone.deploy):
         raise CheckpointError(
@@ -221,7 +221,7 @@ def _check_form(backbone: 'RMT', wanted: Shapes, have: Shapes, marked: bool) -> 
 
 
 def _sizes(backbone: 'RMT', state_dict: Dict[str, Tensor]) -> str:
-    """Say of which size file and model are, if they differ."""
+    """Describe the sizes of file and model, if they differ."""
     dims, depths = measure(state_dict)
     if 0 in (*dims, *depths) or (dims, depths) == (backbone.arch.embed_dims, backbone.arch.depths):
         return ''
@@ -239,7 +239,7 @@ def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) 
     Args:
         backbone (RMT): the backbone.
         state_dict (dict[str, Tensor]): of the backbone or of a model around it.
-        prefix (str): what stands before the backbone's names.
+        prefix (str): prefix of the backbone's names.
     """
     below = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     if is_official(below):
@@ -264,7 +264,7 @@ def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) 
             'file of a whole model, and takes that of a backbone alone.'
         )
     try:
-        # A backbone by itself takes from a file what is its own.
+        # A backbone without a model around it ignores the other tensors of a file.
         check_state_dict(backbone, below if prefix else own or below)
     except CheckpointError as error:
         hint = ''
@@ -276,27 +276,27 @@ def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) 
 
 
 def check_checkpoint_file(path: str, resume: bool = False) -> str:
-    """Raise if mmengine's runner could not load a file as it is, in one sentence.
+    """Raise an error of one sentence if mmengine's runner could not load a file unchanged.
 
     For ``load_from`` and ``resume``, before anything is built. Names that mmengine resolves, such as
-    ``torchvision://resnet50`` and ``s3://...``, are not checked here, which is logged.
+    ``torchvision://resnet50`` and ``s3://...``, are logged and not checked here.
 
     Args:
         path (str): a file (``~`` is the home folder) or address.
         resume (bool): whether training is to be resumed from it. Default False.
 
     Returns:
-        str: what to give to mmengine: the local file, or for an address the downloaded one.
+        str: the path to pass to mmengine: the local file, or for an address the downloaded one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: a file that cannot be read safely, or that must be converted first.
+        CheckpointError: the file cannot be read safely, or must be converted first.
     """
     if is_address(path):
         print_log(f'{path} is for mmengine to find: the file is checked when it is loaded.', logger='current')
         return path
     local = local_copy(osp.expanduser(path))
-    content = read_checkpoint(local)  # with its data: on the meta device, torch checks no sizes
+    content = read_checkpoint(local)  # with its data: on the meta device torch does not check sizes
     try:
         _, state_dict, _ = pick_state_dict(content)
     except CheckpointError as error:
@@ -315,5 +315,5 @@ def check_checkpoint_file(path: str, resume: bool = False) -> str:
         raise CheckpointError(
             f'{path}: mmengine reads no .safetensors, which must be converted to .pth first.', 'convert'
         )
-    read_checkpoint(local, 'meta', allow_types=())  # as mmengine, which leaves no argparse.Namespace out
+    read_checkpoint(local, 'meta', allow_types=())  # as mmengine does, which refuses argparse.Namespace
     return local

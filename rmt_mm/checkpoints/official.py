@@ -1,4 +1,4 @@
-"""From the authors' checkpoints to ours and back: what a file is, whether it is complete, and a report."""
+"""Convert the authors' checkpoints to ours and back: identify a file, check that it is complete, and report on it."""
 
 import os.path as osp
 import re
@@ -26,7 +26,7 @@ from .official_names import (
 
 StateDict = Dict[str, Tensor]
 
-# What a kind can be reduced to.
+# The kinds that each kind can be reduced to.
 REDUCTIONS = {
     'classification': ('dense',),
     'token_label': ('classification', 'dense'),
@@ -38,7 +38,7 @@ TASKS = ('auto', *REDUCTIONS)
 WEIGHTS = ('auto', 'model', 'model_ema')
 NO_NORMS = 'a classifier has no output norms: those of a dense model start anew'
 FEWER_NORMS = 'trained without these outputs: their norms start anew in a model that has them'
-# A block, by official names and by ours.
+# A tensor name in a block, official or ours.
 _BLOCK = re.compile(
     r'(?:layers\.(\d{1,3})\.blocks|stages\.(\d{1,3}))\.(\d{1,3})\.'
     r'((?:retention_layer_norm|norm1)\.weight$)?'
@@ -47,25 +47,25 @@ _BLOCK = re.compile(
 
 @dataclass
 class OfficialModel:
-    """The tensors of a checkpoint under official names, known to be complete, and what there is to say of them."""
+    """The complete tensors of a checkpoint, under official names, and the facts for a report on them."""
 
     kind: str  # a key of REDUCTIONS
     size: str  # a name in ARCHS
     arch: Arch
-    model: Optional[str]  # what is around the backbone: a name in HEADS
-    weights: str  # where in the file the tensors were
+    model: Optional[str]  # the detector or segmentor around the backbone: a name in HEADS
+    weights: str  # the file's key of the state dict
     backbone: StateDict
     head: StateDict
     dropped: Dict[str, List[str]] = field(default_factory=dict)  # reason -> names
-    missing: Dict[str, List[str]] = field(default_factory=dict)  # the same
+    missing: Dict[str, List[str]] = field(default_factory=dict)  # reason -> names
     notes: List[str] = field(default_factory=list)
     dataset_meta: dict = field(default_factory=dict)  # names and colours of classes, if the file has them
 
     def adapt_in_channels(self, channels: int) -> None:
-        """Make the stem take another number of input channels.
+        """Adapt the stem to another number of input channels, by the usual rules.
 
-        The usual way: for 1, the sum over the input channels (a grey image acts as one of three equal channels);
-        otherwise the channels repeated in turn, and scaled by old over new number.
+        For 1 channel, sum over the input channels (a grey image acts as one of three equal channels). Otherwise repeat
+        the channels in turn, and scale them by old over new number.
         """
         name = 'patch_embed.proj.0.weight'
         weight = self.backbone[name]
@@ -82,10 +82,10 @@ class OfficialModel:
         self.notes.append(f'adapted: the first convolution of the stem, {how}')
 
     def adapt_num_classes(self, classes: int) -> None:
-        """Leave the tensors whose shape depends on the number of classes out, so that the model starts them anew.
+        """Drop the tensors whose shape depends on the number of classes, so that the model initialises them.
 
         Raises:
-            CheckpointError: a backbone has no classes.
+            CheckpointError: the checkpoint is a backbone alone, which has no classes.
         """
         if self.kind == 'dense':
             raise CheckpointError('a backbone alone has no classes, so that no number of classes can be set.')
@@ -101,14 +101,14 @@ class OfficialModel:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, by the rows of a tensor; KeyError without it."""
+        """Number of classes, from the rows of a tensor; KeyError if the head lacks that tensor."""
         head = HEADS.get(self.model or '')
         tensor = self.head[head.class_tensor if head else 'head.weight']
         rows = tensor.shape[0] if tensor.dim() else 0
         return head.rows_to_classes(rows) if head else rows
 
     def head_shapes(self, classes: int) -> Shapes:
-        """Return names and shapes of what is around the backbone."""
+        """Return names and shapes of the tensors outside the backbone."""
         if self.model is not None:
             return HEADS[self.model].shapes(self.arch.embed_dims, classes)
         return classifier_head_shapes(self.arch, classes, self.kind == 'token_label') if self.kind != 'dense' else {}
@@ -117,14 +117,14 @@ class OfficialModel:
         """Return a checkpoint for mmpretrain, mmdet 3 or mmseg 1.
 
         Args:
-            **meta: to be stored under ``meta['rmt_mm']``, beside arch, kind, weights and version.
+            **meta: stored under ``meta['rmt_mm']``, next to arch, kind, weights and version.
 
         Returns:
-            dict: ``state_dict``, ``meta``, and ``official_only``: tensors that the way back needs.
+            dict: ``state_dict``, ``meta``, and ``official_only``: tensors that conversion back needs.
         """
         backbone, only = dict(self.backbone), {}
         for name in self.backbone:
-            # Asked for stages 2-4 alone, as RetinaNet does, our backbone has no norm of stage 1.
+            # RetinaNet takes stages 2-4 alone, for which our backbone has no norm of stage 1.
             if POSITION_BUFFER.fullmatch(name) or (self.model == 'RetinaNet' and name.startswith('extra_norms.0.')):
                 only[name] = backbone.pop(name)
         state_dict = {f'backbone.{name}': tensor for name, tensor in convert_official_state_dict(backbone).items()}
@@ -136,13 +136,13 @@ class OfficialModel:
         return dict(state_dict=state_dict, meta=new_meta, official_only=only)
 
     def to_official(self) -> dict:
-        """Return a checkpoint as the authors' code has it: ``model``, or for mmdet 2 and mmseg 0 ``state_dict``."""
+        """Return a checkpoint for the authors' code: under ``model``, or for mmdet 2 and mmseg 0 ``state_dict``."""
         backbone = {**position_buffers(self.arch), **self.backbone}
         if self.model is None:
             order = [*backbone_shapes(self.arch), *self.head]
             both = {**backbone, **self.head}
             return dict(model={name: both[name] for name in order if name in both})
-        if self.model == 'RetinaNet':  # which the authors' backbone has, and ours not
+        if self.model == 'RetinaNet':  # the authors' backbone has a norm of stage 1, ours has none
             dim = self.arch.embed_dims[0]
             backbone.setdefault('extra_norms.0.weight', torch.ones(dim))
             backbone.setdefault('extra_norms.0.bias', torch.zeros(dim))
@@ -170,21 +170,21 @@ class OfficialModel:
 def parse_checkpoint(
     checkpoint: dict, weights: str = 'auto', task: str = 'auto', sizes: Mapping[str, Arch] = ARCHS
 ) -> OfficialModel:
-    """Find out what a checkpoint holds, and that it is complete.
+    """Identify what a checkpoint holds, and check that it is complete.
 
     Args:
         checkpoint (dict): contents of an official file, of one of this package, or a bare state dict of either.
-        weights (str): ``'model'``, ``'model_ema'``, or ``'auto'``: raw weights where the file has both.
-        task (str): ``'auto'``, or what is wanted: the file's own kind, or a part of it: ``'dense'`` leaves every head
-            out, ``'classification'`` the auxiliary head of a token-label model.
+        weights (str): ``'model'``, ``'model_ema'``, or ``'auto'``: raw weights if the file has both.
+        task (str): ``'auto'`` for the file's own kind, that kind by name, or a part of it: ``'dense'`` drops every
+            head, ``'classification'`` the auxiliary head of a token-label model.
         sizes (Mapping[str, Arch]): sizes that a file may have. Default: the published ones.
 
     Returns:
         OfficialModel: its tensors under official names.
 
     Raises:
-        CheckpointError: no state dict, not an RMT, a kind other than asked for, an unknown size, or tensors that are
-            missing, unexpected or of the wrong shape.
+        CheckpointError: there is no state dict, it is not an RMT, it does not contain the kind ``task``, its size is
+            unknown, or tensors are missing, unexpected or of the wrong shape.
     """
     weights, state_dict, notes = pick_state_dict(checkpoint, weights)
     meta = _dict(checkpoint.get('meta'))
@@ -195,7 +195,7 @@ def parse_checkpoint(
         )
     backbone, head = _split(state_dict)
     buffers = _dict(checkpoint.get('official_only'))
-    remembered = _dict(meta.get('rmt_mm')).get('weights')  # by a file of ours
+    remembered = _dict(meta.get('rmt_mm')).get('weights')  # written by to_ours
     weights = remembered if isinstance(remembered, str) else weights
     kind, model = _recognise_kind(head, task)
     size, arch = _recognise_size(backbone, sizes)
@@ -216,10 +216,10 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     """Find the state dict in a checkpoint.
 
     Returns:
-        tuple: where it was, its tensors without the ``module.`` of wrappers, and notes for the user.
+        tuple: its key in the checkpoint, its tensors without the ``module.`` of wrappers, and notes for the user.
 
     Raises:
-        CheckpointError: there is none, or not the one asked for.
+        CheckpointError: there is none, or none under the key ``weights``.
     """
     groups = {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
     notes = []
@@ -270,7 +270,7 @@ def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
 
 
 def require_rmt(state_dict: StateDict) -> None:
-    """Raise CheckpointError if no tensor has a name of the blocks of :class:`rmt_mm.RMT`, whatever stands before."""
+    """Raise CheckpointError if no tensor has a name of the blocks of :class:`rmt_mm.RMT`, after any prefix."""
     if not is_ours(state_dict):
         raise CheckpointError(
             f'this is not a checkpoint of RMT: none of its {len(state_dict)} tensors has such a name '
@@ -279,14 +279,14 @@ def require_rmt(state_dict: StateDict) -> None:
 
 
 def is_deployed(names: Iterable[str]) -> bool:
-    """Tell by our names whether an RMT is of the form for inference: its BatchNorms are in the convolutions."""
+    """Tell by our names whether an RMT is in the form for inference: its BatchNorms are fused into the convolutions."""
     names = list(names)
     norms = any(re.search(r'(^|\.)(stem\.(1|4|7|10)|downsamples\.\d\.norm)\.', name) for name in names)
     return is_ours(names) and not norms and any(re.search(r'(^|\.)stem\.0\.weight$', name) for name in names)
 
 
 def is_marked_deployed(checkpoint: dict) -> bool:
-    """Tell whether a checkpoint says that it holds the form for inference: names do not tell it of other norms."""
+    """Tell whether a checkpoint is marked as the form for inference: with other norms the names do not show it."""
     return bool(_dict(_dict(checkpoint.get('meta')).get('rmt_mm')).get('deploy'))
 
 
@@ -310,7 +310,7 @@ def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
 
 
 def measure(state_dict: StateDict) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
-    """Return channels and block counts of the stages of an RMT, by official names or ours; 0 where there are none."""
+    """Return channels and block counts of the stages of an RMT, by official names or ours; 0 if none are found."""
     dims: Dict[int, int] = {}
     depths: Dict[int, int] = {}
     for name, tensor in state_dict.items():
@@ -333,7 +333,7 @@ def _recognise_size(backbone: StateDict, sizes: Mapping[str, Arch]) -> Tuple[str
 
 
 def differences(wanted: Shapes, have: Shapes) -> List[str]:
-    """Say what tensors are missing, unexpected and of the wrong shape, an item each; nothing if all fit."""
+    """Return a text each on missing tensors, unexpected tensors and tensors of the wrong shape; empty if all fit."""
     missing = [name for name in wanted if name not in have]
     unexpected = [name for name in have if name not in wanted]
     wrong = [name for name in have if name in wanted and tuple(have[name]) != tuple(wanted[name])]
@@ -351,7 +351,7 @@ def differences(wanted: Shapes, have: Shapes) -> List[str]:
 
 
 def _reduce(parsed: OfficialModel, task: str) -> None:
-    """Leave out what the task asked for does not need."""
+    """Drop the tensors that ``task`` does not need."""
     if task in ('auto', parsed.kind):
         return
     if task not in REDUCTIONS[parsed.kind]:
@@ -398,7 +398,7 @@ def _check(parsed: OfficialModel) -> None:
         raise CheckpointError(f'the file is incomplete: it has no {error.args[0]}.') from error
     have = {name: tuple(tensor.shape) for name, tensor in {**parsed.backbone, **head}.items()}
 
-    # Computed, or counters that no result depends on: torch, too, does without.
+    # Buffers that the model computes, and counters that do not change results and that torch does not require either.
     optional = [
         name
         for name in wanted
@@ -423,7 +423,7 @@ def _check_positions(parsed: OfficialModel) -> None:
     """Raise CheckpointError if the file was trained with another decay or rotation than we compute."""
     for name, ours in position_buffers(parsed.arch).items():
         theirs = parsed.backbone.get(name)
-        # Loose enough for files in half precision; another decay range is tens of per cent away.
+        # The tolerance admits files in half precision; another decay range differs by tens of per cent.
         if theirs is not None and not theirs.float().cpu().allclose(ours, rtol=5e-3, atol=1e-5):
             first, wanted = ([round(value, 4) for value in buffer.tolist()[:3]] for buffer in (theirs, ours))
             raise CheckpointError(
@@ -437,7 +437,7 @@ def _dict(value) -> dict:
 
 
 def _is_plain(value: object, depth: int = 4) -> bool:
-    """Tell whether a value is of the kind that JSON can hold, and not nested deeply."""
+    """Tell whether a value consists of types that JSON can hold, nested at most ``depth`` levels."""
     if isinstance(value, (list, tuple, dict)):
         keys, parts = (value.keys(), value.values()) if isinstance(value, dict) else ((), value)
         return (
@@ -449,6 +449,6 @@ def _is_plain(value: object, depth: int = 4) -> bool:
 
 
 def list_some(names: List[str], count: int = 3) -> str:
-    """Join the first names, shortened and escaped, since strangers give them; say how many more there are."""
+    """Join the first names, shortened and escaped, since an untrusted file gives them; count the others."""
     first = [printable(name, 100) for name in names[:count]]
     return ', '.join(first) + (f' and {len(names) - count} more' if len(names) > count else '')

@@ -1,7 +1,7 @@
 """Heads of the authors' detectors (mmdet 2) and segmentors (mmseg 0): the names and shapes of their tensors.
 
-mmdet 3 and mmseg 1 still use these names, so that nothing is renamed; the tables let a converter tell what is missing,
-unexpected or of another size. D stands for the backbone's channels, N for the number of classes.
+mmdet 3 and mmseg 1 still use these names, so the converter renames nothing. It uses the tables to find tensors that are
+missing, unexpected or of another size. D is the backbone's channels, N the number of classes.
 """
 
 from typing import Callable, NamedTuple, Tuple
@@ -19,7 +19,7 @@ def _convs(name: str, count: int) -> Shapes:
 
 
 def _conv_bn(name: str, out_channels: int, in_channels: int, kernel: int) -> Shapes:
-    """Return mmcv's ConvModule with BatchNorm, whose convolution has no bias."""
+    """Return the shapes of mmcv's ConvModule with BatchNorm, whose convolution has no bias."""
     weight = (out_channels, in_channels, kernel, kernel)
     return {f'{name}.conv.weight': weight, **batch_norm(f'{name}.bn', out_channels)}
 
@@ -77,7 +77,7 @@ def cascade_mask_rcnn(dims: Dims, classes: int) -> Shapes:
 
 
 def retinanet(dims: Dims, classes: int) -> Shapes:
-    shapes = _fpn(dims[1:])  # from stride 8, and two more levels out of the last stage
+    shapes = _fpn(dims[1:])  # from stride 8, with two more levels made from the last stage
     shapes.update(layer('neck.fpn_convs.3.conv', 256, dims[-1], 3, 3))
     shapes.update(layer('neck.fpn_convs.4.conv', 256, 256, 3, 3))
     for branch, rows in (('cls', 9 * classes), ('reg', 9 * 4)):  # 9 anchors a place
@@ -89,7 +89,7 @@ def retinanet(dims: Dims, classes: int) -> Shapes:
 def semantic_fpn(dims: Dims, classes: int) -> Shapes:
     shapes = {**_fpn(dims), **layer('decode_head.conv_seg', classes, 128, 1, 1)}
     for scale in range(4):
-        for i in range(max(1, scale)):  # with an upsampling behind each where scale > 0
+        for i in range(max(1, scale)):  # with an upsampling after each where scale > 0
             shapes.update(_conv_bn(f'decode_head.scale_heads.{scale}.{2 * i}', 128, 128 if i else 256, 3))
     return shapes
 
@@ -113,8 +113,8 @@ class Head(NamedTuple):
 
     task: str  # 'detector' or 'segmentor'
     shapes: Callable[[Dims, int], Shapes]  # of D and N
-    mark: str  # how a name starts that models further down in HEADS lack
-    class_tensor: str  # a tensor whose rows tell N
+    mark: str  # a prefix of tensor names that later models in HEADS lack
+    class_tensor: str  # a tensor whose number of rows gives N
     rows_to_classes: Callable[[int], int]
 
 

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the names and shapes of their tensors, and what these are called here."""
+"""The authors' checkpoints: the names and shapes of their tensors, and our names for them."""
 
 import re
 from typing import Dict, Iterable, List, Optional, Pattern, Tuple
@@ -31,14 +31,14 @@ _NAMES = [
     ('head.*', 'head.fc.*'),
     ('aux_head.*', 'head.aux_fc.*'),
 ]
-# Three official tensors are one of ours.
+# Three official tensors are concatenated into one of ours.
 _QKV = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.retention\.([qkv])_proj\.(weight|bias)')
 _QKV_OURS = re.compile(r'stages\.(\d+)\.(\d+)\.attn\.qkv\.(weight|bias)')
 POSITION_BUFFER = re.compile(r'layers\.\d+\.Relpos\.(angle|decay)')
 
 
 def _renames(names: Iterable[Tuple[str, str]]) -> List[Tuple[Pattern, str]]:
-    """Return, for pairs of old and new template, what finds the old one and a format string of the new one."""
+    """Return, for pairs of old and new template, a pattern of the old one and a format string of the new one."""
     return [
         (re.compile(re.escape(old).replace(r'\#', r'(\d+)').replace(r'\*', '(.+)')), re.sub('[#*]', '{}', new))
         for old, new in names
@@ -58,12 +58,12 @@ def _rename(name: str, renames: Iterable[Tuple[Pattern, str]]) -> Optional[str]:
 
 
 def is_official(names: Iterable[str]) -> bool:
-    """Tell whether tensor names are those of an official RMT, whatever stands before them."""
+    """Tell whether tensor names are those of an official RMT, after any prefix."""
     return any(re.search(r'(^|\.)layers\.\d+\.blocks\.\d+\.retention\.q_proj\.weight$', name) for name in names)
 
 
 def is_ours(names: Iterable[str]) -> bool:
-    """Tell whether tensor names are those of :class:`rmt_mm.RMT`, whatever stands before them."""
+    """Tell whether tensor names are those of :class:`rmt_mm.RMT`, after any prefix."""
     return any(re.search(r'(^|\.)stages\.\d+\.\d+\.attn\.qkv\.weight$', name) for name in names)
 
 
@@ -75,15 +75,15 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
             token-label classifier, without prefix: the contents of ``model`` in the released files.
 
     Returns:
-        dict[str, Tensor]: backbone tensors under the names of :class:`rmt_mm.RMT`; a classifier's, under those of an
-        mmpretrain ``ImageClassifier``, so with ``backbone.`` and ``head.`` in front. Query, key and value projections
-        become one; position buffers are left out, since they are computed.
+        dict[str, Tensor]: backbone tensors under the names of :class:`rmt_mm.RMT`; a classifier's tensors under the
+        names of an mmpretrain ``ImageClassifier``, that is, with ``backbone.`` and ``head.`` in front. Query, key and
+        value projections are concatenated into one; position buffers are dropped, since the model computes them.
 
     Raises:
         ValueError: names that no official RMT has, or a block without one of its three projections.
     """
     converted: Dict[str, Tensor] = {}
-    qkv: Dict[str, Dict[str, Tensor]] = {}  # under our name, the three parts of the projection
+    qkv: Dict[str, Dict[str, Tensor]] = {}  # our name -> the three parts of the projection
     unknown = []
     for name, tensor in state_dict.items():
         match = _QKV.fullmatch(name)
@@ -133,7 +133,7 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
         if match:
             stage, block, kind = match.groups()
             for which, part in zip('qkv', tensor.chunk(3)):
-                # A tensor of its own: saving a part of another one would save the whole.
+                # Clone: saving a view would save the whole tensor.
                 reverted[f'layers.{stage}.blocks.{block}.retention.{which}_proj.{kind}'] = part.clone()
             continue
         new = _rename(name, _TO_OFFICIAL)
@@ -155,7 +155,7 @@ def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) ->
     Args:
         arch (Arch): the size.
         in_channels (int): channels of the input image. Default 3.
-        out_norms (bool): with the norms of dense prediction. Default True.
+        out_norms (bool): include the norms of dense prediction. Default True.
     """
     dims, shapes = arch.embed_dims, {}
     widths = (in_channels, dims[0] // 2, dims[0] // 2, dims[0], dims[0])
@@ -219,13 +219,13 @@ def batch_norm(name: str, dim: int) -> Shapes:
 
 
 def position_buffers(arch: Arch) -> Dict[str, Tensor]:
-    """Return what official checkpoints hold of positions, which this package computes.
+    """Return the position buffers of official checkpoints, which this package computes.
 
     Args:
         arch (Arch): the size.
 
     Returns:
-        dict[str, Tensor]: of every stage, the rotation's angles, each twice, (head_dim, ), and the logarithm of the
+        dict[str, Tensor]: for every stage, the rotation's angles, each twice, (head_dim, ), and the logarithm of the
         heads' decay, (heads, ), fp32.
     """
     buffers = {}

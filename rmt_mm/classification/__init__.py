@@ -1,4 +1,4 @@
-"""RMT as mmpretrain classifiers: the head, and training with token labels."""
+"""RMT for mmpretrain: the classification head, and training with token labels."""
 
 from ..errors import TokenLabelError
 from .classifier import TokenLabelClassifier

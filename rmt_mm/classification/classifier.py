@@ -1,4 +1,4 @@
-"""An image classifier that is trained with token labels and MixToken."""
+"""An image classifier for training with token labels and MixToken."""
 
 from typing import List, Optional
 
@@ -15,9 +15,9 @@ from .mix_token import box_mask, draw_box, paste_flipped
 class TokenLabelClassifier(ImageClassifier):
     """ImageClassifier with MixToken in training: a box of the stem's output is pasted from the flipped batch.
 
-    The box is drawn on the grid of the last stage's tokens, so that each token belongs to one image; the head undoes
-    the mixing for the tokens and mixes the class targets (:class:`RMTTokenLabelHead`). Everything but the loss is
-    ImageClassifier's.
+    The box is drawn on the grid of the last stage's tokens, so that each token belongs to one image. The head undoes
+    the mixing for the tokens and mixes the class targets (:class:`RMTTokenLabelHead`). This class overrides only the
+    loss of ImageClassifier.
 
     Args:
         mix_alpha (float): lam ~ Beta(mix_alpha, mix_alpha), where 1 - lam is about the box's share of the image; 0
@@ -26,11 +26,10 @@ class TokenLabelClassifier(ImageClassifier):
             has stride 4.
 
     Raises:
-        TokenLabelError: ``train_cfg`` asks for batch augmentations as well; in training, an input whose size 32 does
-            not divide.
+        TokenLabelError: ``train_cfg`` sets batch augmentations as well; in training, 32 does not divide the input.
     """
 
-    STRIDE = 32  # of the tokens that have labels
+    STRIDE = 32  # of the labelled tokens
     STEM_STRIDE = 4
 
     def __init__(self, *args, mix_alpha: float = 1.0, **kwargs) -> None:
@@ -41,7 +40,7 @@ class TokenLabelClassifier(ImageClassifier):
                 'leave their token labels behind: remove train_cfg.augments.'
             )
         self.mix_alpha = mix_alpha
-        # The hook stays, and what it does is in self._mixed: a compiled model does not see that hooks come and go.
+        # Keep the hook registered and switch it by self._mixed: a compiled model ignores later changes of its hooks.
         self._mixed: Optional[Tensor] = None
         self.backbone.stem.register_forward_hook(self._mix)
 

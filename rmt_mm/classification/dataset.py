@@ -18,7 +18,7 @@ def _list_files(root: str) -> Set[str]:
     found: Set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         found.update(osp.join(folder, name) for name in names)
-        # a link to a folder above has no end
+        # Skip links to a parent folder: following them would never end.
         here = osp.join(osp.realpath(folder), '')
         subfolders[:] = [
             name for name in subfolders if not here.startswith(osp.join(osp.realpath(osp.join(folder, name)), ''))
@@ -27,7 +27,7 @@ def _list_files(root: str) -> Set[str]:
 
 
 class _WithLabelMaps(BaseDataset):
-    """Adds ``label_map_path`` to what mmpretrain's datasets load; see :class:`TokenLabelDataset`."""
+    """Add ``label_map_path`` to the samples of mmpretrain's datasets; see :class:`TokenLabelDataset`."""
 
     def load_data_list(self) -> List[dict]:
         data_list = super().load_data_list()
@@ -64,8 +64,8 @@ class TokenLabelDataset(_WithLabelMaps, CustomDataset):
     :class:`mmpretrain.datasets.CustomDataset`.
 
     Raises:
-        TokenLabelError: images without a label map, with their number and the first names, or ``data_prefix`` has no
-            ``label_map_path``.
+        TokenLabelError: images have no label map (the message gives their number and the first names), or
+            ``data_prefix`` has no ``label_map_path``.
     """
 
 

@@ -1,7 +1,7 @@
-"""Class scores at every place of an image, from a classifier that was trained to give one answer for all of it.
+"""Compute class scores at every place of an image with a classifier that was trained to predict one class per image.
 
-The last feature map is classified place by place: what comes after it (the pooling, which then has nothing to pool, and
-the classifier) is run on every place as if it were an image of its own.
+Each place of the last feature map is classified separately: the layers after the map (the pooling, which has no effect
+on one place, and the classifier) run on every place as if it were a whole image.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def dense_logits(model: ImageClassifier, inputs: Tensor) -> Tensor:
         Tensor: (B, num_classes, h, w).
 
     Raises:
-        ValueError: the backbone's last output is not a feature map, or the head gives no logits for single places.
+        ValueError: the backbone's last output is not a feature map, or the head returns no logits for single places.
     """
     feats = model.extract_feat(inputs, stage='backbone')
     x = feats[-1] if isinstance(feats, (tuple, list)) else feats
@@ -36,7 +36,7 @@ def dense_logits(model: ImageClassifier, inputs: Tensor) -> Tensor:
     places = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1], 1, 1)
     if model.with_neck:
         feats = model.neck((places,))
-    else:  # our heads pool; others without a neck take pooled features
+    else:  # our heads pool; other heads without a neck take pooled features
         feats = (places if isinstance(model.head, RMTClsHead) else places.flatten(1),)
     logits = model.head(feats)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(places):

@@ -1,4 +1,4 @@
-"""An EMA of the weights whose decay follows the batch size."""
+"""An EMA of the weights whose decay depends on the batch size."""
 
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
@@ -8,13 +8,14 @@ from mmpretrain.registry import HOOKS
 
 @HOOKS.register_module()
 class BatchScaledEMAHook(EMAHook):
-    """mmpretrain's EMAHook with the decay ``decay ** (batch size / base_batch_size)``, as the released code has it.
+    """mmpretrain's EMAHook with the decay ``decay ** (batch size / base_batch_size)``, as in the released code.
 
-    The batch size is images a GPU times GPUs: mmengine averages after every iteration, accumulated gradients or not.
+    The batch size is images per GPU times GPUs: mmengine averages after every iteration, even if gradients are
+    accumulated.
 
     Args:
         decay (float): decay at ``base_batch_size``. Default 0.99996.
-        base_batch_size (int): Default 512.
+        base_batch_size (int): batch size at which the decay is ``decay``. Default 512.
         **kwargs: those of :class:`mmpretrain.engine.EMAHook`, without ``momentum``.
     """
 
@@ -28,6 +29,6 @@ class BatchScaledEMAHook(EMAHook):
         return 1 - self.decay ** (batch_size / self.base_batch_size)
 
     def before_run(self, runner: Runner) -> None:
-        loader = runner.cfg.get('train_dataloader') or dict(batch_size=self.base_batch_size)  # none: a test alone
+        loader = runner.cfg.get('train_dataloader') or dict(batch_size=self.base_batch_size)  # none in a test
         self.ema_cfg['momentum'] = self.momentum(loader['batch_size'] * get_world_size())
         super().before_run(runner)

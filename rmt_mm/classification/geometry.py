@@ -1,4 +1,4 @@
-"""Where pixels go: a record of what geometric transforms do to an image."""
+"""Record how geometric transforms move the pixels of an image."""
 
 from typing import List, Optional
 
@@ -32,7 +32,7 @@ def _shift(x: float, y: float) -> np.ndarray:
 
 
 def _warp_matrix(op: BaseAugTransform, height: int, width: int) -> np.ndarray:
-    """Return the matrix with which OpenCV has warped the image, from old to new pixel centres."""
+    """Return the matrix with which OpenCV warped the image, from old to new pixel centres."""
     matrix = np.eye(3)
     if op.random_disable():
         return matrix
@@ -73,22 +73,22 @@ def _source(op: BaseTransform, results: dict, image: np.ndarray) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class TrackGeometry(BaseTransform):
-    """Run transforms of mmcv and mmpretrain as they are, and keep a record of where each place of the image came from.
+    """Run transforms of mmcv and mmpretrain unchanged, and record where each place of the image came from.
 
-    The record is a list of affine matrices, ``label_transforms``, one a step: it takes places (x, y, 1) of the step's
-    result to places of its input, both from 0 to 1 over the whole width and height. Followed back from the last, they
-    lead to the original image; a place that leaves the image on the way shows padding. Labels on any grid can so be
-    looked up once, at the end (:class:`MakeTokenLabels` does), whatever has happened to the image.
+    The record is a list of affine matrices, ``label_transforms``, one a step. A matrix maps places (x, y, 1) of the
+    step's result to places of its input, both from 0 to 1 over the whole width and height. Applied from the last to the
+    first, the matrices lead to the original image; a place that leaves the image on the way shows padding. So labels on
+    any grid are looked up only once, after all transforms (:class:`MakeTokenLabels` does this).
 
     Required keys: ``img``. Modified: those of the transforms. Added or extended: ``label_transforms``, a list of 3x3
     float64 arrays.
 
     Args:
         transforms (list[dict]): RandomFlip, RandAugment, Rotate, Shear, Translate, RandomResizedCrop and Resize,
-            ResizeEdge (of the whole image), and transforms that change colours alone.
+            ResizeEdge (of the whole image), and transforms that change only colours.
 
     Raises:
-        TokenLabelError: a transform about which it is not known whether it moves pixels.
+        TokenLabelError: a transform of another class, which may move pixels.
     """
 
     def __init__(self, transforms: List[dict]) -> None:
@@ -113,7 +113,7 @@ class TrackGeometry(BaseTransform):
                 if results is None:
                     return None
                 after = np.random.get_state()
-                np.random.set_state(before)  # so that asking the transform again gives what it has drawn
+                np.random.set_state(before)  # _source draws the same random numbers again
                 matrices.append(_source(op, results, image))
                 np.random.set_state(after)
         results['label_transforms'] = matrices

@@ -1,4 +1,4 @@
-"""The classification heads of RMT, as the released code has them."""
+"""The classification heads of RMT, as in the released code."""
 
 from typing import List, Optional, Tuple
 
@@ -113,7 +113,7 @@ class RMTTokenLabelHead(RMTClsHead):
             dict[str, Tensor]: ``loss_cls`` and ``loss_aux``.
 
         Raises:
-            TokenLabelError: data samples without token labels, or of another size than the last stage's output.
+            TokenLabelError: data samples have no token labels, or labels of another size than the last stage's output.
         """
         cls_score, aux_score = super().forward(feats), self.aux_logits(feats)
         if 'token_score' not in data_samples[0] or 'class_score' not in data_samples[0]:

@@ -1,8 +1,8 @@
-"""Label maps: the dense scores of an annotator network for an image, kept for its best classes only.
+"""Label maps: the dense scores of an annotator network for an image, kept for the best classes only.
 
 A file holds one array (2, k, h, w), usually fp16: scores in [0], class indices in [1], of the k best classes of every
 cell of an h x w grid over the *whole* image. k = 5 and h = w = 18 in the maps of the published runs. Scores are logits:
-classes left out count as 0, and a softmax over all classes follows.
+the other classes count as 0, and a softmax over all classes follows.
 """
 
 import math
@@ -20,7 +20,7 @@ from ..safe_load import DAMAGE, safe_load
 
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'
-# No label map has more numbers: all scores of 20,000 classes for a 20 x 20 grid, twice. In fp32, they take 64 MiB.
+# The largest label map that is read: scores and indices of 20,000 classes on a 20 x 20 grid. In fp32 it takes 64 MiB.
 MAX_NUMBERS = 2**24
 
 
@@ -36,8 +36,8 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
         Tensor: fp32, (2, k, h, w).
 
     Raises:
-        TokenLabelError: there is no such file, it is truncated or no label map, is larger than any
-            (:data:`MAX_NUMBERS`), or has class indices beyond ``num_classes``.
+        TokenLabelError: there is no such file, it is truncated, is not a label map, is larger than
+            :data:`MAX_NUMBERS`, or has class indices of ``num_classes`` or above.
     """
     of_image = f' of image {img_path}' if img_path else ''
     try:
@@ -46,7 +46,7 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
         raise TokenLabelError(f'Label map {path}{of_image} does not exist.') from error
     except OSError as error:
         raise TokenLabelError(f'Label map {path}{of_image} cannot be read ({error.strerror or error}).') from error
-    except DAMAGE as error:  # CheckpointError is one of them
+    except DAMAGE as error:  # DAMAGE includes CheckpointError
         reason = printable(' '.join(str(error).split()).rstrip('.') or type(error).__name__, 400)
         raise TokenLabelError(
             f'Label map {path}{of_image} cannot be read, it is truncated or no label map ({reason}).'
@@ -75,7 +75,7 @@ def load_label_map(path: str, num_classes: int, img_path: str = '') -> Tensor:
 
 
 def _read_npz(path: str) -> Tensor:
-    """Read the array of a label map; its header is checked before any of its data is unpacked."""
+    """Read the array of a label map. Check its header before unpacking its data."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         name = f'{NPZ_KEY}.npy' if f'{NPZ_KEY}.npy' in names else names[0]
@@ -94,11 +94,11 @@ def _read_npz(path: str) -> Tensor:
 
 
 def save_label_map(label_map: Tensor, path: str) -> None:
-    """Save a label map as fp16, with folders as needed, so that ``path`` is never there incomplete.
+    """Save a label map as fp16, atomically: ``path`` never holds an incomplete file. Create folders as needed.
 
     Args:
         label_map (Tensor): (2, k, h, w).
-        path (str): where to, ending in ``.pt`` or ``.npz``.
+        path (str): the file, ending in ``.pt`` or ``.npz``.
 
     Raises:
         TokenLabelError: class indices above 2048, where fp16 begins to skip integers.
@@ -117,15 +117,15 @@ def save_label_map(label_map: Tensor, path: str) -> None:
             file.close()
             os.replace(file.name, path)
         finally:
-            if osp.exists(file.name):  # something went wrong: leave no part behind
+            if osp.exists(file.name):  # on an error, remove the incomplete file
                 os.unlink(file.name)
 
 
 def keep_best(logits: Tensor, k: int = 5) -> Tensor:
     """Reduce dense logits to a label map without changing the probabilities of the best classes.
 
-    The scores are shifted so that k scores with zeros for the other classes have the softmax of all the logits, as far
-    as the k best are concerned.
+    Shift the scores so that a softmax over the k best, with zeros for the other classes, gives the k best the same
+    probabilities as the softmax over all logits.
 
     Args:
         logits (Tensor): (num_classes, h, w).
@@ -138,6 +138,6 @@ def keep_best(logits: Tensor, k: int = 5) -> Tensor:
     k = min(k, num_classes)
     scores, indices = logits.float().topk(num_classes, dim=0)
     if k < num_classes:
-        rest = scores[k:].logsumexp(0) - np.log(num_classes - k)  # what each of the others would have on average
+        rest = scores[k:].logsumexp(0) - np.log(num_classes - k)  # the mean logit (in exp) of the others
         scores = scores - rest
     return torch.stack((scores[:k], indices[:k].float()))

@@ -1,4 +1,4 @@
-"""MixToken: a box of each sample's feature map is replaced by that of its counterpart in the flipped batch."""
+"""MixToken: replace a box of each sample's feature map by that of its counterpart in the flipped batch."""
 
 from typing import Optional, Sequence, Tuple, Union
 
@@ -10,7 +10,7 @@ from torch import Tensor
 Box = Tuple[int, int, int, int]  # y1, y2, x1, x2, the ends excluded
 
 
-@torch.compiler.disable  # its random numbers are NumPy's, which a compiled graph cannot draw
+@torch.compiler.disable  # a compiled graph cannot draw NumPy's random numbers
 def draw_box(height: int, width: int, alpha: float = 1.0) -> Optional[Box]:
     """Draw a box on a map of height x width whose share of the area is about 1 - lam, with lam ~ Beta(alpha, alpha).
 
@@ -23,7 +23,7 @@ def draw_box(height: int, width: int, alpha: float = 1.0) -> Optional[Box]:
 
 
 def box_mask(box: Box, height: int, width: int, device: torch.device) -> Tensor:
-    """Return a mask (H, W), True inside the box. A compiled model takes it as data: one graph for all boxes."""
+    """Return a mask (H, W), True inside the box. A compiled model takes the mask as input: one graph for all boxes."""
     y1, y2, x1, x2 = box
     mask = torch.zeros(height, width, dtype=torch.bool, device=device)
     mask[y1:y2, x1:x2] = True
@@ -46,6 +46,6 @@ def paste_flipped(x: Tensor, box: Union[Box, Tensor]) -> Tensor:
 
 
 def kept_fraction(box: Box, size: Sequence[int]) -> float:
-    """Return lam, the share of a map of ``size`` (H, W) that a box leaves as it was."""
+    """Return lam, the share of a map of ``size`` (H, W) outside a box."""
     y1, y2, x1, x2 = box
     return 1 - (y2 - y1) * (x2 - x1) / (size[0] * size[1])

@@ -1,4 +1,4 @@
-"""From an image's label map to the soft targets of its tokens."""
+"""Make the soft targets of an image's tokens from its label map."""
 
 import functools
 import math
@@ -20,8 +20,8 @@ def crop_label_map(
 ) -> Tensor:
     """Average a label map over the cells of a grid laid on the transformed image.
 
-    For a box without rotation and shear this is RoIAlign with its adaptive number of samples; a cell's share outside
-    the original image counts as zero for all classes.
+    For a box without rotation and shear this equals RoIAlign with its adaptive number of samples. A cell's share
+    outside the original image counts as zero for all classes.
 
     Args:
         label_map (Tensor): (2, k, h, w), as :mod:`rmt_mm.classification.label_map` describes it.
@@ -33,10 +33,10 @@ def crop_label_map(
         Tensor: scores, (num_classes, height, width).
     """
     scores, indices = label_map[0], label_map[1].long()
-    present, positions = indices.unique(return_inverse=True)  # a few of the 1000 classes: the others stay zero
+    present, positions = indices.unique(return_inverse=True)  # a few of the 1000 classes; the others stay zero
     dense = scores.new_zeros(len(present), *scores.shape[1:]).scatter_(0, positions, scores)
 
-    # Enough samples that neighbours are at most one cell of the label map apart, as RoIAlign has it.
+    # Take enough samples that neighbours are at most one cell of the label map apart, as RoIAlign does.
     whole = functools.reduce(np.matmul, matrices, np.diag([scores.shape[2], scores.shape[1], 1.0]))
     lengths = np.linalg.norm(whole[:2, :2], axis=0) / np.array([size[1], size[0]])
     samples_x, samples_y = (max(1, math.ceil(length - 1e-6)) for length in lengths)
@@ -86,17 +86,17 @@ class LoadLabelMap(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MakeTokenLabels(BaseTransform):
-    """Look up in the label map what the image's tokens, and the image as a whole, show after all transforms.
+    """Make soft targets for the image's tokens, and for the whole image, from the label map after all transforms.
 
-    Scores are averaged over each token's cell, then softmax over classes, times ``1 - smoothing + smoothing / K``, plus
-    ``smoothing / K`` for K classes (released code).
+    Average the scores over each token's cell, take the softmax over classes, multiply by
+    ``1 - smoothing + smoothing / K``, and add ``smoothing / K``, for K classes (released code).
 
     Required keys: ``img``, ``label_map``, ``label_transforms``. Added, as fp32 Tensors: ``token_score``,
     (K, H / stride, W / stride), and ``class_score``, (K, ). Give both to ``PackInputs(algorithm_keys=...)``.
 
     Args:
         num_classes (int): number of classes K.
-        stride (int): pixels of a token. Default 32, that of the last stage.
+        stride (int): side of a token in pixels. Default 32, the stride of the last stage.
         smoothing (float): label smoothing. Default 0.1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the command-line tools share. The library does not import this package."""
+"""Functions that the command-line tools share. The library does not import this package."""
 
 from ..checkpoints.files import force_safe_loading
 from ..checkpoints.loading import check_checkpoint_file

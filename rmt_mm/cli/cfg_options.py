@@ -1,4 +1,4 @@
-"""Apply ``--cfg-options`` to a config, and name the settings that would change nothing."""
+"""Apply ``--cfg-options`` to a config, and refuse options that would change nothing."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ from ..errors import UsageError
 from .search import walk
 from .types import REGISTRIES, find_classes, find_parameters, library
 
-# What mmengine's Runners and the tools read from a config, beside the arguments of the Runners.
+# Top-level keys that mmengine's Runners and the tools read from a config, besides the arguments of the Runners.
 _READ_FROM_CFG = {
     'activation_checkpointing',
     'compile',
@@ -34,7 +34,7 @@ KNOWN_KEYS = (_ARGUMENTS | _READ_FROM_CFG) - {'self', 'cfg'}
 
 
 class CfgOptions(DictAction):
-    """mmengine's action, with one sentence for what is not ``KEY=VALUE``."""
+    """mmengine's action, with an error of one sentence for arguments that are not ``KEY=VALUE``."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
@@ -42,7 +42,7 @@ class CfgOptions(DictAction):
                 raise argparse.ArgumentError(self, f'{value!r} is not KEY=VALUE.')
         try:
             super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:  # brackets that do not close
+        except AssertionError as error:  # unbalanced brackets
             raise argparse.ArgumentError(self, str(error)) from error
 
 
@@ -50,8 +50,8 @@ def apply_options(cfg: Config, options: dict) -> None:
     """Merge ``--cfg-options`` into ``cfg``.
 
     Raises:
-        UsageError: an option that certainly changes nothing or is misspelt. What may be read by code of the user's own
-            is let through, with a note on stderr.
+        UsageError: an option certainly changes nothing or is misspelt. Options that the user's own code may read are
+            accepted, with a note on stderr.
     """
     for option, value in options.items():
         keys = _split(cfg, option)
@@ -68,11 +68,11 @@ def apply_options(cfg: Config, options: dict) -> None:
 def check_top_level_names(cfg: Config, path: str) -> None:
     """Refuse a misspelt top-level key of a config file, such as ``optim_wraper``, which mmengine ignores."""
     imported = getattr(cfg, '_imported_names', ())
-    # tta_pipeline looks like test_pipeline, a name that every config may choose for its own use.
+    # Exclude tta_pipeline: it resembles test_pipeline, a name that any config may give to its own variable.
     names = KNOWN_KEYS - {'tta_pipeline', 'tta_model'}
     for key in set(cfg) - KNOWN_KEYS - set(imported):
         close = difflib.get_close_matches(key, names, 1, cutoff=0.85)
-        # A name that goes on, such as val_evaluator_abs, is a variable of its own.
+        # A longer name, such as val_evaluator_abs, is a separate variable.
         if close and (key == f'{close[0]}s' or not key.startswith(close[0])):
             if key == f'{close[0]}s' or _find_copies(cfg, key, cfg[key]):
                 _note(f'config {path}: nothing reads {key!r} itself; was {close[0]!r} meant?')
@@ -81,7 +81,7 @@ def check_top_level_names(cfg: Config, path: str) -> None:
 
 
 def _split(cfg: Config, option: str) -> List[str]:
-    """Split an option at its dots, except those within a key: parameter names in ``custom_keys``, keys that exist."""
+    """Split an option at its dots, except those within a key: a parameter name in ``custom_keys``, an existing key."""
     keys: List[str] = []
     node, rest = cfg._cfg_dict, option.split('.')
     while rest:
@@ -102,7 +102,7 @@ def _child(node: Any, key: str) -> Any:
 
 
 def _check_top_level(cfg: Config, option: str, keys: List[str]) -> None:
-    """Refuse a top-level key that only served to make other settings, or that mmengine passes over."""
+    """Refuse a top-level key that other settings were only built from, or that mmengine ignores."""
     key, rest = keys[0], ''.join(f'.{k}' for k in keys[1:])
     instead = _find_overruling(cfg, key)
     if instead:
@@ -131,7 +131,7 @@ def _check_top_level(cfg: Config, option: str, keys: List[str]) -> None:
 
 
 def _find_overruling(cfg: Config, key: str) -> Optional[str]:
-    """Return the setting that mmengine takes instead of the top-level ``key``, if the config has that."""
+    """Return the setting that mmengine reads instead of the top-level ``key``, if the config has it."""
     if key == 'data_preprocessor' and 'data_preprocessor' in (cfg.get('model') or {}):
         return 'model.data_preprocessor'
     if key == 'find_unused_parameters' and cfg.get('model_wrapper_cfg'):
@@ -140,7 +140,7 @@ def _find_overruling(cfg: Config, key: str) -> Optional[str]:
 
 
 def _read_part(cfg: Config) -> dict:
-    # What --tta alone reads is no place to send anybody to.
+    # Leave out the keys that only --tta reads: messages must not name them.
     return {
         key: cfg[key]
         for key in cfg
@@ -149,8 +149,8 @@ def _read_part(cfg: Config) -> dict:
 
 
 def _find_copies(cfg: Config, name: str, value: Any) -> List[str]:
-    """Return where the value of a top-level variable stands in what is read, or where a path begins with it."""
-    # Numbers and None are found by their name as well: 12 stands everywhere.
+    """Return the settings that are read and equal a top-level variable's value, or are paths that begin with it."""
+    # Numbers and None must match by name too: a value such as 12 occurs in many settings.
     distinct = isinstance(value, (str, list, tuple, dict)) and len(value) > 0
     distinct = distinct or (isinstance(value, float) and value % 1 != 0)
     found: List[str] = []
@@ -169,7 +169,7 @@ def _find_names(cfg: Config, name: str) -> List[str]:
 
 
 def _check_below(cfg: Config, option: str, keys: List[str]) -> None:
-    """Refuse a key that is misspelt below the top level, and make a dict of a None that gets keys."""
+    """Refuse a misspelt key below the top level, and replace a None that gets keys by a dict."""
     node, parent = cfg.get(keys[0]), cfg._cfg_dict
     for i, key in enumerate(keys[1:], start=1):
         if node is None:
@@ -189,7 +189,7 @@ def _check_below(cfg: Config, option: str, keys: List[str]) -> None:
 
 
 def _check_new_key(cfg: Config, option: str, key: str, node: dict) -> None:
-    """Refuse a new key that is nearly one of the dict's, or nearly an argument of its class, which has no such one."""
+    """Refuse a new key that is no argument of the dict's class, but resembles one or resembles a key of the dict."""
     classes = find_classes(node.get('type'), library(cfg), REGISTRIES)
     known = {name for cls in classes for name in find_parameters(cls)}
     close = difflib.get_close_matches(key, {*map(str, node), *known}, 1, cutoff=0.85 if known else 0.9)

@@ -1,6 +1,6 @@
-"""From a command line to a config that is known to be runnable.
+"""Turn a command line into a checked config.
 
-Mistakes that can be seen before a model is built are reported here, in one sentence each.
+This module reports mistakes that can be found before a model is built, in one sentence each.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ..errors import UsageError
 from .cfg_options import apply_options, check_top_level_names
 from .model_check import check_backbones
 
-# What reading a config raises for mistakes in it; a config is a program, and may raise more.
+# Errors that reading a config raises for mistakes in it. A config is a program, and may raise others.
 CONFIG_ERRORS = (
     OSError,
     SyntaxError,
@@ -34,19 +34,19 @@ CONFIG_ERRORS = (
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config, apply the command line to it, and check what can be checked before anything is built.
+    """Read the config, apply the command line to it, and run all checks that need nothing to be built.
 
-    ``args.config`` becomes the path of the config, if it was the name of one of ours.
+    Set ``args.config`` to the path of the config, if it was the name of one of ours.
 
     Raises:
-        UsageError: a missing or broken config, an option or file that does not exist, a work dir that cannot be
-            written, RMT without its import, a neck or head that does not fit the backbone.
+        UsageError: the config is missing or broken, an option or file does not exist, the work dir cannot be written,
+            RMT is not imported, or a neck or head does not fit the backbone.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     force_safe_loading()
     args.config = find_config(args.config)
     cfg = read_config(args.config)
-    # Before the options, as the libraries' own tools do it.
+    # Set it before the options, as the libraries' own tools do.
     cfg.launcher = args.launcher
     apply_options(cfg, args.cfg_options)
     if args.work_dir is not None:
@@ -59,10 +59,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def find_config(name: str) -> str:
-    """Return the path of a config file, given itself or the name of one of our configs.
+    """Return the path of a config file, given its path or the name of one of our configs.
 
     Raises:
-        UsageError: there is neither; the sentence names the closest of our configs.
+        UsageError: there is neither; the message names the closest of our configs.
     """
     if osp.isfile(name):
         return name
@@ -71,7 +71,7 @@ def find_config(name: str) -> str:
     except FileNotFoundError as error:
         hint = str(error).rsplit(': ', 1)[-1]
         raise UsageError(f'config {name} does not exist, and is not the name of a config of rmt_mm: {hint}') from error
-    # The folders of what was given must be those of the config: another folder's config may have the same name.
+    # The folders in the given name must match: configs in different folders may have the same name.
     given = Path(name).parts
     if path.parts[-len(given) :] not in (given, (*given[:-1], f'{given[-1]}.py')):
         raise UsageError(f'config {name} does not exist; rmt_mm has one of this name: {path}.')
@@ -82,7 +82,7 @@ def read_config(path: str) -> Config:
     """Read a config file.
 
     Raises:
-        UsageError: it cannot be read, has no model, or a misspelt top-level key.
+        UsageError: it cannot be read, has no model, or has a misspelt top-level key.
     """
     try:
         cfg = Config.fromfile(path)

@@ -1,4 +1,4 @@
-"""Check that the files and folders of a config's data sets are there, before anything is built."""
+"""Check that the files and folders of a config's data sets exist, before anything is built."""
 
 import os.path as osp
 from typing import Iterator, Optional, Tuple
@@ -15,10 +15,10 @@ LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'rmt_mm')
 
 
 def check_datasets(cfg: Config, *dataloaders: str) -> None:
-    """Raise UsageError if files or folders that the named dataloaders read are not there.
+    """Raise UsageError if files or folders that the named dataloaders read do not exist.
 
-    The data sets themselves say where they look, since each joins its paths in its own way. Left to them are those that
-    make or download their files, those of other packages, and what lies in another place than the disk.
+    The data set classes compute the paths, since each joins them in its own way. Not checked are data sets that make or
+    download their files, data sets of other packages, and files that are not on the disk.
     """
     for name in dataloaders:
         for dataset, config in build_lazily(cfg.get(name), cfg.get('default_scope')):
@@ -33,7 +33,7 @@ def check_datasets(cfg: Config, *dataloaders: str) -> None:
 
 
 def check_annotations(cfg: Config, *evaluators: str) -> None:
-    """Raise UsageError if an annotation file that a metric of the named evaluators reads is not there."""
+    """Raise UsageError if an annotation file that a metric of the named evaluators reads does not exist."""
     for name in evaluators:
         for metric in find_dicts(cfg.get(name) or [], lambda d: d.get('ann_file')):
             if isinstance(metric['ann_file'], str) and not has_remote_backend(metric):
@@ -45,7 +45,7 @@ def _paths(dataset: BaseDataset, config: dict) -> Iterator[Tuple[str, str]]:
     for path in ann_file if isinstance(ann_file, (list, tuple)) else [ann_file]:
         yield 'annotation file', path
     prefixes = dict(prefixes) if isinstance(prefixes, dict) else dict(img_path=prefixes)
-    # mmdet's instance configs inherit the folder of panoptic labels from panoptic ones, and read no file of it.
+    # mmdet's instance configs inherit the folder of panoptic labels from panoptic configs, but read no file in it.
     if not any(find_dicts(config, lambda d: d.get('with_seg') or 'Panoptic' in str(d.get('type')))):
         prefixes.pop('seg', None)
     for path in prefixes.values():

@@ -1,4 +1,4 @@
-"""Check that the parts around an RMT backbone take its outputs, before a model is built."""
+"""Check that the neck and heads around an RMT backbone accept its outputs, before a model is built."""
 
 import itertools
 import math
@@ -19,17 +19,17 @@ IMPORT_LINE = "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=Fa
 VECTOR_HEADS = ('LinearClsHead', 'StackedLinearClsHead', 'ArcFaceClsHead', 'MultiLabelLinearClsHead')
 # Heads of mmdet and mmseg whose in_channels lists all inputs.
 QUERY_HEADS = ('MaskFormerHead', 'Mask2FormerHead')
-# Detectors of mmdet that use the last feature map alone.
+# Detectors of mmdet that use only the last feature map.
 LAST_OUTPUT_MODELS = ('DETR', 'ConditionalDETR', 'DABDETR')
-# The heads of mmdet that predict at every pixel of every feature map, by their place in a detector.
+# The keys in a detector of mmdet's heads that predict at every pixel of every feature map.
 DENSE_HEADS = ('bbox_head', 'rpn_head', 'panoptic_head')
-# Where such a head states the strides of the maps that it takes.
+# Arguments in which such a head states the strides of its input maps.
 GENERATORS = ('anchor_generator', 'prior_generator', 'square_anchor_generator', 'approx_anchor_generator')
 STRIDE_KEYS = ('point_strides', 'featmap_strides', 'strides')
 
 
 class Part(NamedTuple):
-    """A model's backbone and neck as they are, or as they might be instead."""
+    """The settings of a model's backbone and neck, as given or as a variant to try."""
 
     stages: Tuple[int, ...]  # out_indices
     neck: Any  # the neck's config, or None
@@ -40,14 +40,14 @@ class Problem(NamedTuple):
 
     text: str
     key: str  # the setting in question, such as 'bbox_head.anchor_generator.strides'
-    value: Any  # what it would have to be for the outputs as they are, or None
+    value: Any  # the value that would fit the present outputs, or None
 
 
 def check_backbones(cfg: Config, path: str) -> None:
-    """Check every model of ``cfg`` whose backbone is RMT; print a note on outputs that several processes train in vain.
+    """Check every model of ``cfg`` whose backbone is RMT. With several processes, print a note on unused outputs.
 
     Raises:
-        UsageError: RMT without its import, arguments that RMT refuses, or a neck or head that does not take its
+        UsageError: the config does not import RMT, RMT refuses an argument, or a neck or head does not accept its
             outputs.
     """
     scope = library(cfg)
@@ -96,10 +96,10 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
         model (dict): the model's config.
         scope (str): its library: 'mmdet', 'mmseg' or 'mmpretrain'.
         where (str): the path of the model in the config, for messages. Default 'model'.
-        several_processes (bool): print a note on outputs that nobody uses. Default False.
+        several_processes (bool): print a note on outputs that no neck or head uses. Default False.
 
     Raises:
-        UsageError: what does not fit, and what to set.
+        UsageError: a part does not fit; the message says what to set.
     """
     backbone = model['backbone']
     try:
@@ -108,7 +108,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
     except (ValueError, TypeError) as error:
         raise UsageError(f'{where}.backbone: {error}') from error
     if scope == 'mmpretrain' and not type_name(model.get('type')).endswith('Classifier'):
-        return  # a self-supervised model hands more than the outputs of its backbone to its neck
+        return  # a self-supervised model passes more than the outputs of its backbone to its neck
     given = Part(stages, model.get('neck'))
     outs = _features(arch, stages)
     used = [[i] for i in range(len(stages))]
@@ -126,7 +126,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
     if problems:
         first = problems[0]
         advice = _advise(model, arch, given, scope, where, first)
-        if advice is None:  # a neck that takes nothing here may need a GPU, or a backbone of its own
+        if advice is None:  # a neck that fails on all outputs may need a GPU, or another backbone
             print(f'note: {where}.{first.text}; it could not be found out which would fit.', file=sys.stderr)
             return
         raise UsageError(f'{where}.{first.text}: set {advice}.')
@@ -155,7 +155,7 @@ def _describe_neck(backbone: dict, given: Part, outs: Features, error: Exception
 
 
 def _check_heads(model: dict, given: Part, outs: Features, scope: str) -> Iterator[Problem]:
-    """Yield what heads say about their input that is not so."""
+    """Yield the problems of heads whose settings do not match their inputs."""
     source = f'the outputs {list(given.stages)} of RMT' if given.neck is None else 'the outputs of the neck'
     for name, head in _heads(model):
         if not is_of_library(head.get('type'), scope):
@@ -213,7 +213,7 @@ def _check_in_index(name: str, head: dict, given: Part, outs: Features, source: 
     """Check a head of mmseg, which selects its inputs by ``in_index``."""
     channels, index = head.get('in_channels'), head.get('in_index', -1)
     if isinstance(channels, (list, tuple)) != isinstance(index, (list, tuple)):
-        return  # mmseg says it, or the head reads them in its own way
+        return  # mmseg raises its own error, or the head reads them in another way
     indices = list(index) if isinstance(index, (list, tuple)) else [index]
     size = len(outs.channels)
     if not all(isinstance(i, int) and -size <= i < size for i in indices):
@@ -239,7 +239,7 @@ def _check_detector(model: dict, outs: Features, scope: str, source: str) -> Ite
             len(outs.strides),
         )
     for path, _, extractor in walk(model.get('roi_head') or {}, 'roi_head'):
-        # The extractor of a semantic branch reads the map of that branch, others the first of the neck's outputs.
+        # The extractor of a semantic branch reads the map of that branch; others read the first outputs of the neck.
         strides = extractor.get('featmap_strides') if isinstance(extractor, dict) else None
         if strides and 'semantic' not in path and not same_strides(strides, outs.strides[: len(strides)]):
             yield Problem(
@@ -250,7 +250,7 @@ def _check_detector(model: dict, outs: Features, scope: str, source: str) -> Ite
 
 
 def read_strides(head: dict, scope: str) -> Tuple[str, Optional[list]]:
-    """Return where a dense head states the strides of its inputs, and these strides; None if it states none."""
+    """Return the key in which a dense head states the strides of its inputs, and the strides, or None for neither."""
     keys = (*GENERATORS, *STRIDE_KEYS)
     for key in (*(key for key in keys if key in head), *keys):
         value = _read_argument(head, key, scope)
@@ -261,7 +261,7 @@ def read_strides(head: dict, scope: str) -> Tuple[str, Optional[list]]:
 
 
 def _read_argument(node: dict, key: str, scope: str) -> Any:
-    """Return an argument of what a dict builds: as given, or the default of its class."""
+    """Return an argument of the object that a dict builds: as given, or the default of its class."""
     if key in node:
         return node[key]
     for cls in find_classes(node.get('type'), scope):
@@ -272,9 +272,9 @@ def _read_argument(node: dict, key: str, scope: str) -> Any:
 
 
 def same_strides(stated: Sequence, actual: Sequence[int]) -> bool:
-    """Compare strides as powers of 2 (YOLACT states 550 / 69 for 8), and skip what is far from one (SSD's 300).
+    """Compare strides as powers of 2 (YOLACT states 550 / 69 for 8), and skip those far from a power of 2 (SSD's 300).
 
-    All strides from ``SIDES[0]`` on count as one: the maps of a neck's run have one pixel there.
+    All strides from ``SIDES[0]`` up count as equal: in :func:`run_neck` their maps have one pixel.
     """
     largest = round(math.log2(SIDES[0]))
     if len(stated) != len(actual):
@@ -287,9 +287,9 @@ def same_strides(stated: Sequence, actual: Sequence[int]) -> bool:
 
 
 def _advise(model: dict, arch: Arch, given: Part, scope: str, where: str, problem: Problem) -> Optional[str]:
-    """Return what to set: the first choice of outputs with which neck and heads agree, or what the problem names.
+    """Return the settings to change: the first choice of outputs that neck and heads accept, or the problem's own key.
 
-    None means that the neck ran with no choice of outputs, so that its failure says nothing about them.
+    Return None if the neck ran with no choice of outputs, so that the outputs may not be the cause.
     """
     if problem.key == 'neck' and problem.value:
         return f'{where}.neck={dict(problem.value)}'
@@ -346,7 +346,7 @@ def _differences(part: Part, given: Part, where: str) -> Iterator[str]:
 
 
 def _find_taken(model: dict, outs: Features, scope: str) -> List[int]:
-    """Return which of the maps the heads take."""
+    """Return the indices of the maps that the heads use."""
     size = len(outs.channels)
     if scope == 'mmpretrain' or type_name(model.get('type')) in LAST_OUTPUT_MODELS:
         return [size - 1]

@@ -1,8 +1,8 @@
-"""Find out what a neck does with feature maps, by running it once on small ones.
+"""Run a neck once on small feature maps to find which maps it accepts and uses, and what it returns.
 
-What the arguments of necks mean differs: mmdet's YOLOV3Neck lists channels from the deepest, FPN skips inputs by
-``start_level``, others take the last input alone. A run shows whether the maps fit, which strides the outputs have,
-and, by the gradients, which inputs are used.
+The same arguments mean different things to different necks: mmdet's YOLOV3Neck lists channels from the deepest, FPN
+skips inputs by ``start_level``, others use only the last input. A run shows whether the maps fit, which strides the
+outputs have, and, by the gradients, which inputs are used.
 """
 
 import copy
@@ -15,18 +15,18 @@ from torch import Tensor
 from .runner import BUILD_ERRORS
 from .types import is_of_library
 
-# Sides of the images whose maps a neck gets: the second one for necks whose kernels need larger maps.
+# Sides of the images to compute the sizes of the maps from. The second is for necks whose kernels need larger maps.
 SIDES = (256, 1024)
-# What modules raise for inputs that do not fit.
+# Errors that modules raise for inputs that do not fit.
 FORWARD_ERRORS = (RuntimeError, AssertionError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class NeckError(Exception):
-    """A neck does not take the maps that it was given."""
+    """A neck does not accept its input maps."""
 
 
 class Features(NamedTuple):
-    """Feature maps, as one part of a model hands them to the next."""
+    """Channels and strides of the feature maps that one part of a model passes to the next."""
 
     channels: List[int]
     strides: List[int]  # 0 for vectors
@@ -42,10 +42,11 @@ def run_neck(neck, features: Features, scope: str, trace: bool = False) -> Optio
         trace (bool): find the inputs that each output depends on, by a backward pass for each. Default False: all.
 
     Returns:
-        tuple | None: None if the neck cannot be built or run here, or is unknown and takes something else.
+        tuple | None: None if the neck cannot be run here, or is of another package and cannot be built or does not
+        accept these maps.
 
     Raises:
-        NeckError: a neck of one of the libraries cannot be built, or does not take these maps.
+        NeckError: a neck of one of the libraries cannot be built, or does not accept these maps.
     """
     parts = neck if isinstance(neck, (list, tuple)) else [neck]
     known = all(is_of_library(part.get('type'), scope) for part in parts)

@@ -1,4 +1,4 @@
-"""Options that training and testing share, and what they change in a config."""
+"""Options that training and testing share, and their effects on a config."""
 
 import argparse
 import contextlib
@@ -18,14 +18,14 @@ from .types import library, type_name
 
 
 def _command(tool: str, installed: str) -> str:
-    """Return how a tool is called here: in a checkout as a script, elsewhere by what the package installs."""
+    """Return the command of a tool: in a checkout the script, elsewhere the command that the package installs."""
     is_checkout = (Path(__file__).resolve().parents[2] / tool).is_file()
     return f'python {tool}' if is_checkout else installed
 
 
 CONVERTER = _command('tools/model_converters/rmt_to_mm.py', 'rmt-convert')
 LABELLER = _command('tools/dataset_converters/make_token_labels.py', 'python -m rmt_mm.commands.make_token_labels')
-# What the tools add to an error, by its remedy and with its facts: the library names no tool and no flag.
+# Texts that the tools add to an error, by its remedy, filled with its facts. The library names no tool and no flag.
 REMEDIES = {
     'convert': f'convert it with `{CONVERTER} SRC DST`',
     'allow_type': f'`{CONVERTER} SRC DST --allow-type {{allow_type}}` does so',
@@ -38,13 +38,13 @@ REMEDIES = {
 
 
 def describe(error: BaseException) -> str:
-    """Return the text of an error for a terminal, in one line, with what the tools know to do about it."""
+    """Return the text of an error for a terminal, in one line, with the remedy that the tools offer."""
     text = printable(' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()))
     if not isinstance(error, RMTError):
         return f'{text} (RMT_MM_DEBUG=1 prints the traceback)'
     if error.remedy not in REMEDIES:
         return text
-    # Facts may come from a file, and end up in a shell. Several values repeat their option.
+    # Quote facts: they may come from a file, and users paste them into a shell. Several values repeat their option.
     facts = {}
     for key, value in error.facts.items():
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -53,7 +53,7 @@ def describe(error: BaseException) -> str:
 
 
 def program() -> str:
-    """Return how this program was started, for a message that repeats its command line."""
+    """Return the command that started this program, for a message that repeats its command line."""
     return f'python {sys.argv[0]}' if sys.argv[0].endswith('.py') else osp.basename(sys.argv[0])
 
 
@@ -65,14 +65,14 @@ def one_sentence(*errors: Type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (RMTError, *errors) as error:  # type: ignore[misc]  # mypy knows no starred handlers
+    except (RMTError, *errors) as error:  # type: ignore[misc]  # mypy does not support starred handlers
         if os.environ.get('RMT_MM_DEBUG'):
             raise
         sys.exit(f'error: {describe(error)}')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing share, named as OpenMMLab's own tools name them."""
+    """Add the arguments that training and testing share, with the names of OpenMMLab's own tools."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument(
         '--cfg-options',
@@ -100,10 +100,10 @@ def use_amp(cfg: Config) -> None:
 
 
 def use_tta(cfg: Config) -> None:
-    """Test with augmentation (``--tta``), as the config's ``tta_model`` and ``tta_pipeline`` describe it.
+    """Test with augmentation (``--tta``), by the config's ``tta_model`` and ``tta_pipeline``.
 
-    Where a config has none, the images and their mirror images are taken in mmdet and mmpretrain, as these libraries'
-    own test scripts do; mmseg's script has no default.
+    If a config has none, test the images and their mirror images in mmdet and mmpretrain, as these libraries' own test
+    scripts do. mmseg's script has no default.
     """
     if not cfg.get('test_dataloader'):
         raise UsageError('--tta needs test_dataloader in the config.')
@@ -136,7 +136,7 @@ def _set_default_tta(cfg: Config, pipelines: list) -> None:
     *steps, pack = pipelines[0].pipeline
     if scope == 'mmdet':
         model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-        # What merging the predictions needs beside mmdet's usual keys.
+        # Merging the predictions needs flip and flip_direction besides mmdet's usual keys.
         pack = dict(
             type='mmdet.PackDetInputs',
             meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'),
@@ -154,7 +154,7 @@ def _set_default_tta(cfg: Config, pipelines: list) -> None:
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
-    """Have the predictions of a test drawn into ``folder``, by the hook of the config's library (``--show-dir``)."""
+    """Draw the predictions of a test into ``folder``, by the hook of the config's library (``--show-dir``)."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UsageError(

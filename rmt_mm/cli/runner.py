@@ -15,19 +15,19 @@ from mmengine.runner import Runner
 from .search import find_dicts
 from .types import type_name
 
-# What mmengine's registries and the classes they build raise for a wrong config.
+# Errors that mmengine's registries, and the classes that they build, raise for a wrong config.
 BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError, ImportError, FileNotFoundError)
-# BatchNorms over all processes: mmengine's names for torch's and mmcv's, and the classes.
+# BatchNorms synchronised between processes: mmengine's names for torch's and mmcv's, and the names of the classes.
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Leave the process group, if there is one, when the block ends: all processes together, before the interpreter.
+    """Leave the process group, if there is one, at the end of the block: all processes at once, before they exit.
 
-    The threads of gloo can abort a process (SIGABRT) that ends while they run. They end with the group, which is when
-    nothing refers to it any more; ``destroy_process_group`` alone does not end them. So the block must leave no Runner
-    behind: call a function in it.
+    The threads of gloo can abort a process (SIGABRT) that exits while they run. They end when the group is freed, that
+    is, when nothing refers to it any more; ``destroy_process_group`` alone does not end them. So no Runner may outlive
+    the block: create it in a function that the block calls.
     """
     done = False
     try:
@@ -38,7 +38,7 @@ def process_group() -> Iterator[None]:
             if done:
                 gc.collect()  # a Runner and its DistributedDataParallel refer to each other, and hold the group
                 dist.barrier()
-            # After an error the others may be anywhere: NCCL could wait for them forever, and ends with the process.
+            # After an error the other processes may be anywhere: NCCL could wait for them forever, and ends on exit.
             if done or dist.get_backend() == 'gloo':
                 dist.destroy_process_group()
 
@@ -51,14 +51,14 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _adapt_to_cpu(cfg: Config) -> None:
-    """Replace what runs on accelerators alone: mmengine's AMP wrapper, SyncBN between processes, NCCL."""
+    """Replace parts that run only on accelerators: mmengine's AMP wrapper, SyncBN between processes, NCCL."""
     if cfg.launcher == 'pytorch' and not dist.is_initialized():
-        # Before mmengine does it, which would choose a GPU for each process first.
-        # Defaults of its functions are the group that there is when it is imported (by torch._dynamo, in the middle of
-        # building a model), and would hold the group until the interpreter ends.
+        # Create the group before mmengine does, which would first choose a GPU for each process. Import this module
+        # before that: its functions have the current group as a default argument, and a later import (torch._dynamo
+        # imports it while a model is built) would hold the group until the interpreter exits.
         importlib.import_module('torch.distributed.nn.functional')
         dist.init_process_group('gloo')
-        # mmengine's wrapper, without the GPU that it would take its rank for.
+        # Use mmengine's wrapper, but without its default of the GPU with the number of the rank.
         if cfg.get('model_wrapper_cfg') is None:
             cfg.model_wrapper_cfg = dict(
                 type='MMDistributedDataParallel',

@@ -8,7 +8,7 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import MODELS, Registry
 
-# Every list of registered classes that mmengine knows, such as MODELS and HOOKS.
+# All registries of mmengine, such as MODELS and HOOKS.
 REGISTRIES = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 LIBRARIES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'rmt_mm')
 
@@ -20,14 +20,14 @@ def type_name(kind: Union[str, type, None]) -> str:
 
 
 def library(cfg: Config) -> str:
-    """Return the library of a config: its ``default_scope``, or (pure-Python configs have none) that of its model."""
+    """Return the library of a config: its ``default_scope``, or its model's (pure-Python configs have no scope)."""
     kind = (cfg.get('model') or {}).get('type')
     module = kind if isinstance(kind, str) and '.' in kind else getattr(kind, '__module__', 'mmengine')
     return cfg.get('default_scope') or module.split('.')[0]
 
 
 def find_classes(kind: Union[str, type, None], scope: str, registries: Iterable[Registry] = (MODELS,)) -> List[type]:
-    """Return what ``type=kind`` may mean in the library ``scope``: empty for an unknown name."""
+    """Return the classes that ``type=kind`` may mean in the library ``scope``; empty for an unknown name."""
     if not isinstance(kind, str):
         return [kind] if isinstance(kind, type) else []
     with MODELS.switch_scope_and_registry(scope):  # imports the library's registries
@@ -36,7 +36,7 @@ def find_classes(kind: Union[str, type, None], scope: str, registries: Iterable[
 
 
 def find_parameters(cls: type) -> dict:
-    """Return the parameters of a class by name, with those of its bases, to which ``**kwargs`` go."""
+    """Return the parameters of a class by name, including those of its bases that ``**kwargs`` are passed to."""
     found: Dict[str, inspect.Parameter] = {}
     for base in inspect.getmro(cls):
         if '__init__' in vars(base) and base is not object:
@@ -48,6 +48,6 @@ def find_parameters(cls: type) -> dict:
 
 
 def is_of_library(kind: Union[str, type, None], scope: str) -> bool:
-    """Tell whether ``type=kind`` is a class of OpenMMLab's or ours, whose conventions are known."""
+    """Tell whether ``type=kind`` is a class of OpenMMLab or ours, whose conventions the checks know."""
     classes = find_classes(kind, scope)
     return bool(classes) and all(cls.__module__.split('.')[0] in LIBRARIES for cls in classes)

@@ -1,4 +1,4 @@
-"""The checkpoint that training and testing start from: choose it, check it, and say what of the model it lacks."""
+"""Choose and check the checkpoint that training and testing start from, and report which tensors it lacks."""
 
 import os.path as osp
 import re
@@ -20,13 +20,13 @@ from .model_check import is_rmt
 
 
 def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
-    """Set ``resume`` and ``load_from`` of a config as ``--resume`` and the work dir say, and check the file.
+    """Set ``resume`` and ``load_from`` of a config by ``--resume`` and the work dir, and check the file.
 
-    With nothing to resume, the config's own ``load_from`` stays.
+    With nothing to resume, keep the config's own ``load_from``.
 
     Args:
-        cfg (Config): a training config. ``resume=True`` in it without ``load_from`` is as ``resume='auto'`` here.
-        resume (str, optional): a checkpoint, or 'auto' for the last one of the work dir. Default: as the config says.
+        cfg (Config): a training config. ``resume=True`` in it without ``load_from`` means ``resume='auto'`` here.
+        resume (str, optional): a checkpoint, or 'auto' for the last one of the work dir. Default: the config's setting.
 
     Raises:
         UsageError: there is no such file.
@@ -34,7 +34,7 @@ def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
     """
     key = 'load_from'
     if resume == 'auto' or (resume is None and cfg.get('resume') and not cfg.get('load_from')):
-        # mmengine's own function prints a warning about its absence; a first run with --resume is no mistake.
+        # mmengine's function warns if the record is missing, but a first run with --resume is no mistake.
         record = osp.join(cfg.work_dir, 'last_checkpoint')
         latest = find_latest_checkpoint(cfg.work_dir) if osp.isfile(record) else None
         if latest is not None:
@@ -53,7 +53,7 @@ def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
 
 
 def check_file(path: str, key: str, resume: bool = False) -> str:
-    """Check a checkpoint for mmengine, and return what to give to it; ``key`` names where ``path`` comes from."""
+    """Check a checkpoint for mmengine, and return the path to pass to it; ``key`` is the setting that gave ``path``."""
     try:
         return check_checkpoint_file(path, resume)
     except FileNotFoundError as error:
@@ -63,11 +63,11 @@ def check_file(path: str, key: str, resume: bool = False) -> str:
 
 
 def check_init_cfgs(cfg: Config) -> None:
-    """Check the local files that the ``init_cfg`` of the model and its parts name.
+    """Check the local files in the ``init_cfg`` of the model and its parts.
 
     Raises:
-        UsageError: one does not exist.
-        CheckpointError: one that mmengine, rather than RMT, would load cannot be read safely, or must be converted.
+        UsageError: a file does not exist.
+        CheckpointError: a file that mmengine, not RMT, would load cannot be read safely, or must be converted.
     """
     for key, owner, init_cfg in _init_cfgs(cfg.get('model', {}), 'model'):
         path, key = init_cfg.get('checkpoint'), f'{key}.checkpoint'
@@ -80,7 +80,7 @@ def check_init_cfgs(cfg: Config) -> None:
 
 
 def _init_cfgs(node, key: str) -> Iterator[Tuple[str, object, dict]]:
-    """Yield the keys, types of owner, and dicts of all ``init_cfg`` of type Pretrained."""
+    """Yield key, type of the module, and dict of every ``init_cfg`` of type Pretrained."""
     if isinstance(node, (list, tuple)):
         for i, child in enumerate(node):
             yield from _init_cfgs(child, f'{key}.{i}')
@@ -95,31 +95,32 @@ def _init_cfgs(node, key: str) -> Iterator[Tuple[str, object, dict]]:
 
 
 def watch_loading(runner: Runner, checkpoint: Optional[str], use: str) -> None:
-    """Have a runner say what of its model a checkpoint lacks, as it is loaded.
+    """Make a runner report which tensors of its model a checkpoint lacks, when it loads the checkpoint.
 
     Args:
         runner (Runner): the runner, before it trains or tests.
         checkpoint (str, optional): the file, for messages. None: nothing is loaded.
-        use (str): what it is loaded for: 'start' (of a training), 'resume' or 'test'.
+        use (str): purpose of loading: 'start' (of a training), 'resume' or 'test'.
     """
     if checkpoint:
         runner.register_hook(LoadReportHook(checkpoint, use))
 
 
 class LoadReportHook(Hook):
-    """Report what a checkpoint lacks of the model, and what it has beyond it.
+    """Report tensors of the model that a checkpoint lacks, and tensors of the checkpoint that the model lacks.
 
-    It reads what torch itself finds while it loads, so that names which a model converts on the way (old versions,
-    another number of positions, teacher and student) count as what they become.
+    The hook reads torch's own findings while torch loads, so that names which a model converts (old versions, another
+    number of positions, teacher and student) count under their new names.
 
     Args:
         checkpoint (str): the file, for messages.
         use (str): 'start', 'resume' or 'test'.
 
     Raises:
-        CheckpointError: to resume or to test, a checkpoint that lacks parameters or buffers of the model, or has them
-            in another shape. Counters of BatchNorm do not matter, nor second copies of a network (a teacher, a moving
-            average). To resume, one without the state of a training. RMT itself refuses what lacks a part of it.
+        CheckpointError: for 'resume' and 'test', the checkpoint lacks parameters or buffers of the model, or has them
+            in another shape. Missing counters of BatchNorm and second copies of a network (a teacher, a moving average)
+            are accepted. For 'resume', it lacks the state of a training. RMT itself refuses a file that lacks a part of
+            the backbone.
     """
 
     def __init__(self, checkpoint: str, use: str) -> None:
@@ -129,7 +130,7 @@ class LoadReportHook(Hook):
         self._errors: List[str] = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Watch the loading that follows."""
+        """Watch the loading that follows: add hooks to the model."""
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -149,11 +150,11 @@ class LoadReportHook(Hook):
         ]
 
     def before_train(self, runner: Runner) -> None:
-        """Stop watching: others may load what they want."""
+        """Remove the hooks: later loads are not checked."""
         self._stop()
 
     def before_test(self, runner: Runner) -> None:
-        """Stop watching: others may load what they want."""
+        """Remove the hooks: later loads are not checked."""
         self._stop()
 
     def _stop(self) -> None:
@@ -162,7 +163,7 @@ class LoadReportHook(Hook):
         self._handles = []
 
     def _before_load(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        self._errors = errors  # which torch adds to until the last module is loaded
+        self._errors = errors  # torch appends to it until the last module is loaded
 
     def _after_load(self, model: nn.Module, incompatible) -> None:
         missing = [name for name in incompatible.missing_keys if not name.endswith('num_batches_tracked')]
@@ -196,7 +197,7 @@ class LoadReportHook(Hook):
 
 
 def _strip_compiled(state_dict: dict, model: nn.Module) -> None:
-    """Take the names that torch.compile puts between those of modules out of a state dict, if the model has none."""
+    """Remove torch.compile's ``_orig_mod.`` from the names of a state dict, if the model's names do not have it."""
     if any('_orig_mod.' in name for name, _ in model.named_parameters()):
         return
     for name in [name for name in state_dict if '_orig_mod.' in name]:
@@ -204,7 +205,7 @@ def _strip_compiled(state_dict: dict, model: nn.Module) -> None:
 
 
 def _describe(error: str) -> str:
-    """Return torch's message of a tensor's shape, shorter."""
+    """Shorten torch's message about a tensor's shape."""
     name = re.match(r'size mismatch for (\S+):', error)
     shapes = re.findall(r'\[[\d, ]*\]', error)
     if name is None or len(shapes) != 2:

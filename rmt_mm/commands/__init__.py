@@ -1,1 +1,2 @@
-"""The command-line tools: in a checkout behind tools/, installed as rmt-train and python -m rmt_mm.commands.NAME."""
+"""The command-line tools. A checkout has scripts for them in tools/; a wheel installs rmt-train, rmt-test and
+rmt-convert, and the others run as python -m rmt_mm.commands.NAME."""

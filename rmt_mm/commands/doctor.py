@@ -1,8 +1,8 @@
-"""Say whether RMT works here: versions, operators, attention kernels, speed, parity, and how to mend what is missing.
+"""Report whether RMT works here: versions, operators, attention kernels, speed, parity, and how to fix problems.
 
     python -m rmt_mm
 
-Ends with 0 if everything that is installed works, and with 1 if something does not. Put its output into bug reports.
+The exit status is 0 if everything that is installed works, otherwise 1. Put the output into bug reports.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import List, Optional
 from .. import compat
 from ..version import __version__
 
-# What each package is wanted for, and how to get it. Nothing of RMT itself needs the last three.
+# The task that needs each package, and the commands that install it from either stack. RMT itself needs none of them.
 LIBRARIES = {
     'mmdet': ('detection', 'pip install "mmdet>=3.3.0"', 'pip install "onedl-mmdetection>=3.5.1"'),
     'mmseg': (
@@ -30,14 +30,14 @@ OPERATORS = (
     'compile mmcv for this torch: `ENV=DIR make setup` in a checkout of rmt-mm does it for the environment in DIR, and '
     'docs/install.md says where wheels are'
 )
-# What an installed package raises at import when it does not fit another one, or the machine.
+# Errors that an installed package raises at import when it does not fit another package or the machine.
 IMPORT_ERRORS = (ImportError, AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 PARITY_LIMIT = 1e-5
 SIZES = ((224, 224), (800, 1344))
 
 
 class Report:
-    """What was found. Each line is printed at once, since later checks may take seconds or end the process."""
+    """Print each result at once, since later checks may take seconds or end the process. Collect the problems."""
 
     def __init__(self) -> None:
         self.problems: List[str] = []
@@ -46,7 +46,7 @@ class Report:
         print(f'{name:<12} {value}', flush=True)
 
     def absent(self, name: str, wanted_for: str, remedy: str) -> None:
-        """Say that something is not there which not everyone needs."""
+        """Report that an optional package is not installed."""
         self.fact(name, f'not installed; for {wanted_for}: {remedy}')
 
     def problem(self, name: str, text: str, remedy: str) -> None:
@@ -64,7 +64,7 @@ def import_error(module: str) -> Optional[str]:
 
 
 def check_torch(report: Report) -> bool:
-    """Report torch and what it computes on."""
+    """Report torch and its devices."""
     error = import_error('torch')
     if error:
         report.problem('torch', error, 'install torch for your machine, such as `pip install torch torchvision`')
@@ -105,7 +105,7 @@ def check_stack(report: Report) -> bool:
         remedy = f'`{remedies[is_onedl]}`'
         if package not in found:
             report.absent(package, task, remedy)
-        elif not (operators and package == 'mmdet'):  # that is said
+        elif not (operators and package == 'mmdet'):  # already reported
             error = import_error(package)
             if error:
                 report.problem(package, f'is installed, and does not import ({error})', remedy)

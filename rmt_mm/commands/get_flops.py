@@ -2,8 +2,9 @@
 
     python tools/get_flops.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py --shape 800 1280
 
-Nothing is computed where shapes are enough, so that no size needs memory or time; detectors that choose queries by
-their scores are run on the CPU. One multiply-add is one multiplication and one addition ("GFLOPs" in most papers).
+Models are counted from shapes alone, without computing, so that large sizes cost neither memory nor time; detectors
+that choose queries by their scores run on the CPU. One multiply-add is one multiplication and one addition ("GFLOPs"
+in most papers).
 """
 
 import argparse
@@ -53,7 +54,7 @@ def measure(config: str, shape=None) -> dict:
     model = MODELS.build(cfg.model)
     try:
         counts, computed = flops.count(model, shape), False
-    except (NotImplementedError, RuntimeError):  # the model asks for values
+    except (NotImplementedError, RuntimeError):  # the model needs values, not only shapes
         model = MODELS.build(cfg.model)
         try:
             counts, computed = flops.count(model, shape, device='cpu'), True
@@ -74,7 +75,7 @@ def measure(config: str, shape=None) -> dict:
         gmac_convolution=gmac['convolution'],
         gmac_linear=gmac['linear'],
         gmac_attention=gmac['attention'],
-        # The paper counts classifiers in another way than detectors and segmentors.
+        # The paper counts classifiers differently from detectors and segmentors.
         gmac_published=total * 1e9 / 2**30 if scope == 'mmpretrain' else gmac['convolution'] + gmac['linear'],
         published_convention='all multiply-adds / 2^30'
         if scope == 'mmpretrain'

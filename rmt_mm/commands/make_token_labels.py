@@ -1,13 +1,13 @@
 """Make the label maps that training with token labels needs, with any trained classifier of mmpretrain or timm.
 
-Each image is resized as a whole to a square, the classifier's last feature map is classified place by place, and the
-best classes of every place are kept: OUT mirrors the folders of IMAGES, with one file (2, k, h, w) an image.
+The tool resizes each whole image to a square, classifies each place of the classifier's last feature map, and keeps
+the best classes of every place. OUT mirrors the folders of IMAGES, with one file (2, k, h, w) an image.
 
     python tools/dataset_converters/make_token_labels.py CONFIG CHECKPOINT data/imagenet/train \\
         data/imagenet/token_labels/train --size 576
     python tools/dataset_converters/make_token_labels.py timm:dm_nfnet_f6.dm_in1k pretrained IMAGES OUT --size 576
 
-An interrupted run is continued by the same command.
+The same command continues an interrupted run.
 """
 
 import argparse
@@ -40,7 +40,7 @@ STAMP = 'annotator.json'
 
 
 class WholeImages(Dataset):
-    """Images resized as a whole to size x size; the second item of a pair is None for a file that cannot be read."""
+    """Pairs of name and whole image resized to size x size; the image is None for a file that cannot be read."""
 
     def __init__(self, root: str, names: List[str], size: int) -> None:
         self.root, self.names = root, names
@@ -132,7 +132,7 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 
 def list_todo(args: argparse.Namespace, names: List[str]) -> List[str]:
-    """Return the images that have no label map yet; refuse to mix those of different annotators."""
+    """Return the images that have no label map yet; refuse to mix label maps of different annotators."""
     stamp = osp.join(args.out, STAMP)
     if osp.isfile(stamp):
         with open(stamp) as file:
@@ -161,7 +161,7 @@ def load_mmpretrain(args: argparse.Namespace) -> Tuple[nn.Module, nn.Module]:
     cfg.merge_from_dict(args.cfg_options)
     cfg.model.pop('init_cfg', None)
     model = get_model(cfg, pretrained=False)
-    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)  # half an annotator would be no annotator
+    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)  # random weights would make wrong labels
     return model, model.data_preprocessor
 
 

@@ -58,7 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Read, check, convert and write; nothing is written unless everything before was right."""
+    """Read, check, convert and write a checkpoint; write nothing if an earlier step fails."""
     check_destination(args.dst, args.force)
     if osp.exists(args.dst) and osp.samefile(args.src, args.dst):
         raise CheckpointError(f'{args.dst} is SRC itself: choose another name.')

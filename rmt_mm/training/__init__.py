@@ -1,4 +1,4 @@
-"""What training with mmengine needs beside the model: layer-wise decay and a check of the data."""
+"""Additions to mmengine's training: layer-wise learning rate decay and a check of the data."""
 
 from .data_check import DataCheckHook
 from .layer_decay import LayerDecayOptimWrapperConstructor

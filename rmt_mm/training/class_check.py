@@ -8,12 +8,12 @@ from torch import nn
 
 from ..errors import DataError
 
-# Names under which mmdet, mmseg and mmpretrain keep the heads that predict the classes of the data set. Others count
-# something else: region proposals, stuff (semantic_head), identities (track_head), points.
+# Attributes in which mmdet, mmseg and mmpretrain keep the heads that predict the classes of the data set. num_classes
+# of other heads counts something else: region proposals, stuff (semantic_head), identities (track_head), points.
 HEADS = ('bbox_head', 'mask_head', 'panoptic_head', 'decode_head', 'auxiliary_head', 'head')
-# Parts of a model with heads of their own, whose classes may be those of another data set.
+# Parts of a model with separate heads, whose classes may be those of another data set.
 FOREIGN = ('backbone', 'neck', 'teacher', 'teacher_model', 'detector', 'reid')
-# Heads under such a name whose targets are something else: proposals, boundaries, depth, words.
+# Heads in one of HEADS that predict something other than classes: proposals, boundaries, depth, words.
 OTHER_TARGETS = ('RPNHead', 'AnchorFreeRPNHead', 'GARPNHead', 'STDCHead', 'VPDDepthHead', 'SideAdapterCLIPHead')
 
 
@@ -24,10 +24,10 @@ def metainfos(dataset) -> List[dict]:
 
 
 def class_names(dataset, loader: str) -> Optional[Sequence[str]]:
-    """Return the classes of a data set, or None if it names none or its parts name different ones.
+    """Return the classes of a data set, or None if it names no classes or its parts name different classes.
 
     Raises:
-        DataError: ``metainfo.classes`` is a text rather than a sequence of names.
+        DataError: ``metainfo.classes`` is a str, not a sequence of names.
     """
     found = [metainfo.get('classes') for metainfo in metainfos(dataset)]
     for classes in found:
@@ -49,7 +49,7 @@ def check_heads(model: nn.Module, dataset, loader: str) -> None:
     if classes is None or takes_text(model):
         return
     counts = {len(classes)}
-    for key in ('thing_classes', 'stuff_classes'):  # panoptic: box and mask heads predict the things alone
+    for key in ('thing_classes', 'stuff_classes'):  # panoptic: box and mask heads predict only the things
         counts.update(len(metainfo[key]) for metainfo in metainfos(dataset) if metainfo.get(key))
     wrong = []
     for name, module in model.named_modules():
@@ -81,7 +81,7 @@ def check_heads(model: nn.Module, dataset, loader: str) -> None:
 
 
 def takes_text(model: nn.Module) -> bool:
-    """Whether the classes are words that the model reads, such as in GLIP and Grounding DINO."""
+    """Tell whether the classes are text input of the model, as in GLIP and Grounding DINO."""
     model = getattr(model, 'module', model)
     return hasattr(model, 'language_model') or hasattr(model, 'text_encoder')
 
@@ -92,14 +92,14 @@ def _has_other_targets(head: nn.Module, given: int, wanted: int) -> bool:
         or getattr(head, 'class_agnostic', False) is True
         or getattr(head, 'out_channels', None) == given == 1
         and wanted <= 2
-    )  # mmseg: foreground or not
+    )  # mmseg: one output for foreground or background
 
 
 def check_same_classes(train: Optional[Sequence[str]], other: Optional[Sequence[str]], loader: str) -> None:
     """Compare the classes of the training data with those that a trained model is evaluated on.
 
     Raises:
-        DataError: the same names stand in another order, so that a label means another class.
+        DataError: the names are the same but in another order, so that a label means another class.
     """
     if not train or not other or list(train) == list(other):
         return

@@ -1,7 +1,7 @@
-"""Find what mmdet's CocoDataset would silently leave out or misread in an annotation file, or fail at without its name.
+"""Find entries of an annotation file that mmdet's CocoDataset would silently drop, misread, or crash on without naming.
 
 CocoDataset reads boxes as [x, y, width, height] in pixels. It drops boxes below one pixel, outside their image or
-without an area, annotations of unknown categories, and classes that no category is called.
+without an area, annotations of unknown categories, and classes that are the name of no category.
 """
 
 import difflib
@@ -20,18 +20,18 @@ from .image_size import read_image_size
 
 
 class CocoFile(NamedTuple):
-    """What other checks compare of an annotation file."""
+    """The parts of an annotation file that other checks compare."""
 
     images: Dict[int, str]  # id -> file name
     annotations: List[dict]
-    labels: Tuple[str, ...]  # the classes in the order of their labels, which is that of the file's categories
+    labels: Tuple[str, ...]  # the classes in the order of their labels, which is the order of the file's categories
 
 
 def read_json(path: str, where: str):
     """Return the content of a JSON file.
 
     Raises:
-        DataError: the file is missing, cut off, or no JSON.
+        DataError: the file is missing, cut off, or not JSON.
     """
     try:
         with open(path) as file:
@@ -53,17 +53,17 @@ def read_json(path: str, where: str):
 
 
 class CocoCheck:
-    """The checks of one annotation file; each raises DataError, or prints a note about what may be intended.
+    """The checks of one annotation file. Each raises DataError, or prints a note about something possibly intended.
 
     Args:
         content: the parsed file.
-        path (str): its name.
+        path (str): path of the file.
         where (str): the data loader that reads it, such as ``'train_dataloader'``.
         classes (Sequence[str]): ``metainfo.classes``.
-        training (bool): the annotations are trained on. In a test, a file may have none.
-        masks (bool): ``segmentation`` is read too.
-        known_names (bool): ``classes`` are a library's own for this very data set, so that a name which the file has
-            not is worth a note only.
+        training (bool): the annotations are trained on. In a test, a file may have none. Default True.
+        masks (bool): ``segmentation`` is read too. Default False.
+        known_names (bool): ``classes`` are the library's own for this data set, so that a name missing from the file
+            gets a note, not an error. Default False.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class CocoCheck:
         self.annotations = self._entries(content, 'annotations')
 
     def check(self) -> CocoFile:
-        """Make all checks that need the file alone."""
+        """Run all checks that need only the annotation file."""
         self._require(self.images, 'image', ('id', 'file_name', 'height', 'width'))
         self._require(self.categories, 'category', ('id', 'name'))
         self._unique(self.images, 'image')
@@ -104,7 +104,7 @@ class CocoCheck:
         if not self.training and any(annotation['id'] == 0 for annotation in self.annotations):
             self._note('has an annotation with id 0, which pycocotools counts as found by nothing: number from 1')
         self._check_references(labels)
-        # CocoDataset passes over what is marked ignore, before it looks at the box
+        # CocoDataset skips annotations marked ignore before it reads the box.
         used = [annotation for annotation in self.annotations if not annotation.get('ignore')]
         self._require(used, 'annotation', ('bbox', 'area'))
         kept = self._check_boxes(used)
@@ -114,9 +114,9 @@ class CocoCheck:
         return CocoFile({image['id']: image['file_name'] for image in self.images}, self.annotations, labels)
 
     def check_images(self, folder: str, annotated: bool) -> None:
-        """Compare width and height in the file with those of up to 50 images in ``folder``; their headers are read."""
+        """Compare width and height in the file with the headers of up to 50 images in ``folder``."""
         images = self.images
-        if annotated:  # others are not loaded in training
+        if annotated:  # training does not load the others
             used = {annotation['image_id'] for annotation in self.annotations}
             images = [image for image in images if image['id'] in used]
         wrong, turned, sample = [], [], spread(images)
@@ -176,7 +176,7 @@ class CocoCheck:
             seen.add(entry['id'])
 
     def _check_classes(self) -> Tuple[str, ...]:
-        """Compare ``classes`` with the categories. CocoDataset numbers those that it finds, in the file's order."""
+        """Compare ``classes`` with the categories. CocoDataset numbers the classes it finds, in the file's order."""
         names = [category['name'] for category in self.categories]
         classes = self.classes
         if not classes:
@@ -341,8 +341,8 @@ def _some(names: Iterable, at_most: int = 5) -> str:
 
 
 def is_plain_coco(dataset) -> bool:
-    """Whether a data set reads its annotation file as mmdet's CocoDataset does: the class itself, or a subclass that
-    changes neither how the file is loaded nor how an annotation is read."""
+    """Tell whether a data set reads its annotation file as mmdet's CocoDataset does: it is one, or of a subclass that
+    overrides neither the loading of the file nor the parsing of an annotation."""
     for cls in type(dataset).__mro__:
         if cls.__name__ == 'CocoDataset' and cls.__module__.split('.')[0] == 'mmdet':
             return all(
@@ -353,14 +353,14 @@ def is_plain_coco(dataset) -> bool:
 
 
 def check_coco_dataset(dataset, where: str) -> Optional[CocoFile]:
-    """Check the annotation file of a CocoDataset, and the sizes of some of its images; the file is parsed once.
+    """Check the annotation file of a CocoDataset, and the sizes of some of its images. Parse the file once.
 
     Args:
-        dataset (mmdet.datasets.CocoDataset): a data set, also one built with ``lazy_init=True``.
+        dataset (mmdet.datasets.CocoDataset): a data set; it may be built with ``lazy_init=True``.
         where (str): name of its data loader.
 
     Raises:
-        DataError: the file cannot be used, or not be meant as it is.
+        DataError: the file cannot be used, or is certainly not what was intended.
     """
     if not is_on_disk(dataset.ann_file, dataset.backend_args):
         print_log(f'{where}: {dataset.ann_file} is not on this machine and is not checked.', 'current')
@@ -387,7 +387,7 @@ def check_coco_dataset(dataset, where: str) -> Optional[CocoFile]:
 
 
 def check_evaluated_images(metric, found: CocoFile, where: str) -> None:
-    """Compare the images of mmdet's CocoMetric, if it has an annotation file of its own, with those of the data set.
+    """Compare the images of mmdet's CocoMetric, if it has a separate annotation file, with those of the data set.
 
     Raises:
         DataError: the metric's file is about other images, or has no segmentation where masks are evaluated.

@@ -1,5 +1,5 @@
-"""A look at the data before the first iteration, for mistakes that would train nothing, train on something else, or
-crash in a loss."""
+"""Check the data before the first iteration for mistakes that would train nothing, train on the wrong data, or crash
+in a loss."""
 
 import contextlib
 from functools import partial
@@ -15,21 +15,21 @@ from .coco_check import check_coco_dataset, check_evaluated_images, is_plain_coc
 from .datasets import BUILD_ERRORS, build_lazily, files_of, find_datasets
 from .label_check import check_image_labels, check_label_maps
 
-if TYPE_CHECKING:  # `import rmt_mm` needs no Runner
+if TYPE_CHECKING:  # `import rmt_mm` does not need Runner
     from mmengine.runner import Runner
 
 
 def build_data(runner: 'Runner', *splits: str) -> None:
     """Build the data sets of a runner now, rather than at the start of its loop, and check them.
 
-    The checks are those of :class:`DataCheckHook`: the runner's own if it has one, and one that it is given otherwise.
+    Run the checks of the runner's :class:`DataCheckHook`. Register one if the runner has none.
 
     Args:
         runner (Runner): the runner.
         splits (str): from 'train', 'val' and 'test'.
 
     Raises:
-        DataError: a data set cannot be built or used; names the file at fault.
+        DataError: a data set cannot be built or used; the message names the file at fault.
     """
     for split in splits:
         with _naming_the_file(runner, split):
@@ -43,7 +43,7 @@ def build_data(runner: 'Runner', *splits: str) -> None:
 
 @contextlib.contextmanager
 def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
-    """Turn what a data set or metric raises while it is built into a DataError with the name of its file."""
+    """Turn an error raised while a data set or metric is built into a DataError with the name of its file."""
     try:
         yield
     except RMTError:
@@ -60,7 +60,7 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         for path in _annotation_files(runner.cfg.get(evaluator)):
             if path.endswith('.json') and '://' not in path:
                 read_json(path, evaluator)
-        # what NumPy says when mmengine packs the samples of a data set into one array, and there are none
+        # NumPy's message when mmengine packs the samples of an empty data set into one array.
         if 'need at least one array' in str(error):
             raise DataError(_empty(loader)) from error
         files = ' and '.join(filter(None, map(files_of, datasets)))
@@ -87,21 +87,20 @@ def _empty(loader: str) -> str:
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Stop before training, validation or testing if the data are empty, do not fit the heads, or are not what they
-    are read as.
+    """Stop before training, validation or testing if the data are empty, do not fit the heads, or would be misread.
 
-    Works with mmdet, mmseg and mmpretrain, whatever the model. Before training, the validation data are checked too.
+    Works with all models of mmdet, mmseg and mmpretrain. Before training, the validation data are checked too.
 
     - Every data set: not empty, as many ``classes`` in its ``metainfo`` as the heads predict, in the same order in
       training and validation.
     - mmdet's CocoDataset, and subclasses that read files as it does: see :mod:`rmt_mm.training.coco_check`.
     - mmseg's data sets: up to 50 label maps; mmpretrain's: up to 10,000 labels.
 
-    What may be intended is printed as a warning. Files are read by the first process alone; all processes stop.
+    Findings that may be intended are printed as warnings. Only the first process reads files; on an error all processes
+    stop.
 
     Args:
-        check_files (bool): look into annotation files and label maps, which means that a COCO file is parsed once
-            more. Defaults to True.
+        check_files (bool): read annotation files and label maps; this parses a COCO file once more. Default True.
 
     Raises:
         rmt_mm.errors.DataError: what is wrong, where, and the setting to change.
@@ -124,7 +123,7 @@ class DataCheckHook(Hook):
         self.check(runner, 'test')
 
     def check(self, runner: 'Runner', *splits: str) -> None:
-        """Check the data of ``splits``, each once in the life of this hook; a split without a loop is passed over."""
+        """Check the data of ``splits``, each once per hook. Skip splits without a loop."""
         for split in splits:
             dataset = getattr(getattr(getattr(runner, f'{split}_loop', None), 'dataloader', None), 'dataset', None)
             if dataset is None or split in self._checked:

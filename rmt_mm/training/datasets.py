@@ -1,4 +1,4 @@
-"""Find the data sets of a config or of a built loader, behind any wrappers, and what of them lies on the disk."""
+"""Find the data sets of a config or built loader, inside any wrappers, and which of their files are on the disk."""
 
 import os
 from typing import Iterator, Optional, Sequence, Tuple
@@ -6,7 +6,7 @@ from typing import Iterator, Optional, Sequence, Tuple
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-# What OpenMMLab's data sets, and the readers below them, raise for data or arguments that they cannot take.
+# Errors that OpenMMLab's data sets, and the readers that they call, raise for wrong data or arguments.
 BUILD_ERRORS = (
     ValueError,
     LookupError,
@@ -34,16 +34,16 @@ def find_datasets(dataset) -> Iterator:
 def build_lazily(node, scope: Optional[str]) -> Iterator[Tuple[BaseDataset, dict]]:
     """Build the data sets that a config describes without reading any annotation.
 
-    The classes themselves join their paths and merge their ``metainfo``, so that nothing of it is guessed here.
+    The classes themselves join their paths and merge their ``metainfo``, so this function does not guess either.
 
     Args:
         node (dict | list): a data loader's or data set's config.
         scope (str | None): ``default_scope`` of the config.
 
     Yields:
-        tuple: data set with ``lazy_init=True`` and no pipeline, and its config. What is no
-        :class:`mmengine.dataset.BaseDataset`, or cannot be built like this, is left out. One that misses its files at
-        once is a plain BaseDataset with the same paths.
+        tuple: data set with ``lazy_init=True`` and no pipeline, and its config. Data sets that are no
+        :class:`mmengine.dataset.BaseDataset`, or cannot be built in this way, are left out. A data set whose
+        constructor already fails on missing files is replaced by a plain BaseDataset with the same paths.
     """
     if isinstance(node, (list, tuple)):
         for child in node:
@@ -57,14 +57,14 @@ def build_lazily(node, scope: Optional[str]) -> Iterator[Tuple[BaseDataset, dict
             return
         args = {key: value for key, value in node.items() if key not in ('type', '_scope_', 'pipeline', 'lazy_init')}
         paths = {key: args[key] for key in ('ann_file', 'data_root', 'data_prefix') if key in args}
-        # Some, such as mmseg's PascalVOCDataset, look for their files before they read any: BaseDataset joins alone.
+        # Some constructors, such as mmseg's PascalVOCDataset, check their files: BaseDataset only joins the paths.
         for kind, known in ((cls, args), (BaseDataset, paths)):
             try:
                 dataset = kind(**known, pipeline=[], lazy_init=True)
             except (AssertionError, OSError):
                 continue
             except BUILD_ERRORS:
-                return  # unknown arguments: the real construction tells
+                return  # unknown arguments: the runner's own construction raises the error
             yield dataset, node
             return
 
@@ -77,12 +77,12 @@ def _find_class(kind, scope: Optional[str]) -> Optional[type]:
 
 
 def is_on_disk(path: str, backend_args: Optional[dict] = None) -> bool:
-    """Whether mmengine reads ``path`` from this machine's file system, rather than from Petrel, HTTP, LMDB..."""
+    """Tell whether mmengine reads ``path`` from this machine's file system, rather than from Petrel, HTTP, LMDB..."""
     return '://' not in path and (backend_args or {}).get('backend') in (None, 'local', 'disk')
 
 
 def has_remote_backend(node) -> bool:
-    """Whether ``backend_args`` or ``file_client_args`` anywhere in a config name another place than the disk."""
+    """Tell whether ``backend_args`` or ``file_client_args`` anywhere in a config name a backend other than the disk."""
     if isinstance(node, (list, tuple)):
         return any(map(has_remote_backend, node))
     if not isinstance(node, dict):
@@ -92,20 +92,20 @@ def has_remote_backend(node) -> bool:
 
 
 def find_transform(dataset, name: str):
-    """Return the first transform of a built data set whose class is called ``name``, or None."""
+    """Return the first transform of a built data set whose class has the name ``name``, or None."""
     transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     return next((transform for transform in transforms if type(transform).__name__ == name), None)
 
 
 def reads_from_disk(transform) -> bool:
-    """Whether a loading transform exists and reads from the disk."""
+    """Tell whether a loading transform exists and reads from the disk."""
     return transform is not None and all(
         is_on_disk('', getattr(transform, key, None)) for key in ('backend_args', 'file_client_args')
     )
 
 
 def spread(items: Sequence, at_most: int = 50) -> list:
-    """Return up to ``at_most`` items at even distances, the first and the last among them."""
+    """Return up to ``at_most`` items at even distances, including the first and the last."""
     if len(items) <= at_most:
         return list(items)
     return [items[i * (len(items) - 1) // (at_most - 1)] for i in range(at_most)]

@@ -10,7 +10,7 @@ EXIF_ORIENTATION = 0x0112
 class ImageSize(NamedTuple):
     width: int  # as stored
     height: int
-    is_turned: bool  # by an EXIF orientation, which mmcv applies when it loads the image
+    is_turned: bool  # by EXIF orientation, which mmcv applies when it loads the image
 
     @property
     def loaded(self) -> tuple:

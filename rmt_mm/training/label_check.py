@@ -1,4 +1,4 @@
-"""Look at some labels of mmseg's and mmpretrain's data sets: values that no class has would end in a loss's crash."""
+"""Check some labels of mmseg's and mmpretrain's data sets: values that are no class would crash in a loss."""
 
 import copy
 import logging
@@ -18,13 +18,13 @@ from .image_size import read_image_size
 def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255,)) -> None:
     """Check up to 50 label maps of one of mmseg's data sets, from the first to the last at even distances.
 
-    They are loaded by the pipeline's own LoadAnnotations, so that ``reduce_zero_label`` and ``label_map`` have done
-    their work. Without that transform nothing is checked.
+    The pipeline's own LoadAnnotations loads them, so ``reduce_zero_label`` and ``label_map`` are applied. Without that
+    transform nothing is checked.
 
     Args:
         dataset (mmseg.datasets.BaseSegDataset): a built data set.
         where (str): name of its data loader.
-        ignored (Iterable[int]): values that the losses leave out, beside the data set's ``ignore_index``.
+        ignored (Iterable[int]): values that the losses ignore, besides the data set's ``ignore_index``. Default (255,).
 
     Raises:
         DataError: a label map is missing, has several channels, another size than its image, or values of no class.
@@ -102,7 +102,7 @@ def check_image_labels(dataset, where: str, num_classes: Optional[int]) -> None:
     Args:
         dataset (mmpretrain.datasets.BaseDataset): a built data set.
         where (str): name of its data loader.
-        num_classes (int | None): number of classes if the data set does not name them.
+        num_classes (int | None): number of classes, used if the data set does not name them.
 
     Raises:
         DataError: an image has a label of no class.

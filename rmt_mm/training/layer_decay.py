@@ -1,4 +1,4 @@
-"""Layer-wise learning rate decay: the deeper below the head, the slower a pre-trained layer learns."""
+"""Layer-wise learning rate decay: the further from the head, the lower the learning rate of a layer."""
 
 from typing import List, Optional
 
@@ -9,17 +9,17 @@ from torch import nn
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor, with learning rates that fall from layer to layer, in mmdet, mmseg and mmpretrain alike.
+    """mmengine's constructor with a learning rate for each layer, for mmdet, mmseg and mmpretrain.
 
-    A parameter of layer l of L learns at ``layer_decay_rate ** (L - 1 - l)`` times the rate that it would have
-    otherwise. The layers are those of ``model.backbone.get_layer_depth`` (RMT: the stem, then every block), and what is
-    outside the backbone keeps its rate. mmpretrain's own constructor asks the classifier for its layers, which
-    detectors and segmentors do not know; those of mmdet and mmseg know a few backbones by name.
+    Multiply the learning rate of a parameter of layer l of L by ``layer_decay_rate ** (L - 1 - l)``. The layers are
+    those of ``model.backbone.get_layer_depth`` (RMT: the stem, then every block). Parameters outside the backbone keep
+    their rate. mmpretrain's own constructor calls a method of the classifier that detectors and segmentors lack; those
+    of mmdet and mmseg support a few backbones by name.
 
     Args:
-        optim_wrapper_cfg (dict): as mmengine's constructor has it.
-        paramwise_cfg (dict): mmengine's options (``custom_keys``, ``norm_decay_mult``...), which apply as ever, and
-            ``layer_decay_rate`` (float), above 0 and up to 1.
+        optim_wrapper_cfg (dict): the same as of mmengine's constructor.
+        paramwise_cfg (dict): mmengine's options (``custom_keys``, ``norm_decay_mult``...), which keep their meaning,
+            and ``layer_decay_rate`` (float), above 0 and up to 1.
 
     Raises:
         ValueError: ``layer_decay_rate`` is missing or out of range.
@@ -44,11 +44,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self.layer_decay_rate = rate
 
     def add_params(self, params: List[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """Add the parameters of ``module`` to ``params``, one group each; called by itself for children."""
+        """Add the parameters of ``module`` to ``params``, one group each; recurse into children."""
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return
-        # the model itself: all groups are there, with what paramwise_cfg made of them
+        # Without a prefix, module is the model: all groups exist, with the rates of paramwise_cfg.
         get_layer_depth = getattr(getattr(module, 'backbone', None), 'get_layer_depth', None)
         if get_layer_depth is None:
             raise TypeError(
