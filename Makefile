@@ -36,7 +36,7 @@ test-slow: setup
 test-zoo: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_zoo.py --durations 0
 
-# The libraries' own configs with an RMT in them: trained and tested by their tools and by ours.
+# Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours.
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
 
@@ -49,7 +49,7 @@ lint: setup
 $(DIGITS): setup
 	$(PYTHON_ENV) tools/dataset_converters/make_digits.py $(DIGITS)
 
-# Trains from the start or, if it was interrupted, from the last epoch; `make clean` forgets it.
+# Trains from the start or, after an interruption, from the last epoch; `make clean` deletes the training.
 demo: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --resume
 	$(PYTHON_ENV) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO) --show-dir $(DEMO)/predictions
@@ -67,14 +67,14 @@ demo-segmentation: setup $(DIGITS)
 demo-classifier: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(CLS).py --work-dir $(DEMO)-classification --resume
 
-# Label maps made by that classifier, and a classifier trained on those. A classifier trained anew makes other maps:
-# `make clean` first, or name another folder.
+# Make label maps with that classifier, and train a classifier on them. A newly trained classifier makes other maps:
+# run `make clean` first, or name another folder.
 demo-classification: demo-classifier
 	$(PYTHON_ENV) tools/dataset_converters/make_token_labels.py $(CLS).py "$$(cat $(DEMO)-classification/last_checkpoint)" \
 		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 64
 	$(PYTHON_ENV) tools/train.py $(CLS)_tl.py --work-dir $(DEMO)-token-labels --resume
 
-# The schedules of `make demo` and `make demo-segmentation`; only the backbone's first weights differ.
+# The schedules of `make demo` and `make demo-segmentation`; only the backbone's initial weights differ.
 demo-transfer: demo-classifier
 	$(PYTHON_ENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)-transfer/detection --resume $(FROM_CLASSIFIER)
 	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-transfer/segmentation --resume $(FROM_CLASSIFIER)
