@@ -88,7 +88,7 @@ def train(library, config, work_dir):
 
 
 def test(library, config, checkpoint, work_dir):
-    """Test; return the metrics, and the scores of all predictions (of mmseg, whose script saves pictures, none)."""
+    """Test; return the metrics, and the scores of all predictions (none for mmseg, whose script saves pictures)."""
     saves = Config.fromfile(config).default_scope != 'mmseg'
     out = ['--out', work_dir / 'out.pkl'] if saves else []
     call(tool(library, 'test'), config, checkpoint, '--work-dir', work_dir, *out, env=ENV)
