@@ -37,7 +37,7 @@ test-slow: setup
 test-zoo: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_zoo.py --durations 0
 
-# The libraries' own configs with an RMT in them: trained and tested by their tools and by ours.
+# Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours.
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
 
@@ -50,7 +50,8 @@ lint: setup
 $(DIGITS): setup
 	$(PYTHON_ENV) tools/dataset_converters/make_digits.py $(DIGITS)
 
-# $(1): config, $(2): work dir. Trains from the start or, if it was interrupted, from the last epoch; `make clean` forgets it.
+# $(1): config, $(2): work dir. Trains from the start or, after an interruption, from the last epoch;
+# `make clean` deletes the training.
 define train_detector
 	$(PYTHON_ENV) tools/train.py $(1) --work-dir $(2) --resume
 	$(PYTHON_ENV) tools/test.py $(1) "$$(cat $(2)/last_checkpoint)" --work-dir $(2) --show-dir $(2)/predictions
@@ -75,14 +76,14 @@ demo-segmentation: setup $(DIGITS)
 demo-classifier: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(CLS).py --work-dir $(DEMO)-classification --resume
 
-# Label maps made by that classifier, and a classifier trained on those. A classifier trained anew makes other maps:
-# `make clean` first, or name another folder.
+# Make label maps with that classifier, and train a classifier on them. A newly trained classifier makes other maps:
+# run `make clean` first, or name another folder.
 demo-classification: demo-classifier
 	$(PYTHON_ENV) tools/dataset_converters/make_token_labels.py $(CLS).py "$$(cat $(DEMO)-classification/last_checkpoint)" \
 		$(DIGITS)/imagenet/train $(DIGITS)/imagenet/token_labels/train --size 64
 	$(PYTHON_ENV) tools/train.py $(CLS)_tl.py --work-dir $(DEMO)-token-labels --resume
 
-# The schedules of `make demo` and `make demo-segmentation`; only the backbone's first weights differ.
+# The schedules of `make demo-full` and `make demo-segmentation`; only the backbone's initial weights differ.
 demo-transfer: demo-classifier
 	$(PYTHON_ENV) tools/train.py $(DEMO_FULL_CONFIG) --work-dir $(DEMO)-transfer/detection --resume $(FROM_CLASSIFIER)
 	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-transfer/segmentation --resume $(FROM_CLASSIFIER)

@@ -12,13 +12,13 @@ def _seed():
 
 @pytest.fixture(scope='session')
 def root():
-    """The repository's folder."""
+    """Return the repository's folder."""
     return ROOT
 
 
 @pytest.fixture(autouse=True)
 def _scope():
-    """Leave mmengine's default scope as it was: a tool that runs in the process of the tests sets it."""
+    """Restore mmengine's default scope: a tool that runs in the process of the tests sets it."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()

@@ -1,4 +1,4 @@
-"""README and docs name files that exist."""
+"""The files that README and docs name exist."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from support import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-# Not what a page may only suggest as a place of the reader's own.
+# Check only names in these folders: other paths in a page may be examples of the reader's own files.
 FOLDERS = ('configs', 'docs', 'requirements', 'rmt_mm', 'tests', 'tools')
 
 

@@ -1,4 +1,4 @@
-"""`python -m rmt_mm`: what it says where all is well, and where something is missing or wrong."""
+"""`python -m rmt_mm`: its output if everything works, and if something is missing or wrong."""
 
 import importlib
 import os

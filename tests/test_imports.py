@@ -1,4 +1,4 @@
-"""The direction of imports: CONTRIBUTING.md states it, and every import in the package is held to it."""
+"""Check every import in the package against the table of layers in CONTRIBUTING.md."""
 
 import ast
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 from support import ROOT
 
 GROUND = {'errors', 'version', 'compat', 'arch', 'config_path', 'safe_load', 'safe_types'}
-# Package or module -> what of the package it may import. commands may import everything and is imported by nothing; cli
-# may import all but commands, and is imported by commands alone.
+# Module -> modules of the package that it may import. commands may import everything, and nothing but __main__ imports
+# it; cli may import all but commands, and only commands imports it.
 ALLOWED = {
     **{name: {'errors', 'version', 'arch', 'safe_types'} for name in GROUND},
     'checkpoints': GROUND,
@@ -27,7 +27,7 @@ MODULES = sorted(ROOT.glob('rmt_mm/**/*.py'))
 
 
 def imports(path):
-    """Yield what a module imports of the package when it runs, as dotted names below rmt_mm."""
+    """Yield the modules of the package that a module imports when it runs, as dotted names below rmt_mm."""
     package = path.relative_to(ROOT / 'rmt_mm').parent.parts
     tree = ast.parse(path.read_text())
     for_types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == 'TYPE_CHECKING']

@@ -1,4 +1,4 @@
-"""What a wheel and an sdist hold: every package, every config, the tools that users of a wheel call."""
+"""Contents of a wheel and an sdist: every package, every config, the tools that users of a wheel call."""
 
 import configparser
 import os
@@ -49,7 +49,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp('built')
     code = 'import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))'
     source = tmp_path_factory.mktemp('source') / 'rmt-mm'
-    run('git', 'clone', '-q', ROOT, source)  # without what lies around in a working tree
+    run('git', 'clone', '-q', ROOT, source)  # without untracked files of the working tree
     run(sys.executable, '-c', code, folder, cwd=source)
     (sdist,) = folder.glob('*.tar.gz')
     wheels = []
@@ -82,6 +82,6 @@ def test_an_installed_wheel_works_from_another_folder(built, origin, tmp_path):
     assert int(count) == len(rmt_mm.list_configs()) and str(site) in path
     for script in SCRIPTS:
         assert run(site / 'bin' / script, '--help', cwd=tmp_path, env=env).startswith(f'usage: {script}')
-    # The hint names what is there: a wheel has no tools/.
+    # The hint names an installed command: a wheel has no tools/.
     code = 'from rmt_mm.cli import options; print(options.CONVERTER)'
     assert run(sys.executable, '-c', code, cwd=tmp_path, env=env).strip() == 'rmt-convert'

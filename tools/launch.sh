@@ -1,6 +1,6 @@
-# Sourced by the launchers: which Python runs, and where its processes meet.
+# Sourced by the launchers: choose the Python, and the address of the rendezvous of its processes.
 
-# PYTHON if it is given, else the active one; where that has no torch, the one of `make setup`.
+# Sets `python`: PYTHON if given, else the active one; if that has no torch, the one of `make setup`.
 choose_python() {
     python=${PYTHON:-python}
     if [ -z "${PYTHON:-}" ] && ! "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' \
@@ -13,7 +13,7 @@ choose_python() {
     fi
 }
 
-# Sets `meeting`: on one machine, without a PORT, torchrun's free port; otherwise MASTER_ADDR and PORT.
+# Sets `meeting`: on one machine without PORT, a free port that torchrun chooses; otherwise MASTER_ADDR and PORT.
 choose_meeting() {
     local nodes=${NNODES:-1} rank=${NODE_RANK:-0} port=${PORT:-29500}
     if [ "$nodes" = 1 ] && [ -z "${PORT:-}" ]; then

@@ -1,7 +1,7 @@
 """Write the model tables into README.md and docs/model_zoo.md, from model-index.yml and the metafiles that it lists.
 
-A file gets the table of a task between the lines <!-- models: TASK --> and <!-- end of models -->, TASK being the name
-of a folder of configs/. With --check nothing is written, and the exit status says whether the tables are up to date.
+A task's table replaces the text between the lines <!-- models: TASK --> and <!-- end of models -->, where TASK is a
+folder of configs/. With --check nothing is written, and the exit status says whether the tables are up to date.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def read_models(root: Path) -> Dict[str, List[dict]]:
 
 
 def make_table(models: List[dict], link_prefix: str) -> str:
-    """Return a Markdown table of a task's models; columns that all of them leave empty are left out."""
+    """Return a Markdown table of a task's models, without the columns that are empty in all rows."""
     sources = list(dict.fromkeys(result['Source'] for model in models for result in model.get('Results', [])))
     rows = [make_row(model, sources, link_prefix) for model in models]
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -42,7 +42,7 @@ def make_table(models: List[dict], link_prefix: str) -> str:
 
 
 def make_row(model: dict, sources: List[str], link_prefix: str) -> Dict[str, str]:
-    """Return the cells of a model by column. Results that are not from the first source carry a note."""
+    """Return the cells of a model by column. Results that are not from the first source get a footnote mark."""
     data = model['Metadata']
     length = f'{data["Epochs"]} epochs' if 'Epochs' in data else ''
     if 'Iterations' in data:
@@ -61,7 +61,7 @@ def make_row(model: dict, sources: List[str], link_prefix: str) -> Dict[str, str
     for result in model.get('Results', []):
         note = sources.index(result['Source'])
         for name, value in result['Metrics'].items():
-            # Of the COCO metrics the two that everybody compares; the others stay in the metafile.
+            # Of the COCO metrics, show only the two common ones; the others stay in the metafile.
             if name in ('box AP', 'mask AP') or 'AP' not in name:
                 cell = f'{value} <sup>{note}</sup>' if note else str(value)
                 row[name] = f'{row[name]}, {cell}' if name in row else cell
@@ -73,7 +73,7 @@ def format_value(value) -> str:
 
 
 def fill(text: str, models: Dict[str, List[dict]], link_prefix: str) -> str:
-    """Return ``text`` with its tables made anew. Raises ValueError for a task that has no metafile."""
+    """Return ``text`` with its tables replaced. Raise ValueError for a task without a metafile."""
 
     def replace(match):
         if match['task'] not in models:

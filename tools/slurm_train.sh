@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster (see docs/training.md):
 #   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
-# Variables: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS; PYTHON, if not the one that is active.
+# Variables and defaults: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS (none), PYTHON (the active one).
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: bash $0 PARTITION JOB_NAME CONFIG [arguments of tools/train.py]" >&2

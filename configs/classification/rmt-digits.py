@@ -1,5 +1,5 @@
-# A classifier small enough for two CPU cores, trained from nothing on single digits in minutes. Its backbone is that of
-# configs/detection/mask-rcnn_rmt-mini_fpn_digits.py, which its checkpoint can initialise.
+# A classifier small enough for two CPU cores, trained from random weights on single digits in minutes. It has the
+# backbone of configs/detection/mask-rcnn_rmt-mini_fpn_digits.py, which its checkpoint can initialise.
 _base_ = [
     '../_base_/models/rmt_cls.py',
     '../_base_/models/rmt_mini.py',

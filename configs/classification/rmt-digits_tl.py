@@ -1,4 +1,4 @@
-# The same, trained with token labels that the classifier of rmt-digits.py has made:
+# The classifier of rmt-digits.py, trained with token labels that a trained one has made:
 #   python tools/dataset_converters/make_token_labels.py configs/classification/rmt-digits.py CHECKPOINT \
 #       data/digits/imagenet/train data/digits/imagenet/token_labels/train --size 64
 _base_ = './rmt-digits.py'

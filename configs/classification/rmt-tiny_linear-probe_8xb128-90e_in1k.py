@@ -1,4 +1,4 @@
-# A linear classifier on the frozen, averaged output of the last stage. Another checkpoint:
+# A linear classifier on the frozen, averaged output of the last stage. To choose another checkpoint:
 # --cfg-options model.backbone.init_cfg.checkpoint=PATH
 _base_ = './rmt-tiny_8xb128_in1k.py'
 

@@ -7,5 +7,5 @@ _base_ = [
 
 model = dict(backbone=dict(arch='small', drop_path_rate=0.15))
 
-# Beside the names with 'norm': every normalisation layer, those of stem and heads included.
+# No weight decay on any normalisation layer, in stem and heads too, besides the parameters with 'norm' in their names.
 optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))

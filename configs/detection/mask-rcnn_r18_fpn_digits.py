@@ -1,4 +1,4 @@
-# mmdet's ResNet-18 from nothing on the schedule and data of the RMT demo, for comparison.
+# mmdet's ResNet-18 from random weights, with the schedule and data of the RMT demo, for comparison.
 _base_ = './mask-rcnn_rmt-mini_fpn_digits.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# A Mask R-CNN small enough for two CPU cores, trained from nothing on digit scenes in minutes: `make demo`.
+# A Mask R-CNN small enough for two CPU cores, trained from random weights on digit scenes in minutes: `make demo`.
 _base_ = [
     '../_base_/models/mask-rcnn_rmt_fpn.py',
     '../_base_/models/rmt_mini.py',

@@ -5,5 +5,5 @@ _base_ = [
     '../_base_/det_runtime.py',
 ]
 
-# 1e-4 for every parameter, norms included
+# Weight decay 1e-4 for every parameter, norms included
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4), paramwise_cfg=dict(_delete_=True))

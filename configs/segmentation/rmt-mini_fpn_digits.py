@@ -1,4 +1,4 @@
-# A Semantic FPN small enough for two CPU cores, trained from nothing on digit scenes in minutes.
+# A Semantic FPN small enough for two CPU cores, trained from random weights on digit scenes in minutes.
 _base_ = [
     '../_base_/models/fpn_rmt.py',
     '../_base_/models/rmt_mini.py',
@@ -7,14 +7,14 @@ _base_ = [
 ]
 
 model = dict(
-    # Beside a small image is background: mmseg's loss takes no ignored pixels along with class weights.
+    # Pad small images with background (0): with class weights, mmseg's loss does not accept ignored pixels.
     data_preprocessor=dict(size=(160, 160), seg_pad_val=0),
     backbone=dict(arch=_base_.mini, drop_path_rate=0.0),
     neck=dict(in_channels=[32, 64, 128, 192], out_channels=64),
     decode_head=dict(
         in_channels=[64, 64, 64, 64], channels=64, num_classes=11, loss_decode=dict(class_weight=[0.3] + [1.0] * 10)
     ),
-)  # six of seven pixels are background
+)  # class_weight: six of seven pixels are background
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=5000, val_interval=500)
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-# Ours, untrained: RMT under SegFormer's head, with mmseg's settings for it (the head learns ten times as fast).
+# Ours, untrained: RMT under SegFormer's head, with mmseg's settings for it (10 times the learning rate in the head).
 _base_ = [
     '../_base_/models/upernet_rmt.py',
     '../_base_/datasets/ade20k_512x512.py',

@@ -1,4 +1,4 @@
-# The authors released no UperNet config for T: this is the recipe of the larger three.
+# The authors released no UperNet config for T: this is the recipe of the three larger sizes.
 _base_ = [
     '../_base_/models/upernet_rmt.py',
     '../_base_/datasets/ade20k_512x512.py',

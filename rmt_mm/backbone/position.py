@@ -1,6 +1,6 @@
 """Position tables of MaSA: the log-decay of the Manhattan prior, and the rotation of queries and keys.
 
-All tables are computed in fp32, whatever the model's or the process's default dtype: token indices reach 67,200 on
+All tables are computed in fp32, with any dtype of the model and any default dtype: token indices reach 67,200 on
 COCO, above fp16's maximum and far above the integers that bf16 can represent.
 """
 

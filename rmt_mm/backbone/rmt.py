@@ -154,7 +154,7 @@ class RMT(BaseModule):
 
     Raises:
         ValueError: from :func:`rmt_mm.arch.resolve_arch`; ``out_indices``, ``frozen_stages``, ``with_cp`` or
-            ``drop_path_rate`` out of range; ``pretrained`` beside ``init_cfg``, or naming another backbone's weights;
+            ``drop_path_rate`` out of range; ``pretrained`` given with ``init_cfg``, or for another backbone's weights;
             in the forward pass, an input that is not (B, in_channels, H, W), or a mask that does not fit.
     """
 

@@ -138,6 +138,6 @@ def keep_best(logits: Tensor, k: int = 5) -> Tensor:
     k = min(k, num_classes)
     scores, indices = logits.float().topk(num_classes, dim=0)
     if k < num_classes:
-        rest = scores[k:].logsumexp(0) - np.log(num_classes - k)  # the mean logit (in exp) of the others
+        rest = scores[k:].logsumexp(0) - np.log(num_classes - k)  # log of the mean exp(logit) of the others
         scores = scores - rest
     return torch.stack((scores[:k], indices[:k].float()))

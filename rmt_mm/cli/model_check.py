@@ -250,7 +250,7 @@ def _check_detector(model: dict, outs: Features, scope: str, source: str) -> Ite
 
 
 def read_strides(head: dict, scope: str) -> Tuple[str, Optional[list]]:
-    """Return the key in which a dense head states the strides of its inputs, and the strides, or None for neither."""
+    """Return the key in which a dense head states the strides of its inputs, and the strides; '' and None without."""
     keys = (*GENERATORS, *STRIDE_KEYS)
     for key in (*(key for key in keys if key in head), *keys):
         value = _read_argument(head, key, scope)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .runner import BUILD_ERRORS
 from .types import is_of_library
 
-# Sides of the images to compute the sizes of the maps from. The second is for necks whose kernels need larger maps.
+# Image sides from which the sizes of the maps are computed. The second is for necks whose kernels need larger maps.
 SIDES = (256, 1024)
 # Errors that modules raise for inputs that do not fit.
 FORWARD_ERRORS = (RuntimeError, AssertionError, LookupError, ValueError, TypeError, AttributeError)

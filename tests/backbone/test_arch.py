@@ -1,4 +1,4 @@
-"""Presets and the check of a size of one's own."""
+"""Presets, and the check of a custom size."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_presets_by_name_and_letter(name):
     ],
 )
 def test_presets_are_the_published_sizes(name, blocks, channels, heads, ffn, decay, decomposed, layer_scale):
-    """L's decay is in no golden output, and in no shape: it would be wrong without any other test noticing."""
+    """No golden output and no shape depends on L's decay: no other test would find a wrong one."""
     arch = ARCHS[name]
     assert (arch.depths, arch.embed_dims, arch.num_heads, arch.mlp_ratios) == (blocks, channels, heads, ffn)
     assert (arch.init_values, arch.heads_ranges) == ((2, 2, 2, 2), decay)

@@ -1,4 +1,4 @@
-"""All ways to compute attention with a decay agree with the formulas, gradients too, and take fused kernels."""
+"""All implementations of attention with a decay agree with the formulas, gradients too, and use fused kernels."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def tables(size, device='cpu'):
 
 
 def explicit(q, k, v, bias):
-    """softmax(q k^T / sqrt(d) + bias) v, tokens last but one."""
+    """Return softmax(q k^T / sqrt(d) + bias) v, with tokens in the last dimension but one."""
     return (q @ k.transpose(-1, -2) / DIM**0.5 + bias).softmax(-1) @ v
 
 
@@ -69,7 +69,7 @@ def test_values_and_gradients(attend, expected, size):
 def test_large_maps_are_taken_by_row(monkeypatch):
     qkv = [torch.randn(2, 6, 10, HEADS, DIM, requires_grad=True) for _ in range(3)]
     full = attend_full(*qkv, tables((6, 10)))
-    # Below the bias of the map, and below the gradients of a row's keys: every row of queries on its own.
+    # Smaller than the bias of the map and than the gradients of a row's keys: every row of queries is computed alone.
     monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', HEADS * 60 * DIM)
     manhattan_bias.cache_clear()
     torch.testing.assert_close(attend_full(*qkv, tables((6, 10))), full)
@@ -79,7 +79,7 @@ def test_large_maps_are_taken_by_row(monkeypatch):
 @pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
 @pytest.mark.parametrize('size', SIZES)
 def test_flex_attention_is_given_the_same_decay(size, monkeypatch):
-    """On the CPU torch has no gradients for it, and it is slow to compile: values, uncompiled."""
+    """Compare values only, uncompiled: on the CPU torch has no gradients for it and compiles it slowly."""
     monkeypatch.setattr(attention, 'compiled_flex_attention', lambda: flex_attention)
     qkv = [torch.randn(2, *size, HEADS, 16) for _ in range(3)]
     both = (attend(*qkv, tables(qkv[0].shape[1:3])) for attend in (attend_full_flex, attend_full))
@@ -96,7 +96,7 @@ def test_flex_attention_compiled():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='FlexAttention has gradients on CUDA only, and there is none')
 @pytest.mark.parametrize('size', [(6, 10), (40, 70)])
 def test_flex_attention_on_cuda(size, monkeypatch):
-    """Chosen for large maps, with the values and gradients of the form that holds its bias."""
+    """It is chosen for large maps, and has the values and gradients of the form with the bias in memory."""
     inputs = [torch.randn(2, *size, HEADS, 16, device='cuda') for _ in range(3)]
     results = []
     monkeypatch.setattr(attention, 'attend_full_by_row', None)
@@ -122,7 +122,7 @@ def test_the_manhattan_bias_by_row_is_the_manhattan_bias_in_less_memory():
 @pytest.mark.parametrize('attend', [attend_decomposed, attend_full, attend_full_by_row])
 @pytest.mark.parametrize('train', [False, True])
 def test_the_fused_kernel_is_taken(attend, train):
-    """With only the fused kernel allowed, torch raises where it would have taken the slow path."""
+    """With only the fused kernel allowed, torch raises where it would take the slow path."""
     qkv = [torch.randn(2, 5, 7, HEADS, DIM, requires_grad=train) for _ in range(3)]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         attend(*qkv, tables((5, 7))).sum()
@@ -150,7 +150,7 @@ def test_distinct_sizes_do_not_grow_memory():
 
 @pytest.mark.parametrize('module', [MaSA(16, 2, 2, 4, True), MaSA(16, 2, 2, 4, False), FFN(16, 3)])
 def test_inference_changes_no_input_and_gives_what_training_gives(module):
-    """Without gradients some steps work in place: on their own results only."""
+    """Without gradients some steps work in place, but only on their own results."""
     x = torch.randn(2, 5, 7, 16)
     before = x.clone()
     with torch.no_grad():

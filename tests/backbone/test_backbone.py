@@ -1,4 +1,4 @@
-"""RMT as a backbone: what its arguments do, sizes and dtypes it takes, and what it refuses."""
+"""RMT as a backbone: the effects of its arguments, the sizes and dtypes that it takes, the inputs that it refuses."""
 
 import copy
 import importlib
@@ -26,7 +26,7 @@ def build(**kwargs):
 
 @pytest.mark.parametrize('size', [(64, 64), (256, 309), (45, 33), (1, 1), (7, 130)])
 def test_any_size_gives_four_strides(size):
-    """With the values of the plain reference, from weights that are not those of an untrained model."""
+    """The values equal those of the plain reference, with other weights than an untrained model's."""
     reference = PlainRMT(resolve_arch(SMALL_ARCH)).eval()
     for name, tensor in reference.state_dict().items():
         if tensor.is_floating_point():
@@ -52,7 +52,7 @@ def test_found_by_type_in_every_scope(scope):
 
 @pytest.mark.parametrize('out_indices', [(1, -1), (-1, 1), (3, 1, 3)])
 def test_out_indices_choose_outputs_and_their_norms(out_indices):
-    """Outputs come in the order of the stages, whatever the order asked for."""
+    """Outputs are in the order of the stages, with indices in any order."""
     model = build(out_indices=out_indices).eval()
     assert model.out_indices == (1, 3) and model.out_channels == (24, 48)
     assert model.embed_dims == SMALL_ARCH['embed_dims'] and model.strides == (4, 8, 16, 32)
@@ -62,7 +62,7 @@ def test_out_indices_choose_outputs_and_their_norms(out_indices):
 
 @pytest.mark.parametrize('last', range(4))
 def test_last_stages_need_not_run(last):
-    """Nothing after the last output is computed, and that output is what it is with all of them."""
+    """Nothing after the last output is computed, and that output is the same as with all outputs."""
     whole, model = build().eval(), build(out_indices=(last,)).eval()
     model.load_state_dict({name: whole.state_dict()[name] for name in model.state_dict()})
     ran = set()
@@ -130,7 +130,7 @@ def test_drop_path_grows_linearly_and_acts_in_training_only():
 
 
 def test_drop_path_acts_on_both_branches_and_not_on_cpe():
-    """With a rate of almost 1, of a block nothing but CPE is left; a sample is dropped whole."""
+    """With a rate of almost 1, only CPE of a block remains; a sample is dropped as a whole."""
     model = build(drop_path_rate=1 - 1e-6).train()
     block, seen = model.stages[3][-1], {}
     block.cpe.register_forward_hook(lambda module, args, out: seen.update(cpe=out.detach().clone()))
@@ -138,7 +138,7 @@ def test_drop_path_acts_on_both_branches_and_not_on_cpe():
     model(torch.rand(4, 3, 64, 64))
     torch.testing.assert_close(seen['block'], seen['cpe'], rtol=0, atol=0)
 
-    model = build(drop_path_rate=0.5).train()  # of two blocks in stage 2 the first has 0.3, on either branch
+    model = build(drop_path_rate=0.5).train()  # the first of two blocks in stage 2 has 0.3, on each branch
     branches = [], []
     block = model.stages[2][0]
     for drop_path, calls in zip((block.drop_path1, block.drop_path2), branches):
@@ -192,10 +192,10 @@ def test_norm_cfg_reaches_stem_and_downsampling():
 def saved_bytes_and_gradients(model, x):
     """Train a step, and return the bytes that autograd held for its backward pass, and the gradients.
 
-    Bytes are of distinct storages, parameters aside. What is to be computed again is not among them.
+    Count each storage once, without parameters. Tensors that are recomputed are not held, so they are not counted.
     """
     held = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
-    kept = []  # so that no storage is freed, and its address taken by another
+    kept = []  # keeps storages alive, so that no address is used twice
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -211,7 +211,7 @@ def saved_bytes_and_gradients(model, x):
 
 
 def test_with_cp_changes_memory_and_not_gradients():
-    """The same gradients, drop path included, from a fraction of the memory; a marked stage alone saves its own."""
+    """Gradients, drop path included, stay the same with a fraction of the memory; each marked stage saves its share."""
     plain = build(drop_path_rate=0.5)
     x, start = torch.rand(2, 3, 64, 64), copy.deepcopy(plain.state_dict())
     held, expected = saved_bytes_and_gradients(plain, x)
@@ -223,7 +223,7 @@ def test_with_cp_changes_memory_and_not_gradients():
         sizes.append(size)
         for gradient, reference in zip(gradients, expected):
             torch.testing.assert_close(gradient, reference)
-        for name, buffer in model.named_buffers():  # what is computed twice counts once
+        for name, buffer in model.named_buffers():  # recomputation does not update statistics twice
             torch.testing.assert_close(buffer, plain.get_buffer(name))
     whole, *parts = sizes
     assert whole < 0.5 * held
@@ -290,7 +290,7 @@ def test_module_cast_to_bf16():
 
 
 def test_phases_are_fp32_and_exact_where_half_precision_ends():
-    """On COCO the token index reaches 67,200: fp16 has no such number, and bf16 only every 512th."""
+    """On COCO the token index reaches 67,200: fp16 cannot represent it, and bf16 only every 512th integer."""
     phases = rotary_phases(200, 336, 16, torch.device('cpu'))
     assert phases.dtype == torch.float32
     cos = phases[..., 0]
@@ -340,7 +340,7 @@ def test_layer_depth_follows_the_forward_pass():
 
 
 def test_pretrained_is_init_cfg(tmp_path):
-    """mmseg hands model.pretrained on to its backbones as an argument."""
+    """mmseg passes model.pretrained to its backbones as an argument."""
     trained = build()
     with torch.no_grad():
         trained.norm3.weight.fill_(7)
@@ -354,7 +354,7 @@ def test_mask_replaces_tokens_of_the_stem():
     nothing, mask = torch.zeros(2, 16, 24), torch.zeros(2, 16, 24, dtype=torch.long)
     for out, expected in zip(model(x, nothing), model(x, mask=None)):
         torch.testing.assert_close(out, expected)
-    mask[:, 8:] = 1  # the lower half: what its pixels are must not matter, but for those that the stem's kernels reach
+    mask[:, 8:] = 1  # the lower half: its pixels must not matter, except those that the stem's kernels reach
     other = x.clone()
     other[:, :, 48:] = 0
     for out, expected in zip(model(x, mask), model(other, mask)):
@@ -382,7 +382,7 @@ def test_mask_token_is_not_there_unless_asked_for(tmp_path):
 
 
 def test_simmim():
-    """mmpretrain's masked image modelling, with the masks that its own pipeline makes."""
+    """RMT works in mmpretrain's masked image modelling, with the masks that its own pipeline makes."""
     pytest.importorskip('mmpretrain')
     from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
@@ -412,18 +412,18 @@ def test_simmim():
 
 
 def test_an_unused_output_leaves_no_parameter_without_gradient(tmp_path):
-    """Where processes wait for the gradient of every parameter, as DistributedDataParallel does."""
+    """DistributedDataParallel waits for the gradient of every parameter."""
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(build())
         for _ in range(3):  # it stops in the second iteration if one is missing
             outs = model(torch.rand(2, 3, 64, 64))
-            F.relu_(outs[3]).sum().backward()  # heads may work in place on what they are given
+            F.relu_(outs[3]).sum().backward()  # heads may change their inputs in place
         grads = {name: p.grad for name, p in model.module.named_parameters()}
         assert not [name for name, grad in grads.items() if grad is None]
         assert not grads['norm0.weight'].any() and grads['norm3.weight'].any()
     finally:
-        # Waits without the GIL, which gloo's thread needs to free what backward() sent: the end of the group waits for
-        # that thread with the GIL, forever if it comes first.
+        # barrier() waits without the GIL, which gloo's thread needs to free the tensors that backward() sent.
+        # destroy_process_group() waits for that thread with the GIL: called first, it would wait forever.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

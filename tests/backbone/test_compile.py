@@ -1,4 +1,4 @@
-"""torch.compile: one graph, few of them for many sizes, and the values of the eager form."""
+"""torch.compile: one graph without breaks, few graphs for many sizes, and the values of the eager form."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_one_graph_without_breaks_and_few_for_many_sizes(train):
 
 
 def test_values_and_gradients_of_the_eager_form():
-    model = RMT(SMALL_ARCH).double()  # so that cancelling gradients are compared and not their rounding
+    model = RMT(SMALL_ARCH).double()  # in fp64, so that gradients that cancel are compared without rounding errors
     x = torch.randn(2, 3, 64, 96).double()
     shapes = ((2, 16, 16, 24), (2, 24, 8, 12), (2, 32, 4, 6), (2, 48, 2, 3))
     directions = [torch.randn(shape).double() for shape in shapes]
@@ -55,7 +55,7 @@ def test_tables_once_a_stage():
     names = [str(node.target) for graph in graphs for node in graph.graph.nodes]
     for operation in ('sin', 'cos'):
         assert names.count(operation) == 4, operation
-    assert names.count('abs') == 8  # a row's and a column's distances in every stage
+    assert names.count('abs') == 8  # distances along rows and along columns, in every stage
 
 
 @pytest.mark.slow

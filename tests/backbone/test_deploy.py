@@ -1,4 +1,4 @@
-"""The form for inference: the same outputs, fewer layers, and no way back by accident."""
+"""The form for inference: the same outputs, fewer layers, and errors where it is confused with the ordinary form."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ OWN = {**SMALL_ARCH, 'layer_scales': (False, False, True, True)}
 
 
 def trained(**kwargs):
-    """A model whose statistics and scales are not those of an untrained one."""
+    """Return a model with other statistics and scales than an untrained model's."""
     model = RMT(OWN, layer_scale_init=0.5, **kwargs)
     for module in model.modules():
         if isinstance(module, _BatchNorm):

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds: the published figures, and counts that do not depend on what computes them."""
+"""Parameters and multiply-adds: the published figures, and counts that do not depend on the kernel."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from rmt_mm.flops import MacCounter, count
 from support import ROOT
 from support.published import ROWS
 
-# The published figure is 125; the model of the recipe has 125.56 M (83.12 and 55.72 M of B and S agree with theirs).
+# Published as 125; the model of the recipe has 125.56 M (B and S, with 83.12 and 55.72 M, agree with their figures).
 ROUNDED_DOWN = {'rmt-large_upernet_8xb2-amp-160k_ade20k-512x512'}
 
 COUNTED = {
@@ -51,12 +51,12 @@ def test_published_figures(name):
         assert row.params == int(found['params'] / 1e6)
     else:
         assert row.params == round(found['params'] / 1e6, digits)
-    # RetinaNet does not ask for the first output, and so lacks its LayerNorm of up to 112 channels.
+    # RetinaNet does not use the first output, so its backbone lacks that LayerNorm of up to 112 channels.
     assert found['params_backbone'] == pytest.approx(row.size.params_backbone, abs=2 * 112)
     gmac = (found['convolution'] + found['linear']) / 1e9
     print(f'{name}: {gmac:.2f} GMAC, published {row.gflops}')
     assert gmac == pytest.approx(row.gflops, rel=0.01)
-    assert COUNTED[name] == pytest.approx(gmac + found['attention'] / 1e9, abs=0.06)  # what the model tables show
+    assert COUNTED[name] == pytest.approx(gmac + found['attention'] / 1e9, abs=0.06)  # the figure in the model tables
 
 
 def macs(model, shape, device='meta'):

@@ -1,4 +1,4 @@
-"""Linear layers as 1x1 convolutions: nn.Linear's values and gradients, and really a convolution."""
+"""Linear layers as 1x1 convolutions: the values and gradients of nn.Linear, and a convolution is what runs."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def double_weight(layer):
 
 
 class Adapted(nn.Linear):
-    """A Linear layer of another class, as adapters put in its place."""
+    """A Linear layer of another class, as adapters use to replace one."""
 
     def forward(self, x):
         return 2 * super().forward(x)

@@ -1,4 +1,4 @@
-"""Hooks, tracers, exporters, transforms, quantisation and modes see the model as it is, and leave it as it was."""
+"""Hooks, tracers, exporters, transforms, quantisation and modes get the model's true values and do not change it."""
 
 import copy
 import io
@@ -116,12 +116,12 @@ def test_hooks_change_no_value_beyond_rounding():
 
 @pytest.mark.parametrize('arch', [SMALL_ARCH, {**SMALL_ARCH, 'decomposed': (True,) * 4}])
 def test_a_layer_in_place_of_lce_may_return_its_input(arch):
-    """An ablation puts nn.Identity there; the values must not be overwritten through it."""
+    """If an ablation replaces LCE by nn.Identity, its output is the values, which must not be overwritten."""
     model = RMT(arch).train()
     for stage in model.stages:
         for block in stage:
             block.attn.lce = nn.Identity()
-    sum(out.sum() for out in model(torch.rand(2, 3, 64, 64))).backward()  # autograd checks versions
+    sum(out.sum() for out in model(torch.rand(2, 3, 64, 64))).backward()  # raises if a saved tensor was changed
 
 
 def test_jit_trace_with_gradients_enabled():
@@ -167,7 +167,7 @@ def test_vmap(grad):
 
 
 def test_per_sample_gradients():
-    """What differential privacy computes: torch.func.vmap over torch.func.grad."""
+    """Differential privacy computes per-sample gradients, by torch.func.vmap over torch.func.grad."""
     model = RMT({**SMALL_ARCH, 'depths': (1, 1, 1, 1)}, norm_cfg=dict(type='GN', num_groups=4)).double().eval()
     params = {name: p.detach() for name, p in model.named_parameters()}
     x = torch.rand(3, 3, 32, 32).double()
@@ -191,7 +191,7 @@ def test_a_fake_forward_leaves_no_fake_table():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         outs = model(mode.from_tensor(x))
     assert [tuple(out.shape) for out in outs] == [(1, 16, 16, 16), (1, 24, 8, 8), (1, 32, 4, 4), (1, 48, 2, 2)]
-    fresh = expected_outputs(model, x)  # with tables of its own, made after the fake ones
+    fresh = expected_outputs(model, x)  # with new tables, made after the fake ones
     assert all(type(out) is torch.Tensor and out.isfinite().all() for out in fresh)
 
 
@@ -222,7 +222,7 @@ def test_another_default_device_changes_no_table(decomposed):
 
 
 def test_the_older_onnx_exporter():
-    """No complex numbers; run only where the package onnx is installed, which writes the file."""
+    """It does not support complex numbers. The test needs the package onnx, which writes the file."""
     onnx = pytest.importorskip('onnx')
     model, x, file = RMT(SMALL_ARCH).eval(), torch.rand(1, 3, 64, 64), io.BytesIO()
     torch.onnx.export(model, (x,), file, dynamo=False, opset_version=17)
@@ -239,7 +239,7 @@ def test_recorded_rotation_is_the_eager_one():
 
 
 def test_gelu_of_ffn_keeps_the_input_of_others():
-    """fc1's output is overwritten only if nothing else can see it."""
+    """GELU overwrites fc1's output only if nothing else can read it."""
     ffn, x = RMT(SMALL_ARCH).stages[0][0].ffn.eval(), torch.rand(1, 4, 4, 16)
     seen = []
     ffn.fc1.register_forward_hook(lambda module, args, out: seen.append(out))

@@ -1,4 +1,4 @@
-"""Equality with the original: golden outputs of its models, parameter counts, and a plain reference's gradients."""
+"""Parity with the original: golden outputs of its models, parameter counts, and the gradients of a plain reference."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ OWN = dict(
 
 @pytest.mark.parametrize('size', [(64, 96), (45, 61)])
 def test_gradients_of_the_plain_reference(size):
-    """In double precision, so that formulas are compared and not rounding; the tables of both stay fp32."""
+    """Compare in double precision, so that rounding does not matter; the tables of both stay fp32."""
     arch = resolve_arch(OWN)
     reference = PlainRMT(arch).double().train()
     with torch.no_grad():
@@ -108,8 +108,8 @@ def test_gradients_of_the_plain_reference(size):
     expected = convert_official_state_dict({k: g for k, g in gradients[0].items() if k != 'input'})
     expected['input'] = gradients[0]['input']
     assert expected.keys() == gradients[1].keys()
-    # A key's bias moves every logit of a query alike, and a bias before a BatchNorm only its mean: those gradients are
-    # zero but for rounding, which is measured against the largest gradient of a bias.
+    # A key's bias adds the same to all logits of a query, and a bias before a BatchNorm changes only its mean: those
+    # gradients are zero except for rounding, which is compared with the largest gradient of a bias.
     floor = 1e-6 * max(float(g.norm()) for k, g in expected.items() if k.endswith('bias'))
     for name, gradient in gradients[1].items():
         error = float((gradient - expected[name]).norm() / expected[name].norm().clamp(min=floor))

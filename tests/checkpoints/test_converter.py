@@ -48,7 +48,7 @@ KINDS = ('dense', 'classification', 'token_label', *HEADS)
 @pytest.fixture(autouse=True)
 def nano(monkeypatch):
     monkeypatch.setitem(ARCHS, 'nano', NANO)
-    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # no waiting for the disk
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # do not wait for the disk
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def save(path, kind, classes=7):
 
 
 def refused(run, tmp_path, *args, words):
-    """The converter fails with one sentence that has all words, and leaves no file behind."""
+    """Assert that the converter fails with one sentence that has all words, and leaves no file behind."""
     before = sorted(tmp_path.iterdir())
     status, _, error = run(*args)
     assert status == 1
@@ -82,7 +82,7 @@ def refused(run, tmp_path, *args, words):
 
 
 def test_command_line(tmp_path):
-    """In a process of its own, with a published size: status, stdout, stderr, and the file."""
+    """Run in a separate process, with a published size; check status, stdout, stderr, and the file."""
     official = tensors(OFFICIAL_KEYS['tiny/classification'], ARCHS['tiny'])
     src, dst = save_classifier(tmp_path / 'RMT_T.pth', official, average=0), tmp_path / 'rmt-t.pth'
 
@@ -120,7 +120,7 @@ def test_command_line(tmp_path):
     ],
 )
 def test_outputs_of_the_original_through_files(file, image, config, run, tmp_path):
-    """The original's outputs, from an official file, converted, loaded by mmengine into the model of a real config."""
+    """An official file, converted and loaded by mmengine into a real config's model, gives the original's outputs."""
     size, shape = file.split('_')[0], tuple(map(int, file.split('_')[-1].split('x')))
     kind = file[len(size) + 1 : file.rindex('_')]
     src = save_classifier(tmp_path / 'official.pth', tensors(OFFICIAL_KEYS[f'{size}/{kind}'], ARCHS[size]), average=0)
@@ -143,7 +143,7 @@ def test_outputs_of_the_original_through_files(file, image, config, run, tmp_pat
 
 
 def plain_logits(size, state, x):
-    """The logits of an official classifier by the formulas: plain backbone without output norm, and its head."""
+    """Return the logits of an official classifier by the formulas: plain backbone without output norm, and its head."""
     backbone = PlainRMT(ARCHS[size]).eval()
     backbone.extra_norms[3] = torch.nn.Identity()
     backbone.load_state_dict(
@@ -190,7 +190,7 @@ def test_logits_through_files_where_no_golden_output_is(size, kind, config, run,
 )
 def test_there_and_back(kind, suffix, run, tmp_path):
     official = nano_state_dict(kind)
-    # Their own rounding of the computed buffers must survive as well.
+    # The buffers that we compute may be rounded differently in the file: conversion must keep the file's values.
     for name, tensor in official.items():
         if 'Relpos' in name:
             official[name] = torch.nextafter(tensor, torch.zeros(()))
@@ -358,7 +358,7 @@ def test_publish(run, tmp_path):
     (published,) = tmp_path.glob('rmt-*.pth')
     assert published.name == f'rmt-{file_hash(str(published))[:8]}.pth'
     assert not (tmp_path / 'rmt.pth').exists()
-    # The same weights have the same name wherever they are made.
+    # The same weights get the same name in every run.
     assert run(src, tmp_path / 'other.pth', '--publish')[0] == 0
     assert next(tmp_path.glob('other-*.pth')).name[-12:] == published.name[-12:]
 
@@ -392,7 +392,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def damaged(folder):
-    """Write files that are no checkpoints; return each with words of its error."""
+    """Write files that are not checkpoints; return each with words of its error."""
     whole = (folder / 'whole.pth').read_bytes()
     with zipfile.ZipFile(folder / 'other.zip', 'w') as archive:
         archive.writestr('a/readme.txt', 'hello')
@@ -468,7 +468,7 @@ def test_a_trap_does_not_spring(run, tmp_path):
     marker, src, dst = tmp_path / 'marker', tmp_path / 'trap.pth', tmp_path / 'ours.pth'
     save_classifier(src, nano_state_dict('dense'), extra=Trap(marker))
     refused(run, tmp_path, src, dst, words=('io.open', '--allow-type io.open'))
-    # Opting in reads the tensors, and still executes nothing.
+    # --allow-type reads the tensors, and still executes nothing.
     assert run(src, dst, '--allow-type', 'io.open')[0] == 0
     assert not marker.exists()
     assert torch.load(dst, weights_only=True)['state_dict'].keys()
@@ -477,7 +477,7 @@ def test_a_trap_does_not_spring(run, tmp_path):
 
 
 class Settings(dict):
-    """Stands for the config classes that training code keeps in its checkpoints."""
+    """A stand-in for the config classes that training code stores in its checkpoints."""
 
 
 def test_opting_in_for_one_type(run, tmp_path):
@@ -486,7 +486,7 @@ def test_opting_in_for_one_type(run, tmp_path):
     name = f'{Settings.__module__}.Settings'
     refused(run, tmp_path, src, dst, words=(f'type {name},', f'--allow-type {name}'))
     assert run(src, dst, '--allow-type', name)[0] == 0
-    # For this once: what is allowed here is not allowed to others.
+    # The type is allowed for one call only, not for later ones.
     with pytest.raises(pickle.UnpicklingError):
         torch.load(src, weights_only=True)
 
@@ -504,7 +504,7 @@ def test_commands_are_refused_whatever_is_allowed(run, tmp_path):
 
 
 def test_force_safe_loading(tmp_path, monkeypatch):
-    """What the tools call first: mmengine's loaders cannot be made to execute a file either."""
+    """The tools call it first. Then mmengine's loaders cannot be made to execute a file either."""
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     force_safe_loading()
@@ -534,7 +534,7 @@ def run_tool(tmp_path, monkeypatch):
     Return the error, or the config that a Runner would be built from.
     """
     for name in ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'LOCAL_RANK'):
-        monkeypatch.setenv(name, '0')  # so that what the tools set is taken back
+        monkeypatch.setenv(name, '0')  # so that the tools' changes are undone
 
     def run_tool(checkpoint, tool, *args, at_runner=None):
         (tmp_path / 'config.py').write_text(TRAP_CONFIG)
@@ -584,7 +584,7 @@ def test_a_trap_does_not_spring_in_the_tools(args, run_tool, tmp_path):
 
 @pytest.mark.parametrize('args', LOADING)
 def test_the_tools_hold_all_loading_to_safety(args, run_tool, tmp_path):
-    """What is loaded behind their backs: by torch.hub, by onedl-mmengine when the safe way has failed."""
+    """This includes loading by torch.hub, and by onedl-mmengine after safe loading has failed."""
     marker, trap, good = tmp_path / 'marker', tmp_path / 'trap.pth', tmp_path / 'good.pth'
     torch.save(Trap(marker), trap)
     torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}), good)
@@ -601,7 +601,7 @@ def test_the_tools_hold_all_loading_to_safety(args, run_tool, tmp_path):
 
 
 def test_mmengine_runs_no_config_of_a_checkpoint(run_tool, tmp_path):
-    """Resuming, its Runner would: Config.fromstring(meta['config'])."""
+    """When resuming, its Runner would call Config.fromstring(meta['config'])."""
     path = tmp_path / 'old.pth'
     torch.save(dict(state_dict={'stages.0.0.attn.qkv.weight': torch.zeros(2)}, meta=dict(config='import os')), path)
     for args in LOADING:
@@ -622,7 +622,7 @@ def test_the_tools_check_the_very_file_that_mmengine_loads(run_tool, tmp_path, m
 
 
 def test_mmengine_can_read_what_the_tools_let_through(run_tool, tmp_path):
-    """What the converter leaves out of an official file, mmengine would stop at."""
+    """The tools refuse the argparse.Namespace that the converter removes from official files: mmengine would too."""
     path = tmp_path / 'a.pth'
     state_dict = {'stages.0.0.attn.qkv.weight': torch.zeros(2)}
     torch.save(dict(state_dict=state_dict, args=argparse.Namespace(a=1)), path)

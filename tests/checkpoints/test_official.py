@@ -73,7 +73,7 @@ def build_model(name):
 
         scope = 'mmseg'
     register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope(scope):  # other tests must not find it
+    with DefaultScope.overwrite_default_scope(scope):  # other tests must not find this scope set
         return MODELS.build(cfg)
 
 
@@ -106,7 +106,7 @@ def test_names_there_and_back(kind):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_heads_are_those_of_the_installed_libraries(name):
-    """With today's names: the converter maps mmdet 2 and mmseg 0 to them."""
+    """The converter keeps mmdet 2's and mmseg 0's names, so the installed libraries must still have them."""
     model = build_model(name)
     classes = 80 if HEADS[name].task == 'detector' else 150
     heads = {key: tuple(t.shape) for key, t in model.state_dict().items() if not key.startswith('backbone.')}
@@ -155,7 +155,7 @@ def test_init_cfg_as_list_and_class(tmp_path):
     first = dict(type='Constant', layer='LayerNorm', val=3.0)
     model = RMT(NANO._asdict(), init_cfg=[dict(type=PretrainedInit, checkpoint=path), first])
     model.init_weights()
-    # The file wins wherever it has something, whatever the order.
+    # The file overrides the other initialisers for its tensors, in any order.
     assert torch.equal(
         model.stages[0][0].norm1.weight, nano_state_dict('dense')['layers.0.blocks.0.retention_layer_norm.weight']
     )
@@ -220,7 +220,7 @@ def test_norms_of_unused_stages_are_no_error(tmp_path):
 
 
 def broken(official):
-    """Yield a description, a state dict and words of the error, for everything that must not load."""
+    """Yield a description, a state dict and words of the error, for each state dict that must not load."""
     first = 'layers.1.blocks.0.retention.k_proj.weight'
     yield {k: v for k, v in official.items() if k != first}, ('1 missing', first)
     yield {**official, 'layers.9.what': torch.zeros(1)}, ('1 unexpected', 'layers.9.what')
@@ -266,7 +266,7 @@ def test_unknown_prefix(tmp_path):
         load_pretrained(RMT(NANO._asdict()), path, prefix='student.')
 
 
-# Whole models, as load_from and the libraries' own functions load them: mmengine would log and go on.
+# Whole models, loaded by load_from and the libraries' own functions, with which mmengine would log and go on.
 
 
 def whole_models():
@@ -342,7 +342,7 @@ def test_a_backbone_by_itself_takes_what_is_its_own():
     [((3,), (0, 1, 2, 3), [0, 1, 2], []), ((0, 1, 2, 3), (1, 2), [], [0, 3]), ((0, 1), (1, 2), [2], [0])],
 )
 def test_output_norms_may_be_missing_singly(theirs, ours, new, unused, way, tmp_path, monkeypatch):
-    """As after self-supervised pre-training, whose backbone has the last output alone."""
+    """After self-supervised pre-training the backbone has only the norm of the last output."""
     messages = []
     monkeypatch.setattr('rmt_mm.checkpoints.loading.print_log', lambda message, logger: messages.append(message))
     source = Detector(out_indices=theirs)
@@ -434,7 +434,7 @@ class Adapted(RMT):
 
 
 class LowRank(torch.nn.Module):
-    """What LoRA puts in the place of a Linear layer."""
+    """A replacement for a Linear layer, like LoRA's."""
 
     def __init__(self, layer):
         super().__init__()
@@ -498,7 +498,7 @@ def test_check_checkpoint_file(tmp_path):
         check_checkpoint_file(str(tmp_path / 'no.pth'))
 
 
-# Safety: no way in executes what a file holds.
+# Safety: no way of loading executes what a file holds.
 
 
 def ways_in(path):
@@ -518,5 +518,5 @@ def test_traps_do_not_spring(way, legacy, tmp_path):
         ways_in(path)[way]()
     assert (error.value.remedy, error.value.facts) == ('allow_type', dict(allow_type=['io.open']))
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # the trap is a real one
+    torch.load(path, weights_only=False)  # unsafe loading does execute the trap
     assert marker.exists()

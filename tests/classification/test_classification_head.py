@@ -59,7 +59,7 @@ def token_samples(num_classes, height, width, batch=3):
 
 
 def reference_logits(head, x):
-    """The facts, step by step: Linear on every token, BatchNorm, x * sigmoid(x), average, Linear."""
+    """Compute the head step by step: Linear on every token, BatchNorm, x * sigmoid(x), average, Linear."""
     tokens = torch.einsum('bchw,dc->bhwd', x, head.proj.weight) + head.proj.bias
     norm = head.norm
     tokens = (tokens - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias

@@ -1,4 +1,4 @@
-"""What the ImageNet configs build is the published recipe."""
+"""The ImageNet configs build the published recipe."""
 
 import json
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def test_models(name):
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(drop_path)
     with torch.no_grad():
-        assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)  # SyncBN is no obstacle without a GPU
+        assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)  # SyncBN works in eval mode without a GPU
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -127,7 +127,7 @@ def test_batches_and_losses(name):
         return
     assert [type(a) for a in augments.augments] == [Mixup, CutMix]
     assert [a.alpha for a in augments.augments] == [0.8, 1.0]
-    assert augments.probs is None  # evenly
+    assert augments.probs is None  # each with the same probability
     score = torch.randn(4, 1000)
     target = torch.arange(4)
     expected = nn.functional.cross_entropy(score, target, label_smoothing=0.1)
@@ -161,7 +161,7 @@ def simulate(cfg, epoch_length):
         kind = PARAM_SCHEDULERS.get(scheduler.pop('type'))
         schedulers.append(kind.build_iter_from_epoch(optimizer=optimizer, **scheduler, epoch_length=epoch_length))
     rates = []
-    optimizer.step()  # once, since schedulers warn without; there is nothing to optimise
+    optimizer.step()  # once, because schedulers warn without a step; it changes nothing
     for _ in range(cfg.train_cfg.max_epochs):
         rates.append(optimizer.param_groups[0]['lr'])
         for _ in range(epoch_length):
@@ -172,7 +172,7 @@ def simulate(cfg, epoch_length):
 
 @pytest.mark.parametrize('name, log', [('rmt-tiny_8xb128_in1k', 'tiny'), ('rmt-small_tl_8xb128-310e_in1k', 'small-tl')])
 def test_schedule_is_that_of_the_released_logs(name, log, capsys):
-    """The logs are of batch 2048 and write the rate of the epoch before: it is set after the epoch."""
+    """The logs are of batch 2048 and show the rate of the epoch before, since it is set after the epoch."""
     cfg, official = load(name), json.loads((ROOT / 'tests/data/official_lr.json').read_text())[log]
     assert cfg.train_cfg.max_epochs == official['epochs']
     rates = simulate(cfg, epoch_length=1251)
@@ -184,7 +184,7 @@ def test_schedule_is_that_of_the_released_logs(name, log, capsys):
         largest = max(largest, (abs(rates[epoch] - expected), epoch))
     with capsys.disabled():
         print(f'\n{name}: largest deviation from the released log {largest[0]:.2e}, at epoch {largest[1]}')
-    assert largest[0] < 5e-7  # of a peak of 1e-3: while the rate warms up, the cosine has already begun
+    assert largest[0] < 5e-7  # of a peak of 1e-3; during the warm-up the cosine has already begun
     assert rates[0] == pytest.approx(1e-6)
     assert max(rates) == pytest.approx(1e-3, rel=1e-3)
 
@@ -193,7 +193,7 @@ def test_schedule_is_that_of_the_released_logs(name, log, capsys):
 def test_ema(name):
     """Raw and averaged weights are both evaluated; statistics of BatchNorm are averaged too."""
     (hook,) = (hook for hook in load(name).custom_hooks if 'EMA' in hook.type)
-    assert hook.pop('priority') == 'ABOVE_NORMAL'  # above checkpointing, which saves both
+    assert hook.pop('priority') == 'ABOVE_NORMAL'  # before the checkpoint hook, which saves both
     hook = HOOKS.build(hook)
     assert hook.evaluate_on_ema and hook.evaluate_on_origin
     assert hook.ema_cfg['update_buffers']
@@ -202,7 +202,7 @@ def test_ema(name):
 
 @pytest.mark.parametrize('processes, images', [(1, 128), (8, 128), (4, 64)])
 def test_ema_follows_the_batch_of_all_processes(processes, images, monkeypatch):
-    """0.99996 to the power of batch / 512, and the average that this makes of the weights of three iterations."""
+    """The decay is 0.99996 to the power of batch / 512; check the average of the weights of three iterations."""
     monkeypatch.setattr(ema_hook, 'get_world_size', lambda: processes)
     model = nn.Linear(1, 1, bias=False).double().requires_grad_(False)
     values = [3.0, 5.0, -7.0, 11.0]

@@ -1,4 +1,4 @@
-"""A classifier is trained, tested, probed, asked and handed on to other tasks; it makes token labels to train with."""
+"""Train, test and probe a classifier, predict with it, use it in other tasks, and make token labels to train with."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ CONFIGS = ROOT / 'configs/classification'
 
 @pytest.fixture(scope='module')
 def workplace(tmp_path_factory):
-    """Images of ten digits as stripes, and label maps that say where the stripes are."""
+    """Make images of ten classes as stripes, and label maps with the places of the stripes."""
     folder = tmp_path_factory.mktemp('digits')
     rng = np.random.default_rng(0)
     for split in ('train', 'val'):
@@ -94,7 +94,7 @@ def miniature(cfg, num_classes=10):
 
 @pytest.fixture(scope='module')
 def trained(workplace, tmp_path_factory):
-    """The config and the checkpoint of a digits classifier after an epoch."""
+    """Return the config and the checkpoint of a digits classifier after an epoch."""
     work_dir = tmp_path_factory.mktemp('work')
     cfg = shorten('rmt-digits', workplace, work_dir)
     train(cfg)

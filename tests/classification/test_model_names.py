@@ -19,7 +19,7 @@ NAMES = {model['Name'] for model in METAFILE['Models']}
 def test_every_classifier_is_listed():
     importlib.import_module('rmt_mm.classification')
     assert set(mmpretrain.list_models('rmt-*')) == NAMES
-    assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')  # mmpretrain's own are there still
+    assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')  # mmpretrain's own names remain
 
 
 def test_importing_twice_changes_nothing():
@@ -44,7 +44,7 @@ def test_get_model_by_name():
 )
 def test_inferencers_take_the_path_of_a_name(package, inferencer, name):
     apis = pytest.importorskip(f'{package}.apis')
-    init_default_scope(package)  # a process that used another library before
+    init_default_scope(package)  # as in a process that used another library before
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     infer = getattr(apis, inferencer)(rmt_mm.get_config_path(name), device='cpu')
     assert isinstance(infer.model.backbone, rmt_mm.RMT)

@@ -42,7 +42,7 @@ def samples(batch, num_classes, height, width):
 
 
 def shares_of_boxes(alpha, size, count, generator):
-    """Return the shares that boxes of CutMix cover, lam ~ Beta(alpha, alpha), written from their description."""
+    """Return the shares that boxes of CutMix cover, lam ~ Beta(alpha, alpha), computed from their description."""
     height, width = size
     shares = []
     for lam in generator.beta(alpha, alpha, count):
@@ -57,7 +57,7 @@ def shares_of_boxes(alpha, size, count, generator):
 
 @pytest.mark.parametrize('alpha, size', [(1.0, (7, 7)), (0.3, (7, 7)), (4.0, (7, 7)), (1.0, (5, 12))])
 def test_boxes_cover_what_beta_says(alpha, size):
-    """The distribution of their shares, within 4 standard errors; a box may be empty, and is then none."""
+    """Their shares have the expected distribution, within 4 standard errors; None stands for an empty box."""
     np.random.seed(0)
     count, shares = 4000, []
     for _ in range(count):
@@ -92,7 +92,7 @@ def test_pasting_twice_changes_nothing():
 
 
 class LocalBackbone(nn.Module):
-    """Every token shows the average of its own pixels."""
+    """A backbone whose tokens are the averages of their own pixels."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +124,7 @@ def local_model():
 
 
 def test_the_box_of_the_stem_is_that_of_the_tokens(local_model, monkeypatch):
-    """Images of constant value b: the backbone sees them mixed, and each token's logits return to its image."""
+    """Image b has the constant value b: the backbone gets mixed images, and each token's logits return to its image."""
     monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (1, 3, 0, 2))
     local_model.head.loss_module = RecordingLoss()
     batch = samples(4, 5, 3, 4)
@@ -188,7 +188,7 @@ def test_after_a_failing_batch_nothing_is_mixed(monkeypatch):
 
 @pytest.mark.parametrize('how', ['backbone', 'in place', 'model'])
 def test_compiled_models_mix_what_the_eager_form_mixes(how, monkeypatch):
-    """Also after a batch whose box was empty; and one graph serves all boxes."""
+    """They do so also after a batch with an empty box, and one graph serves all boxes."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend('aot_eager')
     eager = build().double().eval()  # in eval mode both keep the same BatchNorm statistics
@@ -212,7 +212,7 @@ def test_compiled_models_mix_what_the_eager_form_mixes(how, monkeypatch):
 
 
 def test_copies_of_a_model_mix_by_themselves(monkeypatch):
-    """An EMA hook copies the model: what the copy mixes must not depend on the original."""
+    """An EMA hook copies the model: mixing in the copy must not depend on the original."""
     monkeypatch.setattr(classifier_module, 'draw_box', lambda *args: (0, 1, 0, 1))
     model = build().eval()
     images, batch = torch.randn(4, 3, 64, 64), samples(4, 5, 2, 2)

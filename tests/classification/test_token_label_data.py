@@ -35,7 +35,7 @@ def test_files_round_trip_as_fp16(tmp_path, extension):
 
 
 def test_files_of_others_load(tmp_path):
-    """A plain tensor saved with torch.save, and an array that np.savez was given without a name."""
+    """They may hold a plain tensor saved with torch.save, or an array saved by np.savez without a name."""
     label_map = random_label_map()
     torch.save(label_map.half(), tmp_path / '1.pt')
     np.savez(tmp_path / '2.npz', label_map.half().numpy())
@@ -121,7 +121,7 @@ def test_the_best_classes_keep_their_probabilities(num_classes):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of two classes, each with a label map."""
+    """Make images of two classes, each with a label map."""
     for name in ('cat/1', 'cat/deep/2', 'dog/3', 'dog/4'):
         image = tmp_path / f'train/{name}.png'
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def test_every_image_gets_its_label_map(folder):
 
 @pytest.mark.parametrize('tree', ['labels', 'train'])
 def test_linked_class_folders_are_entered(folder, tree):
-    """As mmpretrain's CustomDataset enters those of the images; a link upwards does no harm."""
+    """mmpretrain's CustomDataset enters linked folders of images too; a link to a parent folder does no harm."""
     (folder / tree / 'dog').rename(folder / 'elsewhere')
     (folder / tree / 'dog').symlink_to(folder / 'elsewhere', target_is_directory=True)
     (folder / 'labels/cat/up').symlink_to(folder / 'labels', target_is_directory=True)

@@ -1,4 +1,4 @@
-"""Token labels land where the pixels went: synthetic images whose pixels say which class the label map has there."""
+"""Token labels follow the pixels, in synthetic images whose pixels encode the class that the label map has there."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def track(transforms):
 
 
 def synthetic(height, width, blocks_y, blocks_x):
-    """Return an image in which every pixel holds the number of its block, and that map of classes."""
+    """Return an image in which every pixel holds the number of its block, and the map of these numbers as classes."""
     y = np.arange(height)[:, None] * blocks_y // height
     x = np.arange(width)[None, :] * blocks_x // width
     classes = (y * blocks_x + x).astype(np.uint8)
@@ -71,7 +71,7 @@ def as_label_map(classes, score=1.0):
 
 
 def shares_of_pixels(image, grid, num_classes):
-    """Return which share of each grid cell's pixels shows each class, (num_classes, grid_h, grid_w)."""
+    """Return the share of each class in the pixels of each grid cell, (num_classes, grid_h, grid_w)."""
     height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
     shares = np.zeros((num_classes, *grid))
     for i in range(grid[0]):
@@ -105,7 +105,7 @@ def test_a_wrong_geometry_would_be_seen():
 
 @pytest.mark.parametrize('seed', range(20))
 def test_tokens_within_a_cell_of_a_coarse_map_have_its_class(seed):
-    """The published case: a coarse map, a token's label is that of the cell that covers it."""
+    """In the published case of a coarse map, a token's label is that of the cell that covers it."""
     np.random.seed(seed)
     image, _ = synthetic(180, 216, 6, 6)
     label_map = as_label_map(np.arange(36).reshape(6, 6), score=9.0)
@@ -115,7 +115,7 @@ def test_tokens_within_a_cell_of_a_coarse_map_have_its_class(seed):
     labels = results['token_score'].numpy()
     for i, j in zip(*np.nonzero(shares.max(0) == 1)):
         assert labels[:, i, j].argmax() == shares[:, i, j].argmax()
-    outside = shares.sum(0) == 0  # nothing of the image is seen: no class is preferred
+    outside = shares.sum(0) == 0  # padding only: no class is preferred
     assert np.ptp(labels[:, outside], axis=0).max(initial=0) < 1e-6
 
 

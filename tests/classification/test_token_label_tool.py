@@ -56,7 +56,7 @@ def build(cfg):
 
 
 def test_pooled_features_give_the_mean_of_the_places():
-    """Behind average pooling and a Linear, the answer for the image is the mean of the answers for its places."""
+    """After average pooling and a Linear layer, the image's logits are the mean of the logits of its places."""
     model, inputs = build(RESNET), torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         places = dense_logits(model, inputs)
@@ -86,7 +86,7 @@ def test_transformers_and_norms_after_pooling():
 
 
 class TimmLike(nn.Module):
-    """What timm models of either layout have in common."""
+    """The interface that timm models of both layouts share."""
 
     def __init__(self, output_fmt):
         super().__init__()
@@ -111,7 +111,7 @@ def test_layouts_of_timm(output_fmt):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A config, its checkpoint and a folder of images."""
+    """Make a config, its checkpoint and a folder of images."""
     model = build(RESNET)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'resnet.pth')
     (tmp_path / 'resnet.py').write_text(f"default_scope = 'mmpretrain'\nmodel = {RESNET!r}\n")
@@ -148,14 +148,14 @@ def test_a_run_is_completed_by_the_next(workplace):
     label_map = load_label_map(str(label), num_classes=7)
     assert label_map.shape == (2, 5, 3, 3)
 
-    # What the file holds is what the model says about the whole image, squeezed into a square.
+    # The file holds the model's best classes for the whole image, resized to a square.
     image = cv2.imread(str(workplace / 'images/cat/deep/2.jpg'))
     model = build(RESNET)
     model.load_state_dict(torch.load(workplace / 'resnet.pth', weights_only=True)['state_dict'])
     inputs = torch.from_numpy(cv2.resize(image, (96, 96), interpolation=cv2.INTER_CUBIC)).permute(2, 0, 1)
     with torch.no_grad():
         logits = dense_logits(model, model.data_preprocessor(dict(inputs=[inputs]))['inputs'])[0]
-    assert (label_map[1, 0] == logits.argmax(0)).float().mean() > 0.7  # OpenCV's bicubic is not Pillow's
+    assert (label_map[1, 0] == logits.argmax(0)).float().mean() > 0.7  # OpenCV's bicubic differs from Pillow's
 
     label.unlink()
     kept = (workplace / 'labels/dog/3.pt').stat().st_mtime_ns

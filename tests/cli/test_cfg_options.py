@@ -1,4 +1,4 @@
-"""--cfg-options: what mmengine reads is accepted, what certainly changes nothing is refused by name."""
+"""--cfg-options: settings that mmengine reads are accepted, options that certainly change nothing are refused."""
 
 import argparse
 import inspect
@@ -17,7 +17,7 @@ SEGMENTATION = 'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512'
 
 
 def apply(name, *options):
-    """Apply options, as they are typed, to one of our configs."""
+    """Apply options, given as on the command line, to one of our configs."""
     cfg = Config.fromfile(rmt_mm.get_config_path(name))
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
@@ -115,7 +115,7 @@ def test_what_mmengine_reads_is_accepted(name, option, capsys):
 
 
 def test_all_keys_that_the_runners_read_are_known():
-    """Holds on both stacks: the keys are read from mmengine's source."""
+    """The keys are read from mmengine's source, so that the test holds on both stacks."""
     for runner in (mmengine.runner.Runner, mmengine.runner.FlexibleRunner):
         source = inspect.getsource(inspect.getmodule(runner))
         read = set(re.findall(r"\bcfg\.get\(\s*'(\w+)'", source)) | set(re.findall(r"\bcfg\['(\w+)'\]", source))
@@ -154,7 +154,7 @@ def test_misspelt_options(option, meant):
 
 def test_an_argument_that_resembles_another_is_accepted():
     assert apply(DETECTION, 'model.rpn_head.loss_bbox.loss_weight=2').model.rpn_head.loss_bbox.loss_weight == 2
-    # norm_eval stands in no config of ours; norm_cfg does
+    # None of our configs sets norm_eval; they set norm_cfg.
     assert apply(DETECTION, 'model.backbone.norm_eval=True').model.backbone.norm_eval is True
 
 
@@ -186,7 +186,7 @@ def test_misspelt_keys_of_a_file(capsys):
 
 
 def test_names_of_variables_are_no_misspellings(capsys):
-    """Names in the libraries' own configs, and one whose value is used."""
+    """The names are from the libraries' own configs, and one is of a variable whose value is used."""
     cfg = Config(dict(model=dict(a=1), val_evaluator_abs=dict(b=1), test_pipeline=[1], train_dataset=2, optimizer=1))
     check_top_level_names(cfg, 'a.py')
     assert capsys.readouterr().err == ''

@@ -1,4 +1,4 @@
-"""Files and folders that are missing are named before anything is built; what cannot be known is let through."""
+"""Missing files and folders are named before anything is built; those that cannot be checked are accepted."""
 
 import json
 import subprocess
@@ -75,7 +75,7 @@ class TestDetection:
         ],
     )
     def test_label_pictures_that_nobody_reads(self, root, loads, is_read):
-        """mmdet's Mask2Former for instances inherits the folder of the panoptic one."""
+        """mmdet's Mask2Former for instances inherits the folder of label pictures from the panoptic config."""
         prefix = dict(img='images', seg='annotations/panoptic_train2017/')
         dataset = self.coco(root, data_prefix=prefix, pipeline=[dict(type='LoadImageFromFile'), loads])
         if is_read:
@@ -134,7 +134,7 @@ class TestDetection:
         check(self.coco(root, ann_file='none.json'), 'nobodys_library')
 
     def test_home(self, root, monkeypatch):
-        """mmdet opens '~/...' as it stands."""
+        """mmdet opens '~/...' without expanding it."""
         monkeypatch.setenv('HOME', str(root))
         assert f'write {root}/train.json' in refusal(self.coco('~'), 'mmdet')
 
@@ -153,7 +153,7 @@ class TestSegmentation:
         check(dict(type='ADE20KDataset', data_root=str(root), ann_file='images', data_prefix=prefix), 'mmseg')
 
     def test_a_data_set_that_looks_for_its_files_at_once(self, root):
-        """PascalVOCDataset fails an assertion without a text."""
+        """PascalVOCDataset's assertion fails without a text."""
         prefix = dict(img_path='images', seg_map_path='labels')
         for ann_file, words in (('train.txt', None), ('none.txt', 'none.txt does not exist')):
             dataset = dict(type='PascalVOCDataset', data_root=str(root), data_prefix=prefix, ann_file=ann_file)
@@ -181,7 +181,7 @@ class TestClassification:
         assert f'{root}/val' in refusal(dict(type='ImageNet', data_root=str(root), split='val'), 'mmpretrain')
 
     def test_home(self, root, monkeypatch):
-        """mmpretrain expands it in data_prefix and ann_file, and not in data_root."""
+        """mmpretrain expands ~ in data_prefix and ann_file, but not in data_root."""
         monkeypatch.setenv('HOME', str(root))
         check(dict(type='CustomDataset', data_prefix='~/train'), 'mmpretrain')
         assert f'write {root}/train' in refusal(
@@ -214,7 +214,7 @@ def test_files_of_metrics(root):
 
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_the_tools_check_the_data_of_a_strangers_config(tmp_path, tool):
-    """Without DataCheckHook, and with the 80 classes of COCO left in."""
+    """The config has no DataCheckHook, and still the 80 classes of COCO."""
     pytest.importorskip('mmdet')
     import torch
     from PIL import Image

@@ -1,4 +1,4 @@
-"""The digit scenes: three layouts that agree with each other, the same from the same seed, no scan in both splits."""
+"""The digit scenes: three layouts that agree, the same files from the same seed, no scan in both splits."""
 
 import json
 import subprocess
@@ -98,7 +98,7 @@ def test_no_scan_is_in_both_splits(digits):
 
 
 def test_scenes_use_only_the_scans_of_their_split():
-    """Seen from the inside: a scene's digits are drawn from the indices it is given."""
+    """The function that composes a scene draws its digits only from the given indices."""
     tool = load_tool('dataset_converters/make_digits.py')
     labels = np.repeat(np.arange(10), 20)
     splits = tool.split_scans(labels, np.random.default_rng(0))

@@ -50,7 +50,7 @@ def test_config_by_name(monkeypatch, capsys):
     'text, sentence',
     [
         (NO_NECK, "set model.neck={'type': 'GlobalAveragePooling'}"),
-        # a head whose convention the check does not know
+        # A head with a convention that the check does not know.
         (
             NO_NECK.replace('LinearClsHead', 'CSRAClsHead').replace(
                 'in_channels=64', 'in_channels=9, num_heads=1, lam=0.1'

@@ -1,4 +1,4 @@
-"""The shell scripts hand on what they are given; a stand-in prints the command that torchrun or srun would get."""
+"""The shell scripts pass on their arguments; a stand-in prints the command that torchrun or srun would get."""
 
 import os
 import socket
@@ -83,7 +83,7 @@ def test_a_port_that_is_taken(root, tmp_path, script, args):
         port = str(server.getsockname()[1])
         done = call(root, tmp_path, script, *args, PORT=port, PYTHON=sys.executable)
         assert done.returncode == 1 and done.stderr.startswith(f'error: port {port} of this machine is taken')
-        # the machine with that port is another one
+        # PORT is a port of the machine of rank 0, so that it may be taken on this one.
         assert call(root, tmp_path, script, *args, PORT=port, NNODES='2', NODE_RANK='1').returncode == 0
 
 

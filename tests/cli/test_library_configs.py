@@ -30,7 +30,7 @@ def find_resnets(cfg):
     for model in find_dicts(cfg.model, lambda d: isinstance(d.get('backbone'), dict)):
         old = model['backbone']
         plain = tuple(old.get('strides', (1, 2, 2, 2)))[1:] == (2,) * (old.get('num_stages', 4) - 1)
-        # mmseg states no strides, so that dilated ones serve there as well
+        # mmseg's configs state no strides, so that dilated ResNets can be checked as well.
         if type_name(old.get('type')) in RESNETS and (plain or library(cfg) == 'mmseg'):
             arch = dict(WIDE, embed_dims=(64, 128, 256, 512)) if old.get('depth') in (18, 34) else WIDE
             default = (3,) if library(cfg) == 'mmpretrain' else (0, 1, 2, 3)

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py do with checkpoints that fit, and with those that do not."""
+"""tools/train.py and tools/test.py with checkpoints that fit, and with those that do not."""
 
 import contextlib
 import itertools
@@ -51,11 +51,11 @@ def config(tmp_path):
 
 @pytest.fixture
 def tool(config, tmp_path, monkeypatch, capfd):
-    """Run a tool in this process; return its exit status and all that it said."""
-    # What the tools set for themselves ends with the test.
+    """Run a tool in this process; return its exit status and its whole output."""
+    # Undo the tools' changes of the environment at the end of the test.
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # a second that nothing here is about
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # takes a second, and no test needs it
 
     def run(name, *args, options=(), work_dir=tmp_path / 'work'):
         monkeypatch.setattr(
@@ -84,7 +84,7 @@ def tool(config, tmp_path, monkeypatch, capfd):
 
 
 def refused(result):
-    """The tool ended with one sentence, which is returned."""
+    """Assert that the tool ended with one sentence, and return it."""
     status, text = result
     assert status == 1
     (sentence,) = [line for line in text.splitlines() if line.startswith('error: ')]
@@ -129,7 +129,7 @@ SWIN = {
     'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8),
     'backbone.norm0.weight': torch.zeros(9),
 }
-# Files that neither training nor testing takes, and what the sentence says.
+# Files that neither training nor testing accepts, and words of the error.
 MISFITS = dict(
     deployed=(deployed, ['form for inference', 'model.backbone.deploy=True']),
     no_stage_3=(lambda: without('backbone.stages.3'), ['missing', 'stages.3.0.']),
@@ -244,9 +244,9 @@ def test_deployed_file_for_a_deployed_model(tool, tmp_path):
 
 
 def test_deployed_file_that_names_do_not_tell(tool, tmp_path):
-    """GroupNorm stays behind the convolutions: only the file itself says that identities are folded."""
+    """GroupNorm is not folded into convolutions: only the file's mark shows that identities are folded."""
     model = ToyClassifier(norm_cfg=dict(type='GN', num_groups=1), layer_scale_init=0.1).eval()
-    model.backbone.stages[3][0].gamma1 = model.backbone.stages[3][0].gamma2 = None  # names alone must not tell
+    model.backbone.stages[3][0].gamma1 = model.backbone.stages[3][0].gamma2 = None  # the names must not show the form
     path = tmp_path / 'file.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=dict(rmt_mm=dict(deploy=True))), path)
     sentence = refused(
@@ -256,7 +256,7 @@ def test_deployed_file_that_names_do_not_tell(tool, tmp_path):
 
 
 def test_moving_average(config, tool, tmp_path):
-    """It is saved as the model itself; testing and resuming take such files, with EMAHook in the config or without."""
+    """It is saved as state_dict; testing and resuming accept such files, with and without EMAHook in the config."""
     text = config.read_text()
     config.write_text(text + "custom_hooks = [dict(type='EMAHook')]")
     assert tool('train.py')[0] == 0
@@ -284,7 +284,7 @@ def test_models_without_rmt(config, tool, tmp_path):
 
 
 def test_copies_of_the_network_are_no_part_of_it(tmp_path):
-    """A file of the student alone: the teacher is not loaded, which is said; the student must be whole."""
+    """From a file of the student alone, the teacher is not loaded, with a warning; the student must be complete."""
     model = torch.nn.ModuleDict(dict(student=ToyClassifier(), teacher=ToyClassifier()))
     student = {f'student.{name}': tensor for name, tensor in ToyClassifier().state_dict().items()}
     assert all(name.startswith('teacher.') for name in model.load_state_dict(student, strict=False).missing_keys)
@@ -293,7 +293,7 @@ def test_copies_of_the_network_are_no_part_of_it(tmp_path):
         model.load_state_dict(teacher, strict=False)
 
 
-# What a training starts from.
+# The checkpoint that a training starts from.
 
 
 def chosen(work_dir, resume=None, **cfg):
@@ -304,7 +304,7 @@ def chosen(work_dir, resume=None, **cfg):
 
 @pytest.fixture
 def files(tmp_path):
-    """A file to start from, and a work dir with the last checkpoint of a training."""
+    """Write a file to start from, and a work dir with the last checkpoint of a training."""
     start, work = save(tmp_path / 'start.pth'), tmp_path / 'done'
     work.mkdir()
     last = save(work / 'epoch_1.pth')
@@ -322,7 +322,7 @@ def test_what_training_starts_from(files, tmp_path, capsys):
     assert capsys.readouterr().out == ''
     assert chosen(empty, resume='auto') == (False, None)
     assert 'Nothing to resume' in capsys.readouterr().out
-    # Fine-tuning that is started with --resume keeps what it starts from.
+    # A fine-tuning that is started with --resume keeps its load_from.
     assert chosen(empty, resume='auto', load_from=start) == (False, start)
     assert start in capsys.readouterr().out
 
@@ -405,7 +405,7 @@ def test_init_cfg_without_its_file(whole, key, config, tool, tmp_path):
     with_init_cfg(config, tmp_path / 'no.pth', whole)
     sentence = refused(tool('train.py'))
     assert key in sentence and str(tmp_path / 'no.pth') in sentence
-    # Tests do not initialise.
+    # Testing does not initialise the model.
     assert tool('test.py', save(tmp_path / 'file.pth'))[0] == 0
 
 
@@ -455,7 +455,7 @@ def test_the_process_group_ends_with_the_block(error, tmp_path):
             sys.exit(1)
     assert not dist.is_initialized()
     with cli.process_group():
-        pass  # there is none
+        pass  # without a group
 
 
 def gloo_threads():
@@ -464,7 +464,7 @@ def gloo_threads():
 
 @pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='threads are counted in /proc')
 def test_no_thread_of_gloo_outlives_the_block(monkeypatch):
-    """Those that did could abort the process at its end, after the training was done."""
+    """Such a thread could abort the process at its exit, after the training."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -477,7 +477,7 @@ def test_no_thread_of_gloo_outlives_the_block(monkeypatch):
         _adapt_to_cpu(Config(dict(launcher='pytorch')))
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
         model(torch.zeros(1, 2)).sum().backward()
-        model.owner = [model]  # as Runner, hooks and loops refer to each other
+        model.owner = [model]  # a reference cycle, like those between Runner, hooks and loops
         assert gloo_threads() > before
 
     with cli.process_group():

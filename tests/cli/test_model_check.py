@@ -1,4 +1,4 @@
-"""The check of neck and heads around RMT: what fits passes, what does not is named with what to set."""
+"""The check of neck and heads around RMT: those that fit pass, others are named with the settings to change."""
 
 import sys
 import types
@@ -92,7 +92,7 @@ FITS = {
         ),
         num_feature_levels=4,
     ),
-    # its strides are not those of its inputs, and RoIAlign takes the first outputs
+    # SOLOHead's strides are not those of its inputs, and RoIAlign takes the first outputs.
     'two stages': dict(
         detector('MaskRCNN', fpn(FOUR)),
         roi_head=dict(
@@ -258,7 +258,7 @@ def test_unknown_necks_are_let_through(capsys):
             raise ValueError('only with a second input')
 
     check_model(retina(neck=dict(type='NeckOfAStranger', in_channels=[1, 2, 3])), 'mmdet')
-    # runs with no choice of outputs: its failure says nothing about them
+    # This neck fails with every choice of outputs, so that the outputs may not be the cause.
     check_model(retina(neck=dict(type='RFP', in_channels=FOUR, rfp_steps=2)), 'mmdet')
     assert 'could not be found out' in capsys.readouterr().err
 
@@ -323,7 +323,7 @@ def config(kind, **kwargs):
 
 
 class Derived(rmt_mm.RMT):
-    """A backbone of a stranger's."""
+    """A user's backbone, derived from RMT."""
 
 
 @pytest.mark.parametrize('kind', [rmt_mm.RMT, Derived, 'rmt_mm.backbone.rmt.RMT', 'rmt_mm.RMT'])
@@ -345,7 +345,7 @@ def test_names_need_an_import(kind, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, 'my_imports', module)
         check_backbones(config(kind, custom_imports=dict(imports=imports)), 'a.py')
     assert capsys.readouterr().err == ''
-    # what cannot be seen is let through
+    # An import that cannot be checked is accepted.
     monkeypatch.setitem(sys.modules, 'my_imports', types.ModuleType('my_imports'))
     check_backbones(config(kind, custom_imports=dict(imports=['my_imports'])), 'a.py')
     assert 'note' in capsys.readouterr().err

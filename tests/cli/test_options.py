@@ -1,4 +1,4 @@
-"""What the options of the tools do to a config, and that the tools do it; in this process, without training."""
+"""The effects of the tools' options on a config, and that the tools apply them; in this process, without training."""
 
 import runpy
 import sys
@@ -24,7 +24,7 @@ SEGMENTATION = 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512'
 
 @pytest.fixture
 def pure_python(tmp_path):
-    """A detector in mmengine's pure-Python style: every type is a class, and there is no default_scope."""
+    """Return a detector in mmengine's pure-Python style: every type is a class, and there is no default_scope."""
     (tmp_path / 'base.py').write_text(
         textwrap.dedent("""
         from mmdet.engine.hooks import DetVisualizationHook
@@ -78,7 +78,7 @@ def test_amp(pure_python):
     for cfg in (ours(SEGMENTATION), Config.fromfile(pure_python), Config(dict(optim_wrapper={}))):
         cli.use_amp(cfg)
         assert type_name(cfg.optim_wrapper.type) == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 'dynamic'
-    cli.use_amp(cfg)  # once more changes nothing
+    cli.use_amp(cfg)  # a second call changes nothing
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
     with pytest.raises(UsageError, match='ApexOptimWrapper'):
         cli.use_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
@@ -205,13 +205,13 @@ def test_several_processes_on_the_cpu(given, monkeypatch):
     cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=given, find_unused_parameters=True))
     cli_runner._adapt_to_cpu(cfg)
     assert called == ['gloo'] and cfg.model_wrapper_cfg.device_ids is None
-    if given is None:  # mmengine would read it, had we not given a wrapper
+    if given is None:  # mmengine reads the setting only without a wrapper
         assert cfg.model_wrapper_cfg.find_unused_parameters is True
     assert cfg.model_wrapper_cfg.broadcast_buffers is bool(given)
 
 
 class Built(Exception):
-    """Carries the config that a tool would have built a Runner of."""
+    """Carries the config from which a tool would have built a Runner."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What options of tools/train.py and tools/test.py change in the Runner that they build; nothing is trained or tested.
+"""The effects of options of tools/train.py and tools/test.py on the Runner that they build; no training, no testing.
 
 The tools run in this process, up to the call of mmengine's ``Runner.train`` or ``Runner.test``.
 """
@@ -58,7 +58,7 @@ def built(data, tmp_path, monkeypatch):
     runners = []
     monkeypatch.setattr(Runner, 'train', lambda self: runners.append(self))
     monkeypatch.setattr(Runner, 'test', lambda self: runners.append(self))
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')  # put back afterwards
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')  # restored afterwards
 
     def run(tool, config, *args, options=()):
         root = data / ('coco' if config == DETECTOR else 'ade20k')
@@ -93,20 +93,20 @@ def checkpoint(tmp_path):
 
 
 def learning_rate(runner):
-    """Do what Runner.train does before the first iteration."""
+    """Return the learning rate after the steps that Runner.train takes before the first iteration."""
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     return runner.optim_wrapper.param_groups[0]['lr']
 
 
 def test_auto_scale_lr(built):
-    options = ['train_dataloader.batch_size=2']  # the rate is for 8
+    options = ['train_dataloader.batch_size=2']  # the config's rate is for 8
     assert learning_rate(built('train.py', DETECTOR, options=options)) == pytest.approx(1e-3)
     assert learning_rate(built('train.py', DETECTOR, '--auto-scale-lr', options=options)) == pytest.approx(1e-3 / 4)
 
 
 def test_amp(built, capfd):
-    """Asked of a config without it. A CPU goes without, and says so."""
+    """--amp changes a config without AMP. On a CPU the tool trains in fp32 and prints that."""
     cfg = Config.fromfile(DETECTOR)
     assert cfg.optim_wrapper.type == 'OptimWrapper'
     cli.use_amp(cfg)
@@ -132,13 +132,13 @@ def test_tta(built, checkpoint):
     runner = built('test.py', SEGMENTOR, checkpoint, '--tta')
     assert type(runner.model).__name__ == 'SegTTAModel' and type(runner.model.module).__name__ == 'EncoderDecoder'
     inputs = runner.test_dataloader.dataset[0]['inputs']
-    assert len(inputs) == 12  # six sizes, each as it is and mirrored
+    assert len(inputs) == 12  # six sizes, each also mirrored
     assert isinstance(plain.test_dataloader.dataset[0]['inputs'], torch.Tensor)
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
 def test_nothing_in_a_checkpoint_is_executed(tool, built, checkpoint):
-    """Both tools turn torch's process-wide switch on, whatever mmengine or a data set loads later."""
+    """Both tools turn torch's process-wide switch on, which also covers later loading by mmengine or a data set."""
     built(tool, SEGMENTOR, *([checkpoint] if tool == 'test.py' else []))
     assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
 

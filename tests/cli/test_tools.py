@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py, run as a user runs them."""
+"""tools/train.py and tools/test.py, run as processes."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ def run(*args, **kwargs):
 
 @pytest.fixture(scope='module')
 def options(tmp_path_factory):
-    """Options that point the demo's config at four small scenes."""
+    """Return options that point the demo's config at four small scenes."""
     data = tmp_path_factory.mktemp('data') / 'digits'
     made = run(
         'tools/dataset_converters/make_digits.py', data, '--train', 4, '--val', 2, '--size', 64, '--renderings', 1
@@ -39,7 +39,7 @@ def options(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, options):
-    """The work dir of a training that was interrupted after an epoch or more."""
+    """Return the work dir of a training that was interrupted after an epoch or more."""
     work_dir = tmp_path_factory.mktemp('work')
     process = subprocess.Popen(
         [
@@ -57,7 +57,7 @@ def trained(tmp_path_factory, options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Children inherit that a signal is ignored, as it is for background jobs of a shell.
+        # Restore the handler: a background job of a shell ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300

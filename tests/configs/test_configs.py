@@ -1,4 +1,4 @@
-"""Every published row is a config that, all inherited, is the published model and recipe; and every config builds."""
+"""Every published row has a config that, with its bases, is the published model and recipe; and every config builds."""
 
 import configparser
 import json
@@ -33,7 +33,7 @@ def load(name):
 
 
 def build(name):
-    """Build a config's model and its optimizer, without the AMP wrapper, which wants a GPU."""
+    """Build a config's model and its optimizer, without the AMP wrapper, which needs a GPU."""
     cfg = load(name)
     model = MODELS.build(cfg.model)
     for key in ('type', 'loss_scale'):
@@ -79,7 +79,7 @@ def test_parameter_groups(name):
         )
         assert group['weight_decay'] == (0 if exempt else row.weight_decay), parameter
         assert group['lr'] == row.lr and group['betas'] == (0.9, 0.999), parameter
-    # The stem's norms do not carry the word, here as there, and are told apart from the others.
+    # As in the released code, the names of the stem's norms do not contain 'norm': they are exempt only with all norms.
     assert groups['backbone.stem.1.weight']['weight_decay'] == (
         0 if row.exempt == 'names and norms' else row.weight_decay
     )
@@ -101,14 +101,14 @@ def test_exempt_names_are_the_official_ones(root):
 
 
 def check_pixels(cfg):
-    """OpenCV reads BGR; means and deviations are ImageNet's in RGB."""
+    """Check that pixels become RGB (OpenCV reads BGR), with ImageNet's means and deviations."""
     preprocessor = cfg.model.data_preprocessor
     assert preprocessor.bgr_to_rgb is True
     assert preprocessor.mean == [123.675, 116.28, 103.53] and preprocessor.std == [58.395, 57.12, 57.375]
 
 
 def check_splits(cfg, train, val):
-    """Compare the files and folders that each data set reads."""
+    """Check the files and folders that each data set reads."""
 
     def read(loader):
         dataset = cfg[loader].dataset
@@ -157,7 +157,7 @@ def test_detection_recipe(name):
         assert tuple(resize.scale) == (1333, 800) and resize.keep_ratio
     else:
         scales = [(short, 1333) for short in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
-        assert 'prob' not in pipeline[3]  # either way as often
+        assert 'prob' not in pipeline[3]  # both with the same probability
         (plain,), (before, crop, after) = pipeline[3].transforms
         for step in (plain, before, after):
             assert step.type == 'RandomChoiceResize' and step.keep_ratio
@@ -174,12 +174,12 @@ def test_detection_recipe(name):
             'LoadAnnotations',
             'PackDetInputs',
         )
-        assert 'scale_factor' in pack.meta_keys and 'ori_shape' in pack.meta_keys  # boxes go back to the image's size
+        assert 'scale_factor' in pack.meta_keys and 'ori_shape' in pack.meta_keys  # boxes are scaled back by them
 
 
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detection_heads(name):
-    """What the released recipes leave as mmdet has it."""
+    """The settings that the released recipes do not change are mmdet's."""
     model = load(name).model
     test = model.test_cfg if 'bbox_head' in model else model.test_cfg.rcnn
     assert test.score_thr == 0.05 and test.max_per_img == 100 and test.nms == dict(type='nms', iou_threshold=0.5)
@@ -222,7 +222,7 @@ def test_segmentation_recipe(name):
     cfg, row = load(name), ROWS[name]
     upernet = 'upernet' in name
     assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters == row.length
-    assert row.length % cfg.train_cfg.val_interval == 0  # the last weights are evaluated
+    assert row.length % cfg.train_cfg.val_interval == 0  # so that the last weights are evaluated
     if upernet:
         assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 512.0
         assert cfg.model.decode_head.channels == 512
@@ -269,12 +269,12 @@ def test_segmentation_recipe(name):
             'Resize',
             'LoadAnnotations',
             'PackSegInputs',
-        ]  # labels stay as large as they are
+        ]  # labels keep their size
         assert loader.dataset.pipeline[1] == dict(type='Resize', scale=(2048, 512), keep_ratio=True)
 
 
 def test_background_is_ignored(tmp_path):
-    """Label 0 of ADE20K's files is of no class: the data sets that the config builds say so, and the loader obeys."""
+    """Label 0 of ADE20K's files is no class: the config's data sets declare it, and the loader maps 0 to ignored."""
     import cv2
     import numpy as np
     from mmseg.registry import DATASETS
@@ -315,7 +315,7 @@ def test_retinanet_has_no_unused_parameters():
     assert [4 * 2**i for i in cfg.model.backbone.out_indices] == [8, 16, 32]  # FPN starts at stride 8
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm):
-            module.eval()  # a map of one pixel has no variance
+            module.eval()  # BatchNorm cannot train on a map of one pixel
     batch = model.data_preprocessor(demo_mm_inputs(1, [[3, 64, 64]], num_classes=80), True)
     losses = model(**batch, mode='loss')
     model.parse_losses(losses)[0].backward()
@@ -403,7 +403,7 @@ def test_config_by_name(root):
         'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco',
     ]
     assert not any('runtime' in name for name in rmt_mm.list_configs())
-    with pytest.raises(FileNotFoundError, match="no config 'det_1x'"):  # what others inherit from is none
+    with pytest.raises(FileNotFoundError, match="no config 'det_1x'"):  # a base is not a config
         rmt_mm.get_config_path('det_1x')
 
 

@@ -1,4 +1,4 @@
-"""model-index.yml, the metafiles and the tables made from them say what is published, of configs that exist."""
+"""model-index.yml, the metafiles and the tables made from them give the published figures, for configs that exist."""
 
 import shutil
 import subprocess
@@ -35,7 +35,7 @@ def test_models_refer_to_what_exists(path):
     for model in metafile['Models']:
         assert model['In Collection'] in collections
         assert rmt_mm.get_config_path(model['Name']) == str(ROOT / model['Config'])
-        assert 'Weights' not in model  # none are shipped
+        assert 'Weights' not in model  # no weights are shipped
         for result in model.get('Results', []):
             assert result['Source'].startswith('published by')
 

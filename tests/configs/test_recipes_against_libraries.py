@@ -1,8 +1,8 @@
-"""Every value of every config, against the config that mmdet, mmseg or mmpretrain has for the same head.
+"""Compare every value of every config with the config of mmdet, mmseg or mmpretrain for the same head.
 
-The published recipes were made from those, so a value that differs either is one of the recipe's (or of the other
-backbone), and stands in a table below with its reason, or is a mistake. A difference that is not listed fails, and so
-does a listed one that does not occur. Sizes are compared with the representative of their recipe in the same way.
+The published recipes were made from those configs, so a different value is either part of the recipe (or of the other
+backbone), and is listed in a table below with its reason, or a mistake. A difference that is not listed fails, and so
+does a listed one that does not occur. Other sizes are compared with the representative of their recipe in the same way.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 import rmt_mm
 
 ABSENT = '(absent)'
-# What mmengine's Runner, and our tools, read of a config. All else is an ingredient of these.
+# Top-level keys that mmengine's Runner and our tools read. All other variables only serve to build these.
 READ = set(inspect.signature(Runner.__init__).parameters) | {
     'auto_scale_lr',
     'custom_imports',
@@ -30,7 +30,7 @@ Reasons = Tuple[Tuple[str, Dict[str, Any]], ...]
 
 
 class Recipe(NamedTuple):
-    """A config of ours and what it is compared with."""
+    """The library configs that one of our configs is compared with, and the expected differences."""
 
     library: str
     bases: Tuple[str, ...]  # files below the library's configs
@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
 
 
 def listed(reasons: Reasons) -> Dict[str, Any]:
-    """Return path -> our value of a table; a path stands in it once."""
+    """Return path -> our value of a table, in which each path is listed once."""
     paths = [path for _, differences in reasons for path in differences]
     assert len(paths) == len(set(paths)), 'a path is listed twice'
     assert all(reason for reason, _ in reasons)
@@ -46,14 +46,14 @@ def listed(reasons: Reasons) -> Dict[str, Any]:
 
 
 def plain(node: Any) -> Any:
-    """Turn a config into dicts, lists and values; tuples and lists are the same to the libraries."""
+    """Turn a config into dicts, lists and values, tuples into lists: the libraries treat both alike."""
     if isinstance(node, dict):
         return {key: plain(value) for key, value in node.items()}
     return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def settings(cfg: Config) -> dict:
-    """Return what is read of a config; a ``data_preprocessor`` beside the model is the model's, as in mmengine."""
+    """Return the keys of a config that are read, a top-level ``data_preprocessor`` in the model, as in mmengine."""
     out = plain({key: value for key, value in cfg.items() if key in READ})
     if 'data_preprocessor' in out:
         out['model'].setdefault('data_preprocessor', out.pop('data_preprocessor'))
@@ -78,7 +78,7 @@ def compare(theirs: Any, ours: Any, path: str = '') -> Iterator[Tuple[str, Any]]
 
 
 def library_config(library: str, bases: Tuple[str, ...]) -> Config:
-    spec = importlib.util.find_spec(library)  # found and not imported, which would take seconds
+    spec = importlib.util.find_spec(library)  # finds it without importing it, which would take seconds
     if spec is None:
         pytest.skip(f'{library} is not installed')
     folder = osp.join(osp.dirname(spec.origin), '.mim', 'configs')
@@ -609,7 +609,7 @@ RECIPES.update(
 
 
 def size(arch, drop_path, **in_channels):
-    """Return the difference that another size makes; ``in_channels`` of neck, decode_head... by name."""
+    """Return the differences between sizes; ``in_channels`` of neck, decode_head... by name."""
     channels = {f'model.{name}.in_channels': value for name, value in in_channels.items()}
     return ('size', {'model.backbone.arch': arch, 'model.backbone.drop_path_rate': drop_path, **channels})
 
@@ -767,13 +767,13 @@ def test_every_difference_between_sizes_is_intended(name):
 
 
 def test_every_config_is_compared():
-    own = {name for name in rmt_mm.list_configs() if 'digits' not in name}  # those have data and schedules of their own
+    own = {name for name in rmt_mm.list_configs() if 'digits' not in name}  # these have their own data and schedules
     assert {*RECIPES, *VARIANTS} == own
     assert not {*RECIPES} & {*VARIANTS}
 
 
 def sources(node: Any) -> List[str]:
-    """Return everything in the configs of data sets that names a file, a folder or a split."""
+    """Return all names of files, folders and splits in the configs of data sets."""
     if isinstance(node, list):
         return [source for item in node for source in sources(item)]
     if not isinstance(node, dict):
@@ -785,7 +785,7 @@ def sources(node: Any) -> List[str]:
 
 @pytest.mark.parametrize('name', rmt_mm.list_configs())
 def test_no_config_validates_on_what_it_trains_on(name):
-    """Those of digits too, which no library has."""
+    """This includes the digits configs, which are compared with no library."""
     cfg = settings(load(name))
     train, val = sources(cfg['train_dataloader']['dataset']), sources(cfg['val_dataloader']['dataset'])
     assert train and val and not set(train) & set(val)

@@ -1,8 +1,8 @@
-"""Learning rates over whole trainings, against closed formulas of the programs that the published models came from.
+"""Compare learning rates over whole trainings with closed formulas of the programs that trained the published models.
 
 Detection and segmentation were trained with mmcv 1, classification with timm's cosine. mmengine computes a rate from
-the one before it, so that schedulers which act together multiply; the formulas here need no other rate, and are
-evaluated at every iteration.
+the one before it, so that schedulers which act together multiply; the formulas here do not depend on other rates, and
+are evaluated at every iteration.
 """
 
 import math
@@ -16,27 +16,27 @@ import rmt_mm
 
 from support.published import ROWS
 
-EPOCH = 700  # iterations: more than the warm-up, fewer than COCO's 7330, which change nothing but the time taken
+EPOCH = 700  # iterations: more than the warm-up; COCO's 7330 would only take longer
 POLY = {'fpn': (0.9, 1e-6), 'upernet': (1.0, 0.0)}
 
 
 def poly(base, iteration, max_iters, power, minimum):
-    """mmcv 1's PolyLrUpdaterHook."""
+    """Return the rate of mmcv 1's PolyLrUpdaterHook."""
     return (base - minimum) * (1 - iteration / max_iters) ** power + minimum
 
 
 def step(base, epoch, milestones):
-    """mmcv 1's StepLrUpdaterHook, gamma 0.1."""
+    """Return the rate of mmcv 1's StepLrUpdaterHook, gamma 0.1."""
     return base * 0.1 ** sum(epoch >= milestone for milestone in milestones)
 
 
 def warm_up(regular, iteration, iterations, ratio):
-    """mmcv 1's LrUpdaterHook with ``warmup='linear'``: the regular rate of the same iteration, times a factor."""
+    """Return the rate of mmcv 1's LrUpdaterHook with ``warmup='linear'``: a factor times the regular rate."""
     return regular * (1 - (1 - iteration / iterations) * (1 - ratio)) if iteration < iterations else regular
 
 
 def rates(cfg, iterations, epoch_length):
-    """Yield the learning rate of every iteration; schedulers are stepped as by mmengine's ParamSchedulerHook."""
+    """Yield the learning rate of every iteration; step schedulers as mmengine's ParamSchedulerHook does."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
     schedulers = []
     for scheduler in cfg.param_scheduler:
@@ -47,7 +47,7 @@ def rates(cfg, iterations, epoch_length):
             scheduler['epoch_length'] = epoch_length
             build = kind.build_iter_from_epoch
         schedulers.append(build(**scheduler))
-    optimizer.step()  # once, since schedulers warn without; there is nothing to optimise
+    optimizer.step()  # once, because schedulers warn without a step; it changes nothing
     for iteration in range(1, iterations + 1):
         yield optimizer.param_groups[0]['lr']
         for scheduler in schedulers:
@@ -91,7 +91,7 @@ def test_steps(name):
 
 @pytest.mark.parametrize('name', ROWS)
 def test_the_other_sizes_have_the_same_schedule(name):
-    """What the two tests above simulate, for every published row."""
+    """Check that every published row has one of the schedules that the two tests above simulate."""
     simulated = next(
         other
         for other in (
@@ -108,8 +108,8 @@ def test_the_other_sizes_have_the_same_schedule(name):
 
 @pytest.mark.parametrize('name, epochs', [('rmt-tiny_8xb128_in1k', 300), ('rmt-small_tl_8xb128-310e_in1k', 310)])
 def test_cosine(name, epochs):
-    """mmengine's cosine acts during the warm-up too, which costs 0.07 % of the rate at its end and 1e-5 of it after."""
-    pytest.importorskip('mmpretrain')  # which the config imports
+    """mmengine's cosine acts during the warm-up too: the rate is 0.07 % lower at its end and 1e-5 lower after it."""
+    pytest.importorskip('mmpretrain')  # the config imports it
     cfg, epoch_length = load(name), 1251
     base, minimum, warm = 1e-3, 1e-5, 5 * epoch_length
     total = epochs * epoch_length

@@ -1,6 +1,6 @@
-"""Ten of the libraries' own configs, their backbone swapped as docs/swap_backbone.md says: trained and tested.
+"""Train and test ten of the libraries' own configs, with the backbone swapped by the lines of docs/swap_backbone.md.
 
-Each is trained by its library's tools and by ours, on a few digit scenes, and what one has trained is tested by the
+Each is trained by its library's tools and by ours, on a few digit scenes, and each tool tests the checkpoint of the
 other: losses and metrics are the same.
 """
 
@@ -40,10 +40,10 @@ CONFIGS = [
     'mmseg/pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py',
     'mmpretrain/resnet/resnet50_8xb32_in1k.py',
 ]
-# Without exp, a fresh head may predict boxes of no size alone, which are dropped; COCO's metric wants some.
+# Without exp, an untrained head may predict only boxes of no size, which are dropped; COCO's metric needs boxes.
 EXTRA = {'mmdet/rtmdet/rtmdet_tiny_8xb32-300e_coco.py': {'model.bbox_head.exp_on_reg': True}}
 SELF_SUPERVISED = 'mmpretrain/simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py'
-# One thread, so that the same computation gives the same numbers; no GPU, which the other tool would take.
+# One thread, so that the same computation gives the same numbers; no GPU, since the other tool would use it.
 ENV = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 
 
@@ -53,7 +53,7 @@ def data(tmp_path_factory):
 
 
 def miniature(config, data, folder, **changes):
-    """Write a user's config, and one that inherits nothing but is the same made small; return the latter."""
+    """Write a user's config, and a smaller version of it without inheritance; return the latter's path."""
     cfg = Config.fromfile(write_user_config(config, folder))
     shorten(cfg, data, batch_size=10 if cfg.default_scope == 'mmpretrain' else 2)
     for jitter in find_dicts(cfg.train_dataloader, lambda d: d.get('type') == 'ColorJitter'):
@@ -88,7 +88,7 @@ def train(library, config, work_dir):
 
 
 def test(library, config, checkpoint, work_dir):
-    """Test; return the metrics, and the scores of all predictions (of mmseg, whose script saves pictures, none)."""
+    """Test; return the metrics, and the scores of all predictions (none for mmseg, whose script saves pictures)."""
     saves = Config.fromfile(config).default_scope != 'mmseg'
     out = ['--out', work_dir / 'out.pkl'] if saves else []
     call(tool(library, 'test'), config, checkpoint, '--work-dir', work_dir, *out, env=ENV)
@@ -124,7 +124,7 @@ def test_trains_and_is_tested(config, data, tmp_path):
 
 
 def test_self_supervised_to_detection(data, tmp_path):
-    """SimSiam with either script, then a detector from its backbone, which has the last output's norm alone."""
+    """Train SimSiam with either script, then a detector from its backbone, which has only the last output's norm."""
     path = miniature(SELF_SUPERVISED, data, tmp_path)
     _, their_losses, _ = train('mmpretrain', path, tmp_path / 'theirs')
     checkpoint, our_losses, _ = train('rmt_mm', path, tmp_path / 'ours')
@@ -140,20 +140,20 @@ def test_self_supervised_to_detection(data, tmp_path):
     )
     detector, _, _ = train('rmt_mm', path, tmp_path / 'detector')
     backbone, before = backbone_of(detector), backbone_of(checkpoint)
-    trained = {name for name in backbone if 'running' not in name and 'num_batches' not in name}  # at a rate of 0
+    trained = {name for name in backbone if 'running' not in name and 'num_batches' not in name}  # with lr = 0
     new = {name for name in trained if name not in before}
     assert new == {f'norm{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')}
     assert all(torch.equal(backbone[name], before[name]) for name in trained - new)
 
 
 def backbone_of(checkpoint):
-    # weights_only: off for a file that this test has just written
+    # weights_only=False is safe for a file that this test has just written.
     state_dict = torch.load(checkpoint, weights_only=False)['state_dict']
     return {name[len('backbone.') :]: value for name, value in state_dict.items() if name.startswith('backbone.')}
 
 
 def test_two_processes(data, tmp_path):
-    """DistributedDataParallel wants a gradient for each parameter: no output of the documented lines is without use."""
+    """DistributedDataParallel needs a gradient for each parameter: the documented lines have no unused output."""
     path = miniature('mmdet/atss/atss_r50_fpn_1x_coco.py', data, tmp_path, **{'train_dataloader.batch_size': 1})
     with socket.socket() as free:
         free.bind(('', 0))

@@ -1,4 +1,4 @@
-"""What docs/swap_backbone.md says is true: its lines are read from the page, and each config named there is built."""
+"""Read the lines of docs/swap_backbone.md from the page, and build and run each config named there."""
 
 import math
 import re
@@ -28,7 +28,7 @@ SWAPS = documented_swaps()
 FIRST = [swap.configs[0] for swap in SWAPS]
 OTHERS = [config for swap in SWAPS for config in swap.configs[1:]]
 SIDE = 128
-# One of each kind of neck and head; all the others are slow tests.
+# One config of each kind of neck and head; the others are slow tests.
 FAST = (
     'faster-rcnn_r50_fpn',
     'atss_r50_fpn_1x',
@@ -40,7 +40,7 @@ FAST = (
     'resnet50_',
     'simmim',
 )
-# Less of what costs time and is not looked at here.
+# Smaller settings of parts that cost time and that no test here depends on.
 CHEAPER = dict(RandomSampler=dict(num=16), DyHead=dict(num_blocks=1))
 
 
@@ -112,14 +112,14 @@ def make_batch(cfg):
     from mmpretrain.structures import DataSample
 
     samples = [DataSample().set_gt_label(label) for label in range(2)]
-    for sample in samples:  # of 32 pixels each, in tokens of 4; SimMIM alone reads it
+    for sample in samples:  # blocks of 32 pixels, in tokens of 4; only SimMIM reads it
         sample.set_field(torch.eye(SIDE // 32).repeat_interleave(8, 0).repeat_interleave(8, 1), 'mask')
     views = images if cfg.model.type in ('ImageClassifier', 'SimMIM') else [images, images.flip(-1)]
     return dict(inputs=views, data_samples=samples)
 
 
 def build(config, folder):
-    """Build what a user would, with fewer queries, proposals and blocks."""
+    """Build a user's config, with fewer queries, proposals and blocks."""
     cfg = Config.fromfile(write_user_config(config, folder))
     init_default_scope(cfg.default_scope)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
@@ -143,16 +143,16 @@ def check(config, folder):
     loss.backward()
     assert math.isfinite(loss.item())
     assert [name for name, param in model.named_parameters() if param.requires_grad and param.grad is None] == []
-    # Pixels as weights of RMT expect them.
+    # Pixels are as weights of RMT expect them.
     pixels, rgb = cfg.model.data_preprocessor, ('bgr_to_rgb', 'to_rgb')
     assert list(pixels.mean) == [123.675, 116.28, 103.53] and any(pixels.get(key) for key in rgb)
     assert list(pixels.std) == [58.395, 57.12, 57.375]
-    # Heads that state their strides get maps of these strides.
+    # Heads that state strides get maps of these strides.
     generators = [module.prior_generator for module in model.modules() if hasattr(module, 'prior_generator')]
     maps = model.extract_feat(data['inputs']) if generators else ()
     for generator in generators:
         strides = [stride if isinstance(stride, int) else stride[0] for stride in generator.strides]
-        # YOLACT's are not whole numbers; an output taken for its neighbour would be wrong by a factor of 2.
+        # YOLACT's strides are not whole numbers; a wrong output would be wrong by a factor of 2.
         sides = [stride * m.shape[-1] for stride, m in zip(strides, maps)]
         assert sides == pytest.approx([SIDE] * len(strides), rel=0.3)
 

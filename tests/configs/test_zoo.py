@@ -1,7 +1,7 @@
-"""Every config trains and is evaluated from the command line, on a few digit scenes dressed up as COCO and ADE20K.
+"""Every config trains and is evaluated from the command line, on a few digit scenes in the layouts of COCO and ADE20K.
 
-Models are whole, images are small: what is shown is that nothing is missing or misspelt between a config and its
-library, not that anything is learnt.
+Models are complete, images are small: the tests show that nothing is missing or misspelt between a config and its
+library, not that a model learns.
 """
 
 import json
@@ -20,7 +20,7 @@ from support.miniature import call, make_data, shorten
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CONFIGS = [name for name in rmt_mm.list_configs() if name.endswith(('_coco', '_ade20k-512x512'))]
-# Settings that small images need: fewer queries than the feature maps have places.
+# Settings for small images, whose feature maps have fewer places than the config has queries.
 EXTRA = {'dino-4scale_rmt-t_8xb2-12e_coco': {'model.num_queries': 50, 'model.test_cfg.max_per_img': 50}}
 
 
@@ -45,12 +45,12 @@ def test_trains_and_evaluates(name, data, tmp_path):
     done = call('tools/train.py', config, '--work-dir', work_dir)
     assert 'loss: ' in done.stdout and 'loss: nan' not in done.stdout
     (checkpoint,) = work_dir.glob('*_[0-9]*.pth')
-    # On the trained weights alone, as a user would load them.
+    # Test with the trained weights alone, as a user would load them.
     shown = tmp_path / 'shown'
     tested = call('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', shown)
     assert ('bbox_mAP' if name.endswith('_coco') else 'mIoU') in tested.stdout
     assert len([p for p in shown.rglob('*') if p.suffix in ('.jpg', '.png')]) == 2, 'a picture an image'
-    checkpoint.unlink()  # L's are more than a gigabyte
+    checkpoint.unlink()  # L's has more than a gigabyte
 
 
 @pytest.mark.parametrize('name', ['retinanet_rmt-t_fpn_amp-1x_coco', 'rmt-tiny_fpn_8xb2-80k_ade20k-512x512'])
@@ -63,7 +63,7 @@ def test_time_augmentation(name, data, tmp_path):
 
 
 def test_two_processes_on_the_cpu(data, tmp_path):
-    """Two processes, with SyncBN in the config, the learning rate scaled to the batch they make together."""
+    """Train in two processes, with SyncBN in the config, and the learning rate scaled to their common batch."""
     name = 'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512'
     config, work_dir = miniature(name, data, tmp_path), tmp_path / 'work'
     env = dict(os.environ, PYTHON=sys.executable, PORT='29631', CUDA_VISIBLE_DEVICES='')

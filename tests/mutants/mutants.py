@@ -1,14 +1,14 @@
-"""Edits that break the package, and the tests that must notice: a row is (name, file, old text, new text, tests).
+"""Edits that break the package, and the tests that must fail: a row is (name, file, old text, new text, tests).
 
-The old text stands in its file exactly once. Lines are kept short, so that few changes around them make a row out of
-date. Tests are arguments of pytest: the fast ones unless they say ``-m slow``.
+The old text occurs in its file exactly once. Keep it short, so that few changes of the file make a row out of date.
+Tests are arguments of pytest, which runs the fast tests unless they contain ``-m slow``.
 """
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """A named edit of one file, and the tests that are to fail with it."""
+    """A named edit of one file, and the tests that must fail with it."""
 
     name: str
     file: str
@@ -18,7 +18,7 @@ class Mutant(NamedTuple):
 
 
 def _group(file, tests, *rows):
-    """Return the mutants of a file; a row's own tests, if it has any, come before those of the group."""
+    """Return the mutants of a file; a row's own tests, if it has any, replace those of the group."""
     return [Mutant(row[0], file, row[1], row[2], row[3] if len(row) > 3 else tests) for row in rows]
 
 
@@ -623,7 +623,7 @@ MUTANTS = [
             f'{CONVERTER} -k force_safe_loading',
         ),
     ),
-    # What mmengine's own files need
+    # Reading mmengine's own files
     *_group(
         'rmt_mm/safe_load.py',
         SAFETY,

@@ -1,11 +1,11 @@
-"""Break the code on purpose, one edit at a time, and see whether the tests notice.
+"""Break the code on purpose, one edit at a time, and check that the tests fail.
 
     python tests/mutants/run.py                 all of mutants.py, two at a time
-    python tests/mutants/run.py -k attention    those whose name or file has the word
-    python tests/mutants/run.py --resume        without what was found killed in these very files before
+    python tests/mutants/run.py -k attention    those whose name or file contains the word
+    python tests/mutants/run.py --resume        without those killed in earlier runs on the same files
 
-Every edit is made in a copy of the working tree, and only the tests that it names are run. A mutant that they let
-through survives. The exit status is 1 if one survives, if an edit no longer applies, or if the tests fail without it.
+Every edit is made in a copy of the working tree, and only the tests of its row are run. A mutant survives if they pass.
+The exit status is 1 if one survives, if an edit no longer applies, or if the tests fail without the edit.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def mutate(mutant: Mutant, root: Path) -> str:
     """Return the text of the file below ``root`` with the edit.
 
     Raises:
-        ValueError: the file is not there, or has the old text not exactly once.
+        ValueError: the file does not exist, or the old text does not occur in it exactly once.
     """
     path = root / mutant.file
     if not path.is_file():
@@ -94,7 +94,7 @@ def run_tests(tests: str, folder: Path) -> Tuple[int, str]:
 
 
 def judge(mutant: Mutant, folder: Path) -> Tuple[str, str]:
-    """Return what became of a mutant, and the output to show."""
+    """Return the verdict on a mutant, and the output to show."""
     path = folder / mutant.file
     original = path.read_text()
     path.write_text(mutate(mutant, folder))

@@ -1,4 +1,4 @@
-"""What several tests share: small archs, official files, golden weights, and the published table."""
+"""Code that several tests share: small archs, official files, golden weights, and the published table."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small archs, for tests whose subject is not a size."""
+"""Small archs, for tests that do not depend on the size."""
 
 # Every kind of stage: decomposed and full attention, with LayerScale and without, one block and two.
 SMALL_ARCH = dict(
@@ -12,5 +12,5 @@ SMALL_ARCH = dict(
     layer_scales=(False, False, False, True),
 )
 
-# For tests of what is behind the backbone: the least, with as many channels as the head of the tests takes.
+# For tests of heads: the smallest arch, with the channels that the tests' head takes.
 LEAST_ARCH = {**SMALL_ARCH, 'embed_dims': (16, 16, 32, 32), 'depths': (1, 1, 1, 1)}

@@ -1,7 +1,7 @@
-"""Files that no torch.save writes: pickles put together by hand, in torch's zip format.
+"""Files that no torch.save writes: pickles made by hand, in torch's zip format.
 
-Run as a program, it tries all attacks in all ways, and prints a line of JSON for each: a way in that does not hold may
-end the process.
+Run as a program, it tries all attacks on all readers, and prints a line of JSON for each: a successful attack may end
+the process.
 """
 
 import json
@@ -33,7 +33,7 @@ def encode(value):
         return encode(value.object) + b'q' + bytes([value.index])
     if isinstance(value, Get):
         return b'h' + bytes([value.index])
-    if isinstance(value, Then):  # in a list, of which the reader takes what it likes
+    if isinstance(value, Then):  # in a list, from which the reader takes the part that it needs
         return encode(list(value.parts))
     if value is None or isinstance(value, bool):
         return {None: b'N', True: b'\x88', False: b'\x89'}[value]
@@ -140,7 +140,7 @@ ALLOWED = dict(
     some_bytes=Reduce(Global('builtins', 'bytes'), (2**40,)),
     config=Reduce(Global('mmengine.config.config', 'ConfigDict'), ([(1, 2)],)),
 )
-# What torch itself reads, and what tensors are damaged or leak by: the ways in of this package refuse it.
+# Tensors that torch itself reads and that are damaged or leak memory: the readers of this package refuse them.
 INDICES = tensor(4, (2, 2), (2, 1), storage='LongStorage')
 ROW = tensor(4, (2,), (1,), storage='LongStorage')
 TORCH = dict(
@@ -171,7 +171,7 @@ TORCH = dict(
 
 
 def ways_in():
-    """Return what reads a file that someone else gives, by name."""
+    """Return the functions that read untrusted files, by name."""
     import torch
 
     from rmt_mm import cli
@@ -195,7 +195,7 @@ def main(folder):
         for way, read in ways.items():
             if way == 'torch' and name in TORCH:
                 continue
-            # As a whole file, and where an ordinary checkpoint has room for it.
+            # The attack is a whole label map, or a value in an otherwise ordinary checkpoint.
             content = (
                 attack
                 if way == 'label_map'
@@ -209,7 +209,7 @@ def main(folder):
             try:
                 read(path)
                 outcome = ['nothing', '']
-            except BaseException as error:  # whatever it is, the test wants to know
+            except BaseException as error:  # the test checks the type of any error
                 outcome = [type(error).__name__, str(error)]
             print('\t' + json.dumps(outcome), flush=True)
 

@@ -1,4 +1,4 @@
-"""Training whole models in seconds: a few images in each library's layout, configs made small, tools as processes."""
+"""Train whole models in seconds: a few images in each library's layout, smaller configs, tools as processes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from . import ROOT
 
-SHRINK = 8  # of all image sizes in the pipelines, which stay multiples of 32: several necks need them
+SHRINK = 8  # divisor of all image sizes in the pipelines; they stay multiples of 32, which several necks need
 SIZES = ('scale', 'crop_size', 'size', 'img_scale', 'scales', 'random_size_range')
 
 
@@ -29,7 +29,7 @@ def make_data(folder: Path, imagenet_per_class: int = 2) -> Path:
     for path in (folder / 'coco/annotations').glob('*.json'):
         coco = json.loads(path.read_text())
         coco['categories'] = [dict(id=i, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'], start=1)]
-        # as in many a real data set: a box of no size, which is to be dropped without a word
+        # Add a box of no size, as many real data sets have; it must be dropped without an error.
         first = coco['annotations'][0]
         coco['annotations'].append(dict(first, id=10**6, bbox=[5, 5, 0, 0], area=0))
         path.write_text(json.dumps(coco))
@@ -61,7 +61,7 @@ def _divide(value):
 
 
 def shorten(cfg: Config, data: Path, batch_size: int = 2) -> None:
-    """Point a config of any of the three libraries to ``make_data``'s files, and leave an epoch or two iterations."""
+    """Point a config of any of the three libraries to ``make_data``'s files, and leave one epoch or two iterations."""
     root = str(data / dict(mmdet='coco', mmseg='ade20k', mmpretrain='imagenet')[cfg.default_scope]) + os.sep
     for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader')
@@ -90,4 +90,4 @@ def shorten(cfg: Config, data: Path, batch_size: int = 2) -> None:
     test_cfg = cfg.model.get('test_cfg') or {}
     for part in (test_cfg, test_cfg.get('rcnn') or {}):
         if 'score_thr' in part:
-            part.score_thr = 0.0  # two iterations teach no confidence, and the metric wants predictions
+            part.score_thr = 0.0  # scores are low after two iterations, and the metric needs predictions

@@ -1,4 +1,4 @@
-"""Files as the authors publish them, made of deterministic weights."""
+"""Files in the format of the authors' published ones, with deterministic weights."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from support import ROOT
 GOLDEN = ROOT / 'tests/data/golden'
 OFFICIAL_KEYS = json.loads((GOLDEN / 'official_checkpoint_keys.json').read_text())
 
-# A size that costs nothing. Tests put it into ARCHS, so that it is recognised as the published ones are.
+# A size that takes no time. Tests put it into ARCHS, so that it is recognised like a published one.
 NANO = Arch(
     embed_dims=(8, 16, 24, 32),
     depths=(1, 1, 2, 1),
@@ -57,7 +57,7 @@ def nano_state_dict(kind, classes=7):
         generator = torch.Generator().manual_seed(0)
         state_dict = tensors(backbone, NANO)
         for name, shape in heads.items():
-            # Heads are large: with one number a row, expanded, they take no time and no space in a file.
+            # Heads are large: expand one number per row, which takes no time and no space in a file.
             rows = torch.rand(shape[:1] + (1,) * (len(shape) - 1), generator=generator)
             state_dict[name] = rows.expand(shape) if shape else torch.tensor(300)
         return state_dict
@@ -68,9 +68,9 @@ def nano_state_dict(kind, classes=7):
 
 
 def save_classifier(path, state_dict, average=1e-3, **more):
-    """Write a file as the official training code does, with all that is beside the weights.
+    """Write a file as the official training code does, including the entries other than weights.
 
-    The moving average is ``average`` larger than the weights; with 0, they share their space in the file.
+    The moving average is larger than the weights by ``average``; with 0, both share their space in the file.
     """
     ema = {
         name: t + average if average and t.is_floating_point() and 'Relpos' not in name else t
@@ -111,7 +111,7 @@ class Trap:
 
 
 def assert_same_features(backbone, official, norms=True):
-    """The backbone computes what the plain reference does with the official weights."""
+    """Assert that the backbone's outputs equal those of the plain reference with the official weights."""
     reference = PlainRMT(backbone.arch).eval()
     computed = {name: t for name, t in official.items() if name in reference.state_dict()}
     missing = reference.load_state_dict(computed, strict=False).missing_keys

@@ -1,4 +1,4 @@
-"""What is known of the published models: sizes, recipes and results, by the names of the configs.
+"""Sizes, recipes and results of the published models, by the names of the configs.
 
 Sources: the paper (tables of COCO and ADE20K) and the released recipes. The tests compare every config with this.
 """
@@ -13,7 +13,7 @@ class Size(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One published model. None where nothing is published."""
+    """One published model. None stands for values that are not published."""
 
     size: Size
     params: Optional[float]  # M

@@ -1,4 +1,4 @@
-"""The configs of docs/swap_backbone.md: each code block there, and the libraries' configs that it was tried on."""
+"""The configs of docs/swap_backbone.md: each code block, and the libraries' configs listed after it."""
 
 import importlib
 import re
@@ -35,13 +35,13 @@ def swap_of(config: str) -> Swap:
 
 
 def library_config(config: str) -> Path:
-    """Return where an installed library has its config."""
+    """Return the path of a config of an installed library."""
     package, path = config.split('/', 1)
     return Path(importlib.import_module(package).__path__[0], '.mim/configs', path)
 
 
 def write_user_config(config: str, folder: Path) -> Path:
-    """Write what a user would: the block's lines over a library's config."""
+    """Write a user's config: the block's lines over a library's config."""
     path = folder / Path(config).name
     path.write_text(f'_base_ = {str(library_config(config))!r}\n{swap_of(config).lines}')
     return path

@@ -1,4 +1,4 @@
-"""Models and data of milliseconds for mmengine's Runner: an RMT, or a convolution, and a linear head.
+"""Models and data for mmengine's Runner that take milliseconds: an RMT, or a convolution, and a linear head.
 
 Configs import it; it registers in mmengine's root scope.
 """

@@ -1,4 +1,4 @@
-"""Annotation files that mmdet's CocoDataset would silently misread, or fail at without naming them."""
+"""Annotation files that mmdet's CocoDataset would silently misread, or crash on without naming them."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
 
 
 def content(boxes=((4, 4, 16, 16), (40, 30, 20, 10), (10, 30, 30, 12), (30, 2, 8, 40)), size=(64, 48)):
-    """A file of an image for each two boxes."""
+    """Return the content of a file with one image per two boxes."""
     images = [dict(id=i + 1, file_name=f'{i}.png', width=size[0], height=size[1]) for i in range((len(boxes) + 1) // 2)]
     annotations = [
         dict(
@@ -246,7 +246,7 @@ def test_a_subset_of_the_categories_may_be_trained(folder, notes):
 
 
 def test_a_class_without_annotations_may_come_last(folder, notes):
-    """Labels of the others stay as they are; a test could not name what is predicted."""
+    """In training, the labels of the others are unchanged; in a test, predictions of this class would have no name."""
     folder.write(content())
     check_coco_dataset(folder.dataset(classes=('cat', 'dog', 'fish')), 'train_dataloader')
     assert "'fish'" in notes[0]
@@ -312,7 +312,7 @@ def test_a_file_elsewhere_is_let_through(folder, notes):
 
 
 def test_other_readers_are_left_alone():
-    """A subclass that reads boxes in its own way may have them in any form."""
+    """A subclass that reads boxes in its own way may accept any form of them."""
 
     class Corners(CocoDataset):
         def parse_data_info(self, raw_data_info):

@@ -1,4 +1,4 @@
-"""Data that cannot be trained or evaluated on are named before the first iteration."""
+"""Errors name data that cannot be used for training or evaluation, before the first iteration."""
 
 import json
 import multiprocessing
@@ -62,7 +62,7 @@ def model():
 class TestEverySplit:
     def test_what_fits_passes(self, model, split):
         check(DataSet(1, ('cat', 'dog', 'fish')), model, split)
-        check(DataSet(1), model, split)  # a data set that does not say its classes
+        check(DataSet(1), model, split)  # a data set without named classes
 
     def test_class_count(self, model, split):
         words = rf'model\.bbox_head\.num_classes is 3.*{split}_dataloader has 2 classes \(cat, dog'
@@ -168,7 +168,7 @@ def test_every_head_that_predicts_classes_is_compared(name):
 
 
 def test_data_sets_of_several_metainfos(model):
-    """mmdet's ConcatDataset has a list of them if they differ."""
+    """mmdet's ConcatDataset has a list of metainfos if they differ."""
     data = DataSet(1)
     data.metainfo = [dict(classes=('cat', 'dog', 'fish'), year=1), dict(classes=('cat', 'dog', 'fish'), year=2)]
     check(data, model)
@@ -220,7 +220,7 @@ def test_one_process_looks_and_all_stop(tmp_path):
 
 
 class Runner:
-    """As much of mmengine's Runner as build_data asks for; the loop fails with ``error``."""
+    """The parts of mmengine's Runner that build_data needs; the loop fails with ``error``."""
 
     def __init__(self, error, **cfg):
         self.error, self.cfg, self.hooks = error, Config(cfg), []
@@ -298,7 +298,7 @@ def test_a_runner_without_the_hook_is_given_one(model):
 
 
 class Images(BaseDataset):
-    """Two samples of a class count that is told."""
+    """Two samples, with a given number of classes."""
 
     def load_data_list(self):
         return [dict(value=0.0), dict(value=1.0)]

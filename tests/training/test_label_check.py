@@ -1,4 +1,4 @@
-"""Labels of mmseg's and mmpretrain's data sets that a loss would crash at."""
+"""Labels of mmseg's and mmpretrain's data sets that would crash a loss."""
 
 import numpy as np
 import pytest

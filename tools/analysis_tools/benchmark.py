@@ -4,15 +4,15 @@
     python tools/analysis_tools/benchmark.py --arch small --batch 8 --impl rmt_mm mmdet.SwinTransformer
     python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png
 
-Implementations: `reference` (rmt_mm/reference.py, the formulas written plainly), `rmt_mm`, `deploy` (after
+Implementations: `reference` (rmt_mm/reference.py, the formulas with explicit matrices), `rmt_mm`, `deploy` (after
 switch_to_deploy), `compile` (torch.compile), `deploy-compile`, or any backbone of a registry with its default
-arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. The first one named is what the ratios compare with.
+arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. Ratios are to the first implementation named.
 
-Times are medians of interleaved repeats in one process; only ratios within a run mean something. Memory is the peak
-above the weights: on the CPU of a fresh process (in which freed blocks go back to the system at once, so that tensors
-are counted and not the gaps between them), on CUDA as its allocator counts it. The floor is what the true
-multiply-adds cost at the machine's own matrix-product rate, torch.matmul's, measured in the same run (a training step
-counts three times the forward pass). The rate of the same product as a 1x1 convolution is given beside it.
+Times are medians of interleaved repeats in one process; compare only ratios within a run. Memory is the peak above the
+weights: on the CPU of a fresh process (which returns freed blocks to the system at once, so that tensors are counted
+and not the gaps between them), on CUDA as its allocator counts it. The floor is the time of the true multiply-adds at
+the machine's rate of matrix products (torch.matmul), measured in the same run; a training step counts as three forward
+passes. The rate of the same product as a 1x1 convolution is printed too.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--repeat', type=int, default=5, help='timed repeats (default 5)')
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument('--scaling', metavar='PNG', help='plot time and memory over square sizes instead')
-    parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # how the tool calls itself in a fresh process
+    parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # the tool starts itself with it in a fresh process
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error('--device cuda: no CUDA device is available')
@@ -73,7 +73,7 @@ def build(impl: str, args: argparse.Namespace) -> nn.Module:
         if scope:
             init_default_scope(scope)
         model = MODELS.build(dict(type=name or impl))
-    model.train(args.mode == 'train')  # not every backbone's train() returns the model
+    model.train(args.mode == 'train')  # train() of some backbones does not return the model
     model.to(args.device)
     if 'deploy' in impl:
         model.switch_to_deploy()
@@ -135,7 +135,7 @@ def measure_memory(impl: str, args: argparse.Namespace) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path('/proc/self/clear_refs').write_text('5')  # forget the peak of importing and building
+    Path('/proc/self/clear_refs').write_text('5')  # reset the peak of importing and building
     before = resident_mb('VmRSS')
     step()
     return resident_mb('VmHWM') - before
@@ -162,7 +162,7 @@ def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
         '--memory-of',
         impl,
     ]
-    # glibc would raise this threshold as it goes and keep freed blocks of up to 32 MiB, in a heap full of gaps.
+    # Fix the threshold: glibc would raise it while running and keep freed blocks of up to 32 MiB in a fragmented heap.
     env = dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**17))
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     return float(done.stdout.split()[-1])
@@ -184,7 +184,7 @@ def matrix_rate(args: argparse.Namespace, product: Callable = torch.matmul, size
 
 
 def product_by_convolution(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Compute a b^T as a 1x1 convolution, which on the CPU is another library's work than a matrix product's."""
+    """Compute a b^T as a 1x1 convolution, which on the CPU uses another library than a matrix product."""
     return nn.functional.conv2d(a[None, :, None].permute(0, 3, 1, 2), b[:, :, None, None])
 
 
@@ -266,7 +266,7 @@ def scaling(args: argparse.Namespace) -> dict:
     result = {}
     for impl in args.impl:
         values = {key: [r['impls'][impl][key] for r in reports] for key in ('seconds', 'peak_mb')}
-        # The larger half, where constant costs no longer show.
+        # Fit the larger half, where constant costs are negligible.
         half = len(tokens) // 2
         exponent = float(np.polyfit(np.log(tokens[half:]), np.log(values['seconds'][half:]), 1)[0])
         result[impl] = dict(tokens=tokens, exponent=exponent, **values)

@@ -1,4 +1,4 @@
-"""Plot the training loss and the validation scores that a work dir's logs hold.
+"""Plot the training loss and the validation scores from the logs of a work dir.
 
 python tools/analysis_tools/plot_curves.py work_dirs/demo curves.png
 """
@@ -17,7 +17,7 @@ SCORES = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 
 
 def read_scalars(work_dir: Path) -> list:
-    """Return the scalars of all runs in ``work_dir``; where a resumed run repeats a step, the later run counts."""
+    """Return the scalars of all runs in ``work_dir``; for a step that a resumed run repeats, those of the later run."""
     steps = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     scalars = read_scalars(args.work_dir)
     losses = [(s['iter'], s['loss']) for s in scalars if 'loss' in s]
-    # A test is logged as a validation at step 0.
+    # mmengine logs a test as a validation at step 0: leave it out.
     scores = {name: [(s['step'], s[name]) for s in scalars if name in s and s['step'] > 0] for name in SCORES}
     scores = {name: points for name, points in scores.items() if points}
     if not losses:

@@ -1,14 +1,14 @@
-"""Make digit scenes: a small data set of real scans and real photographs, in three well-known layouts.
+"""Make digit scenes: a small data set of real scans and real photographs, in the layouts of COCO, ADE20K and ImageNet.
 
-The 1,797 handwritten digits that scikit-learn ships are pasted, 2 to 6 a scene, at different scales, in different
-colours and partly over one another, on crops of the two photographs that it ships. A scan is used in training scenes
+The tool pastes the 1,797 handwritten digits that scikit-learn ships on crops of the two photographs that it ships: 2
+to 6 a scene, at different scales, in different colours and partly over one another. A scan is used in training scenes
 or in validation scenes, never in both. The same seed gives the same files.
 
-    OUT/coco/      train2017/, val2017/, annotations/instances_{train,val}2017.json; masks as RLE, as what is visible
-    OUT/ade20k/    images/ and annotations/, each with training/ and validation/; 0 is background and a class of its
-                   own, d + 1 is digit d, so reduce_zero_label=False and 11 classes
-    OUT/imagenet/  train/ and val/, each with a folder a digit: single digits, every scan once in val and several times
-                   in train, on other photographs and in other colours and sizes each time
+    OUT/coco/      train2017/, val2017/, annotations/instances_{train,val}2017.json; masks as RLE, of the visible part
+    OUT/ade20k/    images/ and annotations/, each with training/ and validation/; 0 is background, which is a class,
+                   d + 1 is digit d, so reduce_zero_label=False and 11 classes
+    OUT/imagenet/  train/ and val/, each with one folder per digit: single digits, a scan of val once, a scan of train
+                   several times, each time on another crop and in another colour and size
 
 Example: python tools/dataset_converters/make_digits.py data/digits
 """
@@ -28,13 +28,13 @@ from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
 SPLITS = {'train': ('train2017', 'training'), 'val': ('val2017', 'validation')}
-VAL_SCANS = 0.25  # share of the scans that training never sees
-MIN_VISIBLE = 0.6  # share of a digit that later ones must leave visible
+VAL_SCANS = 0.25  # share of the scans that are in val only
+MIN_VISIBLE = 0.6  # share of a digit that must stay visible under later digits
 
 
 class Scene(NamedTuple):
     image: np.ndarray  # (H, W, 3), uint8
-    masks: List[np.ndarray]  # (H, W), bool, what is visible of each digit
+    masks: List[np.ndarray]  # (H, W), bool, the visible part of each digit
     digits: List[int]
 
 
@@ -50,11 +50,11 @@ def split_scans(labels: np.ndarray, rng: np.random.Generator) -> Dict[str, np.nd
 def render(scan: np.ndarray, size: int) -> np.ndarray:
     """Enlarge an 8x8 scan of 0..16 to the opacity (size, size) of its ink, from 0 to 1."""
     ink = cv2.resize(scan.astype(np.float32) / 16, (size, size), interpolation=cv2.INTER_CUBIC)
-    return np.clip((ink - 0.25) * 3, 0, 1)  # steeper than the scan: ink with an edge
+    return np.clip((ink - 0.25) * 3, 0, 1)  # increase the contrast, so that the ink has sharp edges
 
 
 def crop_photo(photos: List[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a random crop (size, size, 3) of a photograph, at a random scale, flipped or not, a little darkened."""
+    """Return a random crop (size, size, 3) of a photograph, at a random scale, randomly flipped, slightly darkened."""
     photo = photos[rng.integers(len(photos))]
     side = int(rng.integers(size, min(photo.shape[:2]) + 1)) if size < min(photo.shape[:2]) else min(photo.shape[:2])
     y, x = (int(rng.integers(0, length - side + 1)) for length in photo.shape[:2])
@@ -82,7 +82,7 @@ def compose(
     """Compose a scene of 2 to 6 digits from the given scans."""
     image, masks, digits, areas = crop_photo(photos, size, rng), [], [], []
     for index in rng.choice(len(scans), rng.integers(2, 7), replace=False):
-        for _ in range(20):  # places to try before the digit is left out
+        for _ in range(20):  # tries to place the digit before it is left out
             side = int(rng.integers(size // 6, size // 2))
             y, x = (int(v) for v in rng.integers(0, size - side + 1, 2))
             ink = render(scans[index], side)
@@ -169,7 +169,7 @@ def write_scenes(
 
 
 def single_digit(scan: np.ndarray, photos: List[np.ndarray], rng: np.random.Generator, size: int = 64) -> np.ndarray:
-    """Return an image (size, size, 3) of one digit, in some place on some part of a photograph."""
+    """Return an image (size, size, 3) of one digit, at a random place on a random crop of a photograph."""
     image = crop_photo(photos, size, rng)
     side = int(rng.integers(size // 2, size + 1))
     y, x = (int(v) for v in rng.integers(0, size - side + 1, 2))
@@ -187,10 +187,10 @@ def write_single_digits(
     photos: List[np.ndarray],
     rng: np.random.Generator,
 ) -> None:
-    """Write ``renderings`` images of each scan, in a folder a digit, named after the scan's index."""
+    """Write ``renderings`` images of each scan, in one folder per digit, named after the scan's index."""
     for digit in range(10):
         os.makedirs(osp.join(out, 'imagenet', split, str(digit)), exist_ok=True)
-    (more,) = rng.spawn(1)  # so that scenes made later are the same, however many renderings there are
+    (more,) = rng.spawn(1)  # keeps later scenes independent of the number of renderings
     for index in tqdm(indices.tolist(), desc=f'{split} single digits'):
         stem = osp.join(out, 'imagenet', split, str(labels[index]), f'{index:04d}')
         write_image(f'{stem}.png', single_digit(scans[index], photos, rng))
@@ -264,7 +264,7 @@ def main() -> None:
         )
     with open(osp.join(partial, 'settings.json'), 'w') as file:
         json.dump(settings, file)
-    # Only a whole data set gets the name: an interrupted run leaves nothing that looks like one.
+    # Only a complete data set gets the name OUT: an interrupted run leaves no incomplete one under it.
     shutil.rmtree(args.out, ignore_errors=True)
     os.rename(partial, args.out)
     print(f'Digit scenes are in {args.out}.')

@@ -14,7 +14,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations'),  # after the resize: scores are for the original size
+    dict(type='LoadAnnotations'),  # after Resize: predictions are scored at the original size
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [

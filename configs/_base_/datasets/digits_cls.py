@@ -1,8 +1,8 @@
-# Single digits, made by tools/dataset_converters/make_digits.py: 64 x 64 pixels, a scan each, unseen ones in val.
+# Single digits, made by tools/dataset_converters/make_digits.py: 64 x 64 pixels, one scan each; val has its own scans.
 dataset_type = 'CustomDataset'
 data_root = 'data/digits/imagenet'
 
-# No flips: a digit's mirror image is another sign. Any colour may be ink and any may be background.
+# No flips: a mirrored digit may no longer be that digit. Ink and background may have any colour.
 augmentations = [
     dict(
         type='RandAugment',

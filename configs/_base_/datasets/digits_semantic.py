@@ -1,4 +1,4 @@
-# Digit scenes (tools/dataset_converters/make_digits.py) in ADE20K's layout; unlike there, background is a class.
+# Digit scenes (tools/dataset_converters/make_digits.py) in ADE20K's layout; unlike in ADE20K, background is a class.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digits/ade20k'
 metainfo = dict(
@@ -18,7 +18,7 @@ metainfo = dict(
     ],
 )
 
-# No flips: a mirrored digit is another sign.
+# No flips: a mirrored digit may no longer be that digit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

@@ -1,8 +1,8 @@
-# ImageNet with a label map for every training image: data/imagenet/token_labels/train/n01440764/n01440764_18.pt holds
-# that of data/imagenet/train/n01440764/n01440764_18.JPEG. tools/dataset_converters/make_token_labels.py makes them.
+# ImageNet with a label map for every training image: data/imagenet/token_labels/train/n01440764/n01440764_18.pt is the
+# map of data/imagenet/train/n01440764/n01440764_18.JPEG. tools/dataset_converters/make_token_labels.py makes them.
 _base_ = './imagenet.py'
 
-# The image and its tokens' labels are turned, moved and cropped together. The crop is the last geometric step.
+# Rotate, translate and crop the image and its tokens' labels together. The crop is the last geometric step.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadLabelMap', num_classes=1000),

@@ -1,6 +1,6 @@
 _base_ = './mask-rcnn_rmt_fpn.py'
 
-# Every stage narrows the spread of the box targets and raises the overlap that a positive needs.
+# Each stage has a smaller spread of the box targets and a higher IoU threshold of positives than the one before.
 target_stds = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 pos_ious = (0.5, 0.6, 0.7)
 

@@ -10,7 +10,7 @@ model = dict(
     backbone=dict(
         type='RMT',
         arch='tiny',
-        # Only what the FPN takes: the norm of an output that the FPN skips would learn nothing.
+        # Only the outputs that the FPN uses: the norm of a skipped output would learn nothing.
         out_indices=(1, 2, 3),
         drop_path_rate=0.1,
         norm_cfg=dict(type='SyncBN', requires_grad=True),
@@ -37,7 +37,7 @@ model = dict(
     ),
     train_cfg=dict(
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
-        sampler=dict(type='PseudoSampler'),  # focal loss takes every anchor
+        sampler=dict(type='PseudoSampler'),  # focal loss uses every anchor
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

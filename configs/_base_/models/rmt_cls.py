@@ -10,6 +10,6 @@ model = dict(
         norm_cfg=norm_cfg,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
     ),
-    # one of them for every batch, each with probability 0.5
+    # One of the two for every batch, each with probability 0.5.
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )

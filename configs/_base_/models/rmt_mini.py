@@ -1,4 +1,4 @@
-# A size of RMT for two CPU cores, 1.3 M parameters: arch=_base_.mini. (_delete_: it replaces the name of a size.)
+# A size of RMT for two CPU cores, 1.3 M parameters: arch=_base_.mini. (_delete_, because it replaces a str.)
 mini = dict(
     _delete_=True,
     embed_dims=(32, 64, 128, 192),

@@ -1,4 +1,4 @@
-# Token labels are smoothed by MakeTokenLabels, and mixed by TokenLabelClassifier: no label smoothing and no Mixup here.
+# MakeTokenLabels smooths token labels, and TokenLabelClassifier mixes them: no label smoothing and no Mixup here.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='TokenLabelClassifier',

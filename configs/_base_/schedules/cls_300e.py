@@ -2,11 +2,11 @@ train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
-# 5e-4 for each 512 images
+# Learning rate: 5e-4 per 512 images.
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
-    # Biases and 1-D parameters. LayerScale has four dimensions, and is decayed.
+    # No weight decay on biases and 1-D parameters. LayerScale has four dimensions, and is decayed.
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
 )
 

@@ -11,7 +11,7 @@ param_scheduler = [
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # A word in the parameters' names, as in the released recipe. The stem's norms do not have it, and are decayed.
+    # Match 'norm' in the parameters' names, as the released recipe does. The stem's norms lack it, and are decayed.
     paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
 )
 
