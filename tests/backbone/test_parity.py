@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.reference import PlainRMT
 
+from support.archs import SMALL_ARCH
 from support.official_files import GOLDEN, OFFICIAL_KEYS, weights
 
 
@@ -72,6 +74,16 @@ def test_outputs_of_the_plain_reference(name, size):
         for out, expected in zip(model(image), reference(image)):
             assert out.shape == expected.shape
             assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize('build', [RMT, lambda arch: PlainRMT(resolve_arch(arch))], ids=['RMT', 'PlainRMT'])
+def test_every_table_is_on_the_device_of_the_input(build):
+    """With fake tensors, which know their device and need none."""
+    with FakeTensorMode(), torch.device('cuda'):
+        model = build(SMALL_ARCH)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        outs = model(torch.empty(1, 3, 64, 96, device='cuda'))
+    assert [out.device.type for out in outs] == ['cuda'] * 4
 
 
 OWN = dict(
