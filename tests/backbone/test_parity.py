@@ -86,16 +86,16 @@ def test_every_table_is_on_the_device_of_the_input(build):
     assert [out.device.type for out in outs] == ['cuda'] * 4
 
 
-OWN = dict(
-    embed_dims=(16, 24, 32, 48),
-    depths=(2, 1, 2, 1),
-    num_heads=(2, 3, 4, 4),
-    init_values=(2, 1, 2, 2),
-    heads_ranges=(4, 5, 6, 6),
-    mlp_ratios=(3, 4, 3, 3),
-    decomposed=(True, False, True, False),
-    layer_scales=(False, False, True, True),
-)
+# Whole and decomposed attention by turns, and values of its own for every stage that has a formula.
+OWN = {
+    **SMALL_ARCH,
+    'num_heads': (2, 3, 4, 4),
+    'init_values': (2, 1, 2, 2),
+    'heads_ranges': (4, 5, 6, 6),
+    'mlp_ratios': (3, 4, 3, 3),
+    'decomposed': (True, False, True, False),
+    'layer_scales': (False, False, True, True),
+}
 
 
 @pytest.mark.parametrize('size', [(64, 96), (45, 61)])
