@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def decay(num_heads, a, r):
+def decay(num_heads, a, r, device):
     """Return gamma_i = 1 - 2^(-a - r * i / n), of shape (n, )."""
-    return torch.tensor([1 - 2.0 ** (-a - r * i / num_heads) for i in range(num_heads)])
+    return torch.tensor([1 - 2.0 ** (-a - r * i / num_heads) for i in range(num_heads)], device=device)
 
 
 def log_manhattan(gamma, height, width):
     """Return log D of shape (n, H * W, H * W); D_i[(y,x),(y',x')] = gamma_i^(|y-y'| + |x-x'|)."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    axes = (torch.arange(length, device=gamma.device) for length in (height, width))
+    y, x = torch.meshgrid(*axes, indexing='ij')
     position = torch.stack((y, x), dim=-1).view(-1, 2).float()
     distance = (position[:, None] - position[None, :]).abs().sum(-1)
     return gamma.log()[:, None, None] * distance
@@ -27,14 +28,14 @@ def log_manhattan(gamma, height, width):
 
 def log_line(gamma, length):
     """Return log D along one axis, of shape (n, L, L)."""
-    position = torch.arange(length).float()
+    position = torch.arange(length, device=gamma.device).float()
     return gamma.log()[:, None, None] * (position[:, None] - position[None, :]).abs()
 
 
 def rotate(x, angle):
     """Rotate pairs (u0, u1) of x, (B, H, W, n, d), by (y * W + x) * angle_j."""
     _, height, width, _, _ = x.shape
-    phase = torch.arange(height * width).float()[:, None] * angle
+    phase = torch.arange(height * width, device=x.device).float()[:, None] * angle
     phase = phase.view(height, width, 1, -1)
     u0, u1 = x[..., 0::2], x[..., 1::2]
     return torch.stack((u0 * phase.cos() - u1 * phase.sin(), u1 * phase.cos() + u0 * phase.sin()), -1).flatten(-2)
@@ -59,9 +60,10 @@ class Retention(nn.Module):
     def forward(self, x):
         batch, height, width, dim = x.shape
         n, d = self.num_heads, dim // self.num_heads
-        # torch.linspace includes the endpoint: angle_j = 10000^(-j / (d/2 - 1))
-        angle = 1.0 / 10000 ** torch.linspace(0, 1, d // 2)
-        gamma = decay(n, self.a, self.r)
+        # torch.linspace includes the endpoint: angle_j = 10000^(-j / (d/2 - 1)). Computed on the CPU for every device:
+        # a token's index multiplies an error of one unit in the last place.
+        angle = (1.0 / 10000 ** torch.linspace(0, 1, d // 2)).to(x.device)
+        gamma = decay(n, self.a, self.r, x.device)
         q, k, v = self.q_proj(x), self.k_proj(x) / math.sqrt(d), self.v_proj(x)
         lepe = self.lepe(v)
         q, k, v = (t.view(batch, height, width, n, d) for t in (q, k, v))

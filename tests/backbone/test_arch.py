@@ -4,16 +4,7 @@ import pytest
 
 from rmt_mm.arch import ARCHS, resolve_arch
 
-OWN = dict(
-    embed_dims=(16, 24, 32, 48),
-    depths=(1, 1, 2, 1),
-    num_heads=(2, 2, 4, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(3, 3, 3, 3),
-    decomposed=(True, True, True, False),
-    layer_scales=(False, False, False, True),
-)
+from support.archs import SMALL_ARCH
 
 
 @pytest.mark.parametrize('name', ARCHS)
@@ -44,7 +35,7 @@ def test_tiny_decomposes_two_stages_and_the_others_three():
 
 
 def test_own_size():
-    assert resolve_arch(OWN).depths == (1, 1, 2, 1)
+    assert resolve_arch(SMALL_ARCH)._asdict() == SMALL_ARCH
 
 
 @pytest.mark.parametrize(
@@ -61,13 +52,13 @@ def test_own_size():
 )
 def test_wrong_sizes_are_named(change, words):
     with pytest.raises(ValueError) as error:
-        resolve_arch({**OWN, **change})
+        resolve_arch({**SMALL_ARCH, **change})
     assert all(word in str(error.value) for word in words), error.value
 
 
 def test_missing_keys_are_named():
     with pytest.raises(ValueError, match='missing: mlp_ratios'):
-        resolve_arch({key: value for key, value in OWN.items() if key != 'mlp_ratios'})
+        resolve_arch({key: value for key, value in SMALL_ARCH.items() if key != 'mlp_ratios'})
 
 
 def test_unknown_name_lists_the_presets():

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.reference import PlainRMT
 
+from support.archs import SMALL_ARCH
 from support.official_files import GOLDEN, OFFICIAL_KEYS, weights
 
 
@@ -74,16 +76,26 @@ def test_outputs_of_the_plain_reference(name, size):
             assert relative_error(out, expected) < 1e-5
 
 
-OWN = dict(
-    embed_dims=(16, 24, 32, 48),
-    depths=(2, 1, 2, 1),
-    num_heads=(2, 3, 4, 4),
-    init_values=(2, 1, 2, 2),
-    heads_ranges=(4, 5, 6, 6),
-    mlp_ratios=(3, 4, 3, 3),
-    decomposed=(True, False, True, False),
-    layer_scales=(False, False, True, True),
-)
+@pytest.mark.parametrize('build', [RMT, lambda arch: PlainRMT(resolve_arch(arch))], ids=['RMT', 'PlainRMT'])
+def test_every_table_is_on_the_device_of_the_input(build):
+    """With fake tensors, which know their device and need none."""
+    with FakeTensorMode(), torch.device('cuda'):
+        model = build(SMALL_ARCH)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        outs = model(torch.empty(1, 3, 64, 96, device='cuda'))
+    assert [out.device.type for out in outs] == ['cuda'] * 4
+
+
+# Whole and decomposed attention by turns, and values of its own for every stage that has a formula.
+OWN = {
+    **SMALL_ARCH,
+    'num_heads': (2, 3, 4, 4),
+    'init_values': (2, 1, 2, 2),
+    'heads_ranges': (4, 5, 6, 6),
+    'mlp_ratios': (3, 4, 3, 3),
+    'decomposed': (True, False, True, False),
+    'layer_scales': (False, False, True, True),
+}
 
 
 @pytest.mark.parametrize('size', [(64, 96), (45, 61)])

@@ -296,7 +296,7 @@ def whole_models():
         more=({**ours, 'backbone.adapter.weight': torch.zeros(1)}, r'1 unexpected \(adapter\.weight\)'),
         shape=(
             {**ours, 'backbone.stages.0.0.norm1.weight': torch.zeros(9)},
-            r'1 of the wrong shape \(stages\.0\.0\.norm1\.weight is \(9,\), not \(8,\)\)',
+            r'1 of the wrong shape \(stages\.0\.0\.norm1\.weight is \(9,\), not \(16,\)\)',
         ),
     )
 

@@ -19,6 +19,7 @@ from rmt_mm import RMT  # noqa: E402
 from rmt_mm.classification.label_map import save_label_map  # noqa: E402
 
 from support import ROOT  # noqa: E402
+from support.archs import LEAST_ARCH  # noqa: E402
 
 CONFIGS = ROOT / 'configs/classification'
 
@@ -67,16 +68,7 @@ def train(cfg):
 
 def miniature(cfg, num_classes=10):
     """Make an ImageNet config small: few classes, a shallow model, small images."""
-    cfg.model.backbone.arch = dict(
-        embed_dims=(16, 16, 32, 32),
-        depths=(1, 1, 1, 1),
-        num_heads=(2, 2, 4, 4),
-        init_values=(2, 2, 2, 2),
-        heads_ranges=(4, 4, 6, 6),
-        mlp_ratios=(2, 2, 2, 2),
-        decomposed=(True, True, True, False),
-        layer_scales=(False, False, True, True),
-    )
+    cfg.model.backbone.arch = LEAST_ARCH
     cfg.model.head.update(num_classes=num_classes, in_channels=32)
     cfg.model.data_preprocessor.num_classes = num_classes
 

@@ -7,24 +7,22 @@ import sys
 import pytest
 
 from support import ROOT
+from support.archs import LEAST_ARCH
 
-ARCH = """dict(
-    embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), init_values=(2, ) * 4,
-    heads_ranges=(4, ) * 4, mlp_ratios=(2, ) * 4, decomposed=(True, ) * 4, layer_scales=(False, ) * 4)"""
 PURE_PYTHON = f"""
 from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead
 from rmt_mm import RMT
 default_scope = None
 model = dict(
-    type=ImageClassifier, backbone=dict(type=RMT, arch={ARCH}), neck=dict(type=GlobalAveragePooling),
-    head=dict(type=LinearClsHead, num_classes=2, in_channels=64))
+    type=ImageClassifier, backbone=dict(type=RMT, arch={LEAST_ARCH}), neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=2, in_channels=32))
 """
 NO_NECK = f"""
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['rmt_mm'])
 model = dict(
-    type='ImageClassifier', backbone=dict(type='RMT', arch={ARCH}),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=64))
+    type='ImageClassifier', backbone=dict(type='RMT', arch={LEAST_ARCH}),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=32))
 """
 
 
@@ -38,7 +36,7 @@ def test_pure_python_config(monkeypatch, capsys, tmp_path):
     path.write_text(PURE_PYTHON)
     run(monkeypatch, path, '--json')
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report['shape'] == [224, 224] and report['params'] - report['params_backbone'] == 2 * 64 + 2
+    assert report['shape'] == [224, 224] and report['params'] - report['params_backbone'] == 2 * 32 + 2
 
 
 def test_config_by_name(monkeypatch, capsys):
@@ -53,7 +51,7 @@ def test_config_by_name(monkeypatch, capsys):
         # A head with a convention that the check does not know.
         (
             NO_NECK.replace('LinearClsHead', 'CSRAClsHead').replace(
-                'in_channels=64', 'in_channels=9, num_heads=1, lam=0.1'
+                'in_channels=32', 'in_channels=9, num_heads=1, lam=0.1'
             ),
             'does not run on an image of 224 x 224',
         ),

@@ -12,17 +12,10 @@ from rmt_mm.cli.search import find_dicts
 from rmt_mm.cli.types import library, type_name
 from rmt_mm.errors import UsageError
 
+from support.archs import LEAST_ARCH
+
 RESNETS = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt')
-WIDE = dict(
-    embed_dims=(256, 512, 1024, 2048),
-    depths=(1,) * 4,
-    num_heads=(4,) * 4,
-    init_values=(2,) * 4,
-    heads_ranges=(4,) * 4,
-    mlp_ratios=(2,) * 4,
-    decomposed=(True,) * 4,
-    layer_scales=(False,) * 4,
-)
+WIDE = {**LEAST_ARCH, 'embed_dims': (256, 512, 1024, 2048)}
 
 
 def find_resnets(cfg):

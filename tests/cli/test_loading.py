@@ -117,7 +117,7 @@ def deeper():
     return {
         **state_dict,
         **{
-            name.replace(block, 'backbone.stages.1.1.'): tensor
+            name.replace(block, 'backbone.stages.1.2.'): tensor
             for name, tensor in state_dict.items()
             if name.startswith(block)
         },
@@ -138,7 +138,7 @@ MISFITS = dict(
     one_tensor=(lambda: {'backbone.stem.0.weight': torch.zeros(4, 3, 3, 3)}, ['missing', 'stem.0.bias']),
     one_head=(lambda: without('backbone'), ["no tensor of RMT below 'backbone.'"]),
     bare_backbone=(lambda: RMT(NANO._asdict()).state_dict(), ["below 'backbone.'", 'init_cfg']),
-    deeper=(deeper, ['unexpected', 'stages.1.1.', 'an RMT of (1, 2, 2, 1) blocks']),
+    deeper=(deeper, ['unexpected', 'stages.1.2.', 'an RMT of (1, 3, 2, 1) blocks']),
     swin=(lambda: SWIN, ['not a checkpoint of RMT', 'patch_embed.projection.weight']),
     empty_names=(lambda: {'what': torch.zeros(1)}, ["below 'backbone.'"]),
 )
@@ -174,7 +174,7 @@ def test_ordinary_file_for_a_deployed_model(tool, tmp_path):
         (lambda: without('head'), ['2 missing', 'head.weight', 'head.bias']),
         (
             lambda: ToyClassifier(num_classes=5).state_dict(),
-            ['2 of another shape', 'head.weight is [5, 32], not [3, 32]'],
+            ['2 of another shape', 'head.weight is [5, 48], not [3, 48]'],
         ),
         (lambda: without('backbone.norm0', 'backbone.norm1'), ['4 missing', 'backbone.norm0.weight']),
     ],

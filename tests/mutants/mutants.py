@@ -743,4 +743,17 @@ MUTANTS = [
         'rmt_mm/commands/train.py', OPTIONS, ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass')
     ),
     *_group('rmt_mm/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
+    *_group(
+        'rmt_mm/cli/isolation.py',
+        'tests/cli/test_isolation.py',
+        ('isolation: a GPU is asked for before forking', "'torch.distributed.optim'", "'rmt_mm'"),
+        ('isolation: a child outlives its caller', '    os._exit(1)', '    pass'),
+    ),
+    *_group(
+        'tools/analysis_tools/gpu_report.py',
+        'tests/cli/test_gpu_report.py',
+        ('GPU report: any error passes', 'ours <= max(2 * its, 1e-4)', 'ours <= max(2 * its, 1e-1)'),
+        ('GPU report: begins anew', '    results = read_results(path)\n', '    results = {}\n'),
+    ),
+    *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
 ]

@@ -13,21 +13,13 @@ from rmt_mm.checkpoints.official_names import backbone_shapes, classifier_head_s
 from rmt_mm.reference import PlainRMT
 
 from support import ROOT
+from support.archs import SMALL_ARCH
 
 GOLDEN = ROOT / 'tests/data/golden'
 OFFICIAL_KEYS = json.loads((GOLDEN / 'official_checkpoint_keys.json').read_text())
 
-# A size that takes no time. Tests put it into ARCHS, so that it is recognised like a published one.
-NANO = Arch(
-    embed_dims=(8, 16, 24, 32),
-    depths=(1, 1, 2, 1),
-    num_heads=(2, 2, 3, 4),
-    init_values=(2, 2, 2, 2),
-    heads_ranges=(4, 4, 6, 6),
-    mlp_ratios=(2, 2, 2, 2),
-    decomposed=(True, True, False, False),
-    layer_scales=(False, False, False, True),
-)
+# Tests put it into ARCHS, so that the converter recognises it like a published size.
+NANO = Arch(**SMALL_ARCH)
 
 
 def tensors(shapes, arch):

@@ -5,8 +5,9 @@
     python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png
 
 Implementations: `reference` (rmt_mm/reference.py, the formulas with explicit matrices), `rmt_mm`, `deploy` (after
-switch_to_deploy), `compile` (torch.compile), `deploy-compile`, or any backbone of a registry with its default
-arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt. Ratios are to the first implementation named.
+switch_to_deploy), `compile` (torch.compile), `deploy-compile`, any backbone of a registry with its default arguments,
+such as mmdet.SwinTransformer or mmpretrain.ConvNeXt, or one of torchvision, such as torchvision.swin_t. Ratios are to
+the first implementation named.
 
 Times are medians of interleaved repeats in one process; compare only ratios within a run. Memory is the peak above the
 weights: on the CPU of a fresh process (which returns freed blocks to the system at once, so that tensors are counted
@@ -23,18 +24,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Dict, List
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from rmt_mm import RMT
-from rmt_mm.arch import ARCHS, resolve_arch
+from rmt_mm.arch import ARCHS
+from rmt_mm.cli.measure import OURS, Case, build, matrix_rate, stepper
 from rmt_mm.flops import MacCounter
-from rmt_mm.reference import PlainRMT
 
-OURS = ('rmt_mm', 'deploy', 'compile', 'deploy-compile')
 SCALING_SIZES = (128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -61,50 +59,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def build(impl: str, args: argparse.Namespace) -> nn.Module:
-    """Build an implementation on its device, with the same random weights in every call."""
-    torch.manual_seed(0)
-    if impl == 'reference':
-        model = PlainRMT(resolve_arch(args.arch))
-    elif impl in OURS:
-        model = RMT(args.arch)
-    else:
-        scope, _, name = impl.rpartition('.')
-        if scope:
-            init_default_scope(scope)
-        model = MODELS.build(dict(type=name or impl))
-    model.train(args.mode == 'train')  # train() of some backbones does not return the model
-    model.to(args.device)
-    if 'deploy' in impl:
-        model.switch_to_deploy()
-    return torch.compile(model) if 'compile' in impl else model
-
-
-def stepper(impl: str, args: argparse.Namespace) -> Callable[[], None]:
-    """Return a function that runs an implementation once: a forward pass, or a training step without the update."""
-    model = build(impl, args)
-    x = torch.randn(args.batch, 3, *args.shape, device=args.device)
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(args.dtype)
-
-    def step() -> None:
-        with torch.autocast(args.device.split(':')[0], dtype, enabled=dtype is not None):
-            outs = model(x)
-        outs = outs if isinstance(outs, (tuple, list)) else (outs,)
-        if args.mode == 'train':
-            sum(out.float().square().mean() for out in outs).backward()
-            model.zero_grad(set_to_none=True)
-        if args.device.startswith('cuda'):
-            torch.cuda.synchronize()
-
-    def infer() -> None:
-        with torch.inference_mode():
-            step()
-
-    return step if args.mode == 'train' else infer
+def case_of(args: argparse.Namespace) -> Case:
+    return Case(*(getattr(args, field) for field in Case._fields))
 
 
 def measure_times(args: argparse.Namespace) -> Dict[str, List[float]]:
-    steps = {impl: stepper(impl, args) for impl in args.impl}
+    steps = {impl: stepper(impl, case_of(args)) for impl in args.impl}
     for step in steps.values():
         step()
         step()
@@ -127,11 +87,10 @@ def resident_mb(field: str) -> float:
 
 def measure_memory(impl: str, args: argparse.Namespace) -> float:
     """Return an implementation's peak memory above its weights in MB; on the CPU, call it in a fresh process."""
-    step = stepper(impl, args)
+    step = stepper(impl, case_of(args))
     if args.device.startswith('cuda'):
+        before = torch.cuda.memory_allocated()  # so that tables, made by the first step, count as on the CPU
         step()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
@@ -168,21 +127,6 @@ def memory_in_fresh_process(impl: str, args: argparse.Namespace) -> float:
     return float(done.stdout.split()[-1])
 
 
-def matrix_rate(args: argparse.Namespace, product: Callable = torch.matmul, size: int = 2048) -> float:
-    """Return the machine's rate of a matrix product in the measured precision, in GFLOP/s (2 for a multiply-add)."""
-    dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[args.dtype]
-    size = size * 4 if args.device.startswith('cuda') else size
-    a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        product(a, b)
-        if args.device.startswith('cuda'):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times) / 1e9
-
-
 def product_by_convolution(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Compute a b^T as a 1x1 convolution, which on the CPU uses another library than a matrix product."""
     return nn.functional.conv2d(a[None, :, None].permute(0, 3, 1, 2), b[:, :, None, None])
@@ -190,7 +134,7 @@ def product_by_convolution(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def count_gmac(impl: str, args: argparse.Namespace) -> float:
     """Return the true multiply-adds of a forward pass over the batch, in 10^9."""
-    model = build('rmt_mm' if impl in (*OURS, 'reference') else impl, args)
+    model = build('rmt_mm' if impl in (*OURS, 'reference') else impl, case_of(args))
     model.to('meta')
     with torch.no_grad(), MacCounter(model) as counter:
         model(torch.zeros(args.batch, 3, *args.shape, device='meta'))
@@ -199,7 +143,8 @@ def count_gmac(impl: str, args: argparse.Namespace) -> float:
 
 def measure(args: argparse.Namespace) -> dict:
     """Measure every implementation and return what ``--json`` prints."""
-    rate = matrix_rate(args)
+    size = 8192 if args.device.startswith('cuda') else 2048
+    rate = matrix_rate(args.device, args.dtype, size)
     times = measure_times(args)
     memory = {impl: memory_in_fresh_process(impl, args) for impl in args.impl}
     passes = 3 if args.mode == 'train' else 1
@@ -214,7 +159,7 @@ def measure(args: argparse.Namespace) -> dict:
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         floor_gflops=rate,
-        convolution_gflops=matrix_rate(args, product_by_convolution),
+        convolution_gflops=matrix_rate(args.device, args.dtype, size, product_by_convolution),
         gmac=count_gmac('rmt_mm', args),
         impls={},
     )
