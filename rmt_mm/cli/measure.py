@@ -1,11 +1,11 @@
 """What is measured, one step of it, and the machine's own rate: shared by the tools that measure."""
 
 import time
-from typing import Callable, NamedTuple, Tuple, Union
+from typing import Any, Callable, NamedTuple, Tuple, Union
 
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..arch import resolve_arch
 from ..backbone import RMT
@@ -32,7 +32,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def build(impl: str, case: Case) -> nn.Module:
+def build(impl: str, case: Case) -> Any:
     """Build an implementation on its device, with the same random weights in every call.
 
     Args:
@@ -43,6 +43,7 @@ def build(impl: str, case: Case) -> nn.Module:
     """
     torch.manual_seed(0)
     scope, _, name = impl.rpartition('.')
+    model: Any
     if impl == 'reference':
         model = PlainRMT(resolve_arch(case.arch))
     elif impl in OURS:

@@ -191,7 +191,7 @@ def annotate(args: argparse.Namespace, names: List[str], total: int) -> List[str
         num_workers=args.num_workers,
         collate_fn=pseudo_collate,
     )
-    unreadable = []
+    unreadable: List[str] = []
     with tqdm(total=total, initial=total - len(names), unit='image') as progress:
         for batch_names, images in loader:
             readable = [i for i, image in enumerate(images) if image is not None]
