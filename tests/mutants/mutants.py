@@ -734,6 +734,11 @@ MUTANTS = [
         ('tools: strides of a head', 'if strides and not same_strides(strides, outs.strides):', 'if False:'),
     ),
     *_group(
+        'rmt_mm/cli/measure.py',
+        'tests/cli/test_measure.py',
+        ("measuring: another's stochastic depth stays", 'module.p = 0.0', 'pass'),
+    ),
+    *_group(
         'rmt_mm/cli/isolation.py',
         'tests/cli/test_isolation.py',
         ('isolation: a GPU is asked for before forking', "'torch.distributed.optim'", "'rmt_mm'"),
