@@ -744,6 +744,11 @@ MUTANTS = [
     ),
     *_group('rmt_mm/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
+        'rmt_mm/cli/measure.py',
+        'tests/cli/test_measure.py',
+        ("measuring: another's stochastic depth stays", 'module.p = 0.0', 'pass'),
+    ),
+    *_group(
         'rmt_mm/cli/isolation.py',
         'tests/cli/test_isolation.py',
         ('isolation: a GPU is asked for before forking', "'torch.distributed.optim'", "'rmt_mm'"),
