@@ -23,7 +23,8 @@ help:
 	@echo 'make test       the fast tests       make lint   the linter'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
 	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
-	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
+	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
+	@echo 'ENV=DIR, TORCH=VERSION and MMCV_WHEEL=FILE use what you have: docs/install.md'
 
 setup:
 	@tools/setup_env.sh $(STACK)

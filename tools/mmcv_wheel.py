@@ -47,6 +47,7 @@ rois = torch.cat([torch.zeros(3, 1), boxes], 1)
 assert RoIAlign(2)(torch.ones(1, 1, 16, 16), rois).eq(1).all()
 """
 PYTHON_TAG = 'cp{}{}'.format(*sys.version_info)
+BUILD_SPACE = 1_000_000_000  # bytes: objects and the precompiled header
 JOB_MEMORY = 2 << 30  # bytes that one compiler takes at most, on mmcv's largest file
 
 
@@ -58,8 +59,7 @@ def build_key() -> str:
     """Name what a compiled operator depends on: a wheel made for one key crashes or fails to load with another."""
     import torch
 
-    use_cuda = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
-    accelerator = f'cu{torch.version.cuda}' if use_cuda and torch.version.cuda else 'cpu'
+    accelerator = f'cu{torch.version.cuda}' if compiles_for_gpu() else 'cpu'
     # Builds of torch before 2.7 came with either of two C++ ABIs.
     abi = '' if torch.compiled_with_cxx11_abi() else '-oldabi'
     return f'torch{torch.__version__.split("+")[0]}-{PYTHON_TAG}-{accelerator}{abi}'
@@ -127,15 +127,35 @@ def find_missing_tool() -> Optional[str]:
     return None
 
 
+def compiles_for_gpu() -> bool:
+    """Tell whether mmcv's setup.py will compile CUDA operators, by its own rule."""
+    import torch
+
+    return bool(torch.version.cuda) and (torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1')
+
+
 def find_missing_cuda() -> Optional[str]:
+    """Say what compiling for the GPU lacks, or return None."""
+    if not compiles_for_gpu():
+        return None
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
-    wanted = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
-    if wanted and torch.version.cuda and not (CUDA_HOME and Path(CUDA_HOME, 'bin', 'nvcc').exists()):
+    if CUDA_HOME and Path(CUDA_HOME, 'bin', 'nvcc').exists():
+        return None
+    return (
+        f'compiling mmcv for the GPU needs nvcc, which is not found: install the CUDA toolkit {torch.version.cuda} '
+        'and set CUDA_HOME, or set CUDA_VISIBLE_DEVICES= for operators on the CPU alone'
+    )
+
+
+def find_full_disk(folder: Path) -> Optional[str]:
+    """Say that a build does not fit, or return None."""
+    free = shutil.disk_usage(folder).free
+    if free < BUILD_SPACE:
         return (
-            f'compiling mmcv for the GPU needs nvcc, which is not found: install the CUDA toolkit {torch.version.cuda} '
-            'and set CUDA_HOME, or set CUDA_VISIBLE_DEVICES= for operators on the CPU alone'
+            f'the disk of {folder} has {free / 1e9:.1f} GB free, and compiling mmcv takes {BUILD_SPACE / 1e9:.0f} GB: '
+            'make room, or name another folder with RMT_MM_CACHE'
         )
     return None
 
@@ -247,9 +267,10 @@ def prepare(requirement: str, work: Path) -> Tuple[Path, Dict[str, str]]:
     variables = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=str(count_jobs()))
     # torch looks for ninja on the PATH, and compiles file after file without it.
     variables['PATH'] = os.pathsep.join([sysconfig.get_path('scripts'), os.environ.get('PATH', '')])
-    if gcc:
-        if not header.exists():
-            header.write_text(HEADER)  # once: a new date would make every object old
+    variables['CXX'] = compiler
+    if gcc and ' ' not in str(work):  # torch writes the compiler's name unquoted
+        if not header.exists() or header.read_text() != HEADER:  # a new date would make every object old
+            header.write_text(HEADER)
         for name in ('begun', 'part'):
             Path(f'{header}.{name}').unlink(missing_ok=True)
         if Path(f'{header}.gch').exists():
@@ -287,7 +308,7 @@ def build(requirement: str, folder: Path) -> Path:
         found = wheel_in(folder, requirement)
         if found:
             return found
-        problem = find_missing_tool() or find_missing_cuda()
+        problem = find_missing_tool() or find_missing_cuda() or find_full_disk(folder)
         if problem:
             fail(problem)
 
