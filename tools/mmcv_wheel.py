@@ -7,7 +7,7 @@
     python tools/mmcv_wheel.py installed 'mmcv>=2.0'       is it installed, and do its operators run
     python tools/mmcv_wheel.py tools                       is there what compiling needs
 
-`build` runs mmcv's own setup.py. What makes it quick: no debug information, -O2, and torch's headers, which every file
+`build` runs mmcv's own setup.py. What makes it quick: no debug information, and torch's headers, which every file
 includes, parsed once (a precompiled header, where the compiler is GCC). The objects stay in FOLDER until the wheel is
 whole, so an interrupted build continues with the files that are missing.
 """
@@ -33,7 +33,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 # that reading it costs more than it saves.
 HEADER_NAME = 'torch_header.h'
 HEADER = '#include <torch/types.h>\n'
-FLAGS = '-O2 -g0'
+FLAGS = '-g0'  # after Python's own, such as -O3 -g: -O2 saves no time and slows operators
 # Called by the build as the compiler: see compile_one.
 COMPILER = '#!/bin/sh\nexec "{python}" -S -E "{tool}" cxx "{compiler}" "{header}" "$@"\n'
 BUILD = 'import sys; from setuptools import build_meta; build_meta.__legacy__.build_wheel(sys.argv[1])'
