@@ -157,13 +157,31 @@ def test_plan_keeps_what_is_there():
 @pytest.mark.parametrize(
     'installed, torch, words',
     [
+        ({}, '2.4.1', 'torch 2.4.1 is too old, torch 2.5 or later is wanted'),
+        ({'torch': '2.4.1'}, None, 'torch 2.4.1 is too old'),
         ({'torch': '2.5.1'}, '2.6.0', 'it holds torch 2.5.1: leave TORCH=2.6.0 out'),
         ({'onedl-mmcv': '2.3.6'}, None, 'it holds onedl-mmcv, whose files mmcv would overwrite'),
     ],
 )
 def test_plan_refuses(installed, torch, words):
     with pytest.raises(ValueError, match=words):
-        planning.plan(WANTED, installed, torch, keep=True)
+        planning.plan(WANTED, installed, torch, keep=True, oldest='2.5')
+
+
+def test_plan_as_a_program(tmp_path):
+    command = [
+        sys.executable,
+        '-S',
+        str(ROOT / 'tools/setup_plan.py'),
+        str(tmp_path),
+        'onedl',
+        '--torch',
+    ]  # sees no package
+    done = subprocess.run([*command, '9.0.0'], capture_output=True, text=True)
+    assert done.stdout == '9.0.0\n' and 'torch==9.0.0' in (tmp_path / '.requirements.txt').read_text().splitlines()
+    assert 'onedl-mmcv' not in (tmp_path / '.requirements.txt').read_text()
+    done = subprocess.run([*command, '1.13.1'], capture_output=True, text=True)
+    assert done.returncode == 1 and 'torch 1.13.1 is too old' in done.stderr
 
 
 # Wheels that the user has ---------------------------------------------------------------------------------------------

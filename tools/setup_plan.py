@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements'
+ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = ROOT / 'requirements'
 # Distributions of the same files: two of them in one environment overwrite each other.
 MMCV = ('mmcv', 'mmcv-full', 'mmcv-lite', 'onedl-mmcv')
 
@@ -34,8 +35,17 @@ def find_installed(names: List[str]) -> Dict[str, str]:
     return found
 
 
+def numbers(release: str) -> Tuple[int, ...]:
+    return tuple(map(int, release.split('.')[:2]))
+
+
+def read_oldest_torch() -> str:
+    """Return the oldest torch that the package's own metadata take."""
+    return re.search(r'^ +torch>=([\d.]+)', (ROOT / 'setup.cfg').read_text(), re.MULTILINE).group(1)
+
+
 def plan(
-    wanted: Dict[str, str], installed: Dict[str, str], torch: Optional[str], keep: bool
+    wanted: Dict[str, str], installed: Dict[str, str], torch: Optional[str], keep: bool, oldest: str = '0.0'
 ) -> Tuple[str, List[str], List[str]]:
     """Return the version of torch, the requirements without mmcv, and the constraints.
 
@@ -44,6 +54,7 @@ def plan(
         installed (dict): name -> version of what the environment holds.
         torch (str | None): another version of torch than the pinned one.
         keep (bool): leave what is installed.
+        oldest (str): oldest torch that will do.
 
     Raises:
         ValueError: one sentence, if the options and the environment contradict each other.
@@ -67,7 +78,9 @@ def plan(
             f'{name}=={installed[name]}' for name in ('torch', 'torchvision', 'numpy', mmcv) if name in installed
         ]
     torch = wanted['torch'].split('==')[1]
-    if tuple(map(int, torch.split('.')[:2])) < (2, 3):
+    if numbers(torch) < numbers(oldest):
+        raise ValueError(f'torch {torch} is too old, torch {oldest} or later is wanted: choose one with TORCH=VERSION')
+    if numbers(torch) < (2, 3):
         constraints.append('numpy<2')  # what these releases were compiled with
     return torch, [line for name, line in wanted.items() if not (keep and name in installed)], constraints
 
@@ -82,7 +95,7 @@ def main() -> None:
     wanted = read_requirements('torch', args.stack, 'dev')
     try:
         torch, requirements, constraints = plan(
-            wanted, find_installed([*wanted, *MMCV, 'numpy']), args.torch, args.keep
+            wanted, find_installed([*wanted, *MMCV, 'numpy']), args.torch, args.keep, read_oldest_torch()
         )
     except ValueError as error:
         sys.exit(f'setup: {args.env} cannot be used: {error}')
