@@ -94,7 +94,7 @@ if [ ! -x "$python" ]; then
   say "making $env"
   "$base_python" -m venv --without-pip "$env"
 fi
-"$python" -m pip -V >/dev/null 2>&1 || "$python" -m ensurepip >"$log" 2>&1 ||
+"$python" -m pip -V >/dev/null 2>&1 || "$python" -m ensurepip --default-pip >"$log" 2>&1 ||
   fail "$python has no pip and no ensurepip: install them (Debian: python3-venv) (log: $log)"
 
 # An environment that was named keeps its setuptools: what compiling needs goes beside it.
