@@ -119,8 +119,9 @@ if [ -z "$wheel" ] && ! grep -q "^$name==" "$env/.constraints.txt" &&
   mmcv_wheel tools
 fi
 
-packages=$(grep -c . "$env/.requirements.txt" || true)
-say "installing $packages packages and what they need (with torch, minutes and 3 GB from the package index)"
+long=''
+! grep -q '^torch==' "$env/.requirements.txt" || long=', torch among them: minutes, 3 GB from the package index'
+say "installing $(grep -c . "$env/.requirements.txt" || true) packages and what they need$long"
 # Python compiles to bytecode what it imports; pip would compile all of it, which takes longer than unpacking it.
 # shellcheck disable=SC2086  # no option where $isolation is empty
 pip install -q --no-compile $isolation -c "$env/.constraints.txt" -r "$env/.requirements.txt" -e .
