@@ -1,7 +1,8 @@
 # make setup | demo | test | lint         STACK=openmmlab (default) or STACK=onedl picks the stack.
 STACK ?= openmmlab
-ENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
-PYTHON_ENV := $(ENV)/bin/python
+# Where tools/setup_env.sh sets up, which reads ENV, TORCH, MMCV_WHEEL and PYTHON itself: docs/install.md.
+VENV := $(or $(ENV),$(if $(filter onedl,$(STACK)),.venv-onedl,.venv)$(if $(TORCH),-torch$(TORCH)))
+PYTHON_ENV := $(VENV)/bin/python
 DIGITS := data/digits
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py
@@ -15,15 +16,16 @@ FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.ba
 	demo-classification demo-transfer clean
 
 help:
-	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'
-	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves: 12 minutes on 2 cores'
+	@echo 'make setup      the environment in $(VENV): minutes the first time, seconds later'
+	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves, in minutes on 2 cores; make demo-full: all epochs'
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make lint   the linter'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
 	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
-	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages'
+	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
+	@echo 'ENV=DIR, TORCH=VERSION and MMCV_WHEEL=FILE use what you have: docs/install.md'
 
 setup:
 	@tools/setup_env.sh $(STACK)

@@ -1,74 +1,148 @@
 #!/usr/bin/env bash
-# Makes the environment of one stack: tools/setup_env.sh openmmlab|onedl [ENV_DIR]
+# Makes the environment of one stack: tools/setup_env.sh openmmlab|onedl. Described in docs/install.md.
+#   ENV=DIR          set up there; a torch and mmcv that are there and work are kept
+#   TORCH=VERSION    another torch than that of requirements/torch.txt, in .venv-torchVERSION
+#   MMCV_WHEEL=FILE  install this wheel of mmcv instead of compiling one
+#   PYTHON=PROGRAM   makes the environment (default python3.11)
+#   RMT_MM_CACHE=DIR keeps compiled wheels (default ~/.cache/rmt-mm)
 #
-# mmcv has no wheel with compiled operators for a current torch, so it is compiled here, once: the wheel is kept
-# in $RMT_MM_CACHE (default ~/.cache/rmt-mm) in a folder named after torch, Python and the accelerator, because
-# pip's own cache knows mmcv's version alone and would reuse a wheel that crashes with another torch.
+# mmcv has no wheel with compiled operators for a current torch, so it is compiled here, once (tools/mmcv_wheel.py). The
+# wheel is kept in a folder named after torch, Python and the accelerator: pip's own cache knows mmcv's version alone and
+# would reuse a wheel that crashes with another torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stack=${1:?usage: tools/setup_env.sh openmmlab|onedl [ENV_DIR]}
+usage='usage: [ENV=DIR] [TORCH=VERSION] [MMCV_WHEEL=FILE] [PYTHON=PROGRAM] tools/setup_env.sh openmmlab|onedl'
+say() { printf '[setup %s, %3ds] %s\n' "$stack" "$SECONDS" "$*"; }
+fail() { echo "setup: $*" >&2; exit 1; }
+
+[ $# = 1 ] || { echo "$usage" >&2; exit 2; }
+stack=$1
 case $stack in
-  openmmlab) env=${2:-.venv} ;;
-  onedl) env=${2:-.venv-onedl} ;;
+  openmmlab) env=.venv ;;
+  onedl) env=.venv-onedl ;;
   *) echo "setup: unknown stack '$stack': choose openmmlab or onedl" >&2; exit 2 ;;
 esac
+given_env=${ENV:-} torch=${TORCH:-} wheel=${MMCV_WHEEL:-}
+[[ -z $torch || $torch =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] || fail "TORCH=$torch: a version such as 2.5.1 is wanted"
+env=${given_env:-$env${torch:+-torch$torch}}
+[ -z "$wheel" ] || [ -r "$wheel" ] || fail "MMCV_WHEEL=$wheel: there is no such file"
+[ ! -e "$env" ] || [ -d "$env" ] || fail "ENV=$env is a file: name a folder"
+mkdir -p "$env" 2>/dev/null || fail "ENV=$env: the folder cannot be made: name another"
+env=$(cd "$env" && pwd)
 cache=${RMT_MM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rmt-mm}
+mkdir -p "$cache/wheels" 2>/dev/null || fail "RMT_MM_CACHE=$cache: the folder cannot be made: name another"
+cache=$(cd "$cache" && pwd)
 base_python=${PYTHON:-python3.11}
+python=$env/bin/python
+log=$env/setup.log
+mmcv=$(grep -E '^(onedl-)?mmcv==' "requirements/$stack.txt")
 
-say() { printf '[setup %s, %3ds] %s\n' "$stack" "$SECONDS" "$*"; }
+trap 'echo >&2; fail "stopped: the same command continues where it was"' INT
 
-# The stamp holds a digest of everything that decides what is installed.
-wanted=$(cat tools/setup_env.sh setup.cfg requirements/{build,torch,dev,"$stack"}.txt | sha256sum)
-if [ "$(cat "$env/.ready" 2>/dev/null)" = "$wanted" ] && [ -x "$env/bin/python" ]; then
-  exit 0
+exec 9>"$env/.lock"
+flock -n 9 || { say "waiting for another set-up of $env"; flock 9; }
+
+minor() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+if [ -x "$python" ] && [ -n "${PYTHON:-}" ] && [ "$(minor "$PYTHON")" != "$(minor "$python")" ]; then
+  fail "$env holds Python $(minor "$python"), and PYTHON is $(minor "$PYTHON"): leave PYTHON out, or name another folder \
+with ENV"
+fi
+
+# The stamp holds a digest of all that decides what is installed, and the options. An option that is left out means: as
+# it was set up.
+digest=$(cat tools/{setup_env.sh,setup_plan.py,mmcv_wheel.py} setup.cfg requirements/{build,torch,dev,"$stack"}.txt | sha256sum)
+options="TORCH=$torch MMCV_WHEEL=${wheel:+$(sha256sum <"$wheel")}"
+stamped=$(cat "$env/.ready" 2>/dev/null || true)
+if [ -x "$python" ] && [ "${stamped%%$'\n'*}" = "$digest" ]; then
+  if [ "${stamped#*$'\n'}" = "$options" ] || [ -z "$torch$wheel" ]; then exit 0; fi
 fi
 rm -f "$env/.ready"
 
-if [ ! -x "$env/bin/python" ]; then
-  command -v "$base_python" >/dev/null || {
-    echo "setup: $base_python not found; name a Python 3.11 with PYTHON=/path/to/python" >&2; exit 1; }
-  "$base_python" -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(v != "3.11" and f"setup: Python 3.11 is wanted, PYTHON is {v}: the pinned releases are tested with 3.11")'
-  say "making $env"
-  "$base_python" -m venv "$env"
-fi
-python="$PWD/$env/bin/python"
-case $env in /*) python="$env/bin/python" ;; esac
-pip() { "$python" -m pip --disable-pip-version-check "$@"; }
-
-say 'installing build tools and torch (a few minutes, 2-3 GB from the registry)'
-pip install -q --progress-bar off -r requirements/build.txt -r requirements/torch.txt
-
-# One folder for each thing that a compiled operator depends on.
-abi=$("$python" -c 'import sys, torch
-cuda = torch.version.cuda if torch.cuda.is_available() else None
-print("torch%s-cp%d%d-%s" % (torch.__version__.split("+")[0], *sys.version_info[:2], f"cu{cuda}" if cuda else "cpu"))')
-mmcv=$(grep -E '^(onedl-)?mmcv==' "requirements/$stack.txt")
-wheels="$cache/wheels/$abi"
-pattern="$wheels/$(echo "$mmcv" | sed 's/==/-/; s/onedl-mmcv/onedl_mmcv/')-*.whl"
-mkdir -p "$wheels"
-exec 9>"$wheels/.lock"
-flock 9  # two set-ups at once share one compilation
-if ! compgen -G "$pattern" >/dev/null; then
-  say "compiling $mmcv: about 17 minutes on 2 cores, once for this torch (log: $wheels/build-${mmcv%%=*}.log)"
-  new=$(mktemp -d "$wheels/building.XXXXXX")
-  trap 'rm -rf "$new"' EXIT
-  if ! MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip wheel --no-deps --no-build-isolation --no-cache-dir \
-      --no-binary "${mmcv%%=*}" -w "$new" "$mmcv" >"$wheels/build-${mmcv%%=*}.log" 2>&1; then
-    tail -n 30 "$wheels/build-${mmcv%%=*}.log" >&2
-    echo "setup: compiling $mmcv failed; the whole log is $wheels/build-${mmcv%%=*}.log" >&2
-    exit 1
+# Fails with one sentence if pip fails, with pip's own words where they are needed.
+pip() {
+  "$python" -m pip --disable-pip-version-check "$@" >"$log" 2>&1 && return
+  if grep -qE 'No space left on device' "$log"; then
+    fail "the disk is full: make room, then run the same command (log: $log)"
+  elif grep -qE 'NewConnectionError|Connection ?(Error|Refused|Reset)|Timeout|ProxyError|NameResolution|Max retries' "$log"
+  then
+    fail "pip cannot reach its package index: check the network and pip's index and proxy settings, then run the same \
+command (log: $log)"
   fi
-  "$python" -m zipfile -t "$new"/*.whl >/dev/null
-  mv "$new"/*.whl "$wheels/"  # a rename in one file system: the wheel is there whole or not at all
-fi
-flock -u 9
+  tail -n 20 "$log" >&2
+  fail "pip $1 failed: see above (log: $log)"
+}
 
-say "installing $mmcv from the cache, and the rest of the stack"
-# shellcheck disable=SC2086  # the pattern is meant to expand
-pip install -q --progress-bar off --no-deps $pattern
-pip install -q --progress-bar off --no-build-isolation -r requirements/torch.txt -r "requirements/$stack.txt" -r requirements/dev.txt
-pip install -q --progress-bar off --no-build-isolation -e .
-"$python" -c 'import torchvision, mmcv.ops, mmdet, mmseg, mmpretrain, rmt_mm; print("  ready: torch", __import__("torch").__version__, "mmcv", mmcv.__version__, "mmdet", mmdet.__version__, "mmseg", mmseg.__version__, "mmpretrain", mmpretrain.__version__)'
-echo "$wanted" >"$env/.ready"
+# room GIGABYTES DIR ...: what is needed in all of them that share a disk.
+room() {
+  declare -A wanted=()
+  while [ $# -gt 0 ]; do
+    disk=$(df --output=target "$2" | tail -n 1)
+    wanted[$disk]=$((${wanted[$disk]:-0} + $1))
+    free=$(($(df --output=avail -k "$2" | tail -n 1) >> 20))
+    [ "$free" -ge "${wanted[$disk]}" ] || fail "the disk of $2 has $free GB free, and ${wanted[$disk]} GB are wanted: \
+make room, or name other folders with ENV, RMT_MM_CACHE and TMPDIR"
+    shift 2
+  done
+}
+
+if [ ! -x "$python" ]; then
+  command -v "$base_python" >/dev/null || fail "$base_python is not found: name a Python with PYTHON=/path/to/python"
+  "$base_python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
+    fail "Python 3.9 or later is wanted, and $base_python is older: name another with PYTHON=/path/to/python"
+  room 6 "$env" 3 "${TMPDIR:-/tmp}" 1 "$cache"
+  say "making $env"
+  "$base_python" -m venv --without-pip "$env"
+fi
+"$python" -m pip -V >/dev/null 2>&1 || "$python" -m ensurepip --default-pip >"$log" 2>&1 ||
+  fail "$python has no pip and no ensurepip: install them (Debian: python3-venv) (log: $log)"
+
+# An environment that was named keeps its setuptools: what compiling needs goes beside it.
+if [ -n "$given_env" ]; then
+  tools=$env/.build_tools isolation=''
+  pip install -q --upgrade --target "$tools" -r requirements/build.txt
+else
+  tools='' isolation=--no-build-isolation
+  pip install -q -r requirements/build.txt
+fi
+mmcv_wheel() { PYTHONPATH=$tools PATH=${tools:+$tools/bin:}$PATH "$python" tools/mmcv_wheel.py "$@"; }
+name=${mmcv%%==*}
+accepted=$(grep -E "^ +$name>" setup.cfg | tr -d ' ')
+[ -z "$wheel" ] || mmcv_wheel check "$wheel" "$accepted"
+
+torch_version=$("$python" tools/setup_plan.py "$env" "$stack" ${torch:+--torch "$torch"} ${given_env:+--keep})
+
+# Before the long downloads: can mmcv be compiled, if it must be?
+python_tag=cp$(minor "$python" | tr -d .)
+if [ -z "$wheel" ] && ! grep -q "^$name==" "$env/.constraints.txt" &&
+  ! compgen -G "$cache/wheels/torch$torch_version-$python_tag-*/${name/-/_}-${mmcv#*==}-*.whl" >/dev/null; then
+  mmcv_wheel tools
+fi
+
+long=''
+! grep -q '^torch==' "$env/.requirements.txt" || long=', torch among them: minutes, 3 GB from the package index'
+say "installing $(grep -c . "$env/.requirements.txt" || true) packages and what they need$long"
+# Python compiles to bytecode what it imports; pip would compile all of it, which takes longer than unpacking it.
+# shellcheck disable=SC2086  # no option where $isolation is empty
+pip install -q --no-compile $isolation -c "$env/.constraints.txt" -r "$env/.requirements.txt" -e .
+
+if [ -n "$wheel" ]; then
+  mmcv_wheel try "$wheel"
+elif ! { [ -n "$given_env" ] && mmcv_wheel installed "$accepted"; }; then
+  wheels=$cache/wheels/$(mmcv_wheel key)
+  mmcv_wheel build "$mmcv" "$wheels"
+  wheel=$(compgen -G "$wheels/${name/-/_}-${mmcv#*==}-*.whl")
+fi
+if [ -n "$wheel" ]; then
+  say "installing ${wheel##*/}"
+  sed -i "/^$name==/d" "$env/.constraints.txt"
+  pip install -q --no-deps --force-reinstall "$wheel"
+  pip install -q -c "$env/.constraints.txt" "$accepted"  # what it needs itself
+fi
+"$python" - <<'PYTHON'
+import mmcv, mmcv.ops, mmdet, mmpretrain, mmseg, torch, torchvision
+import rmt_mm
+print('  ready:', *(f'{module.__name__} {module.__version__}' for module in (torch, mmcv, mmdet, mmseg, mmpretrain)))
+PYTHON
+printf '%s\n%s' "$digest" "$options" >"$env/.ready"
 say "$env is ready"
