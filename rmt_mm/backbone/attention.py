@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..arch import log_decay
 from .eager import is_compiling, may_overwrite
-from .layers import channels_last_linear
+from .layers import channels_last_linear, to_image
 from .position import PositionTables, coordinates, rotate
 
 try:
@@ -167,7 +167,7 @@ class MaSA(nn.Module):
         q, k = qk.chunk(2, dim=3)
         attend = attend_decomposed if self.decomposed else attend_full
         out = attend(q, k, v.unflatten(-1, heads), tables).flatten(-2).permute(0, 3, 1, 2)
-        lce = self.lce(v.permute(0, 3, 1, 2))
+        lce = self.lce(to_image(v))
         out = lce.add_(out) if may_overwrite(self.lce, nn.Conv2d) else lce + out
         return channels_last_linear(self.proj, out.permute(0, 2, 3, 1))
 

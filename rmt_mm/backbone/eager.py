@@ -22,6 +22,11 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()  # torch < 2.3
 
 
+def is_exporting() -> bool:
+    """Tell whether torch.export traces this call; True where torch (before 2.7) cannot tell it from torch.compile."""
+    return getattr(torch.compiler, 'is_exporting', is_compiling)()
+
+
 def is_traced() -> bool:
     """Tell whether ``torch.jit.trace``, the older ONNX exporter or a torch.func transform handles this call."""
     return not is_compiling() and (torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None)

@@ -1,6 +1,6 @@
 """The layers around attention: Linear layers of maps, stem, downsampling, depthwise convolution and FFN."""
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
-from .eager import is_plain, is_recorded, is_traced, may_overwrite
+from .eager import is_compiling, is_exporting, is_plain, is_recorded, is_traced, may_overwrite
+
+# Without gradients, the CPU computes hidden maps of the FFN above MAX_HIDDEN_BYTES in strips of about STRIP_BYTES,
+# which stay in its cache. With fewer rows than MIN_STRIP_ROWS, the rows that two strips share would cost too much.
+MAX_HIDDEN_BYTES = 2**24
+STRIP_BYTES = 2**22
+MIN_STRIP_ROWS = 8
+
+
+def to_image(x: Tensor) -> Tensor:
+    """Return a map (B, H, W, C) as a channels-last image (B, C, H, W), without a copy."""
+    image = x.permute(0, 3, 1, 2)
+    if is_compiling() and not is_exporting() and not torch.is_grad_enabled() and len(x) == 1 and x.is_contiguous():
+        # torch's Inductor gives the batch of one image the stride 0, takes the image for one in (B, C, H, W) layout,
+        # and copies the map before and after every convolution. Name the strides: they are what they were.
+        _, height, width, channels = x.shape
+        image = image.as_strided(image.shape, (height * width * channels, 1, width * channels, channels))
+    return image
 
 
 def channels_last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -35,7 +52,7 @@ def channels_last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
         and is_plain(layer, nn.Linear)
         and not is_traced()
     ):
-        return F.conv2d(x.permute(0, 3, 1, 2), layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+        return F.conv2d(to_image(x), layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
     return layer(x)
 
 
@@ -103,7 +120,7 @@ class ResidualDWConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = x.permute(0, 3, 1, 2)
+        x = to_image(x)
         out = super().forward(x)
         if self.residual:
             # Add in place to the convolution's own result, not to a view of it: a view's backward would copy the map.
@@ -126,6 +143,8 @@ class FFN(nn.Module):
         mlp_ratio (float): hidden channels over ``dim``.
     """
 
+    _KINDS = dict(fc1=nn.Linear, dwconv=ResidualDWConv, fc2=nn.Linear)
+
     def __init__(self, dim: int, mlp_ratio: float) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
@@ -135,16 +154,20 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
+        if (
+            x.device.type == 'cpu'
+            and not torch.is_grad_enabled()
+            and not is_recorded()
+            and self._are_plain(*self._KINDS)
+        ):
+            row_bytes = x.shape[2] * self.fc1.out_features * x.element_size()
+            if x.shape[0] * x.shape[1] * row_bytes > MAX_HIDDEN_BYTES:
+                return self._forward_in_strips(x, max(MIN_STRIP_ROWS, STRIP_BYTES // row_bytes))
         x = channels_last_linear(self.fc1, x)
         # The hidden maps take most of a training step's memory. Keep only fc1's output; the backward pass computes GELU
         # and the depthwise convolution again, but not fc2, whose result it does not need. Hooks would run in the second
         # computation too: with hooks, keep everything.
-        if (
-            x.requires_grad
-            and not is_recorded()
-            and is_plain(self.dwconv, ResidualDWConv)
-            and is_plain(self.fc2, nn.Linear)
-        ):
+        if x.requires_grad and not is_recorded() and self._are_plain('dwconv', 'fc2'):
             return checkpoint(self._activate_and_project, x, use_reentrant=False, preserve_rng_state=False)
         return self._activate_and_project(x)
 
@@ -152,3 +175,27 @@ class FFN(nn.Module):
         in_place = not x.requires_grad and may_overwrite(self.fc1, nn.Linear)
         x = F.gelu(x, out=x if in_place else None)  # type: ignore[call-arg]  # torch's stub lacks `out`
         return channels_last_linear(self.fc2, self.dwconv(x))
+
+    def _are_plain(self, *names: str) -> bool:
+        return all(is_plain(getattr(self, name), self._KINDS[name]) for name in names)
+
+    def _forward_in_strips(self, x: Tensor, rows: int) -> Tensor:
+        """Compute the forward pass in strips of ``rows`` rows of an image, or of as many whole images as make them.
+
+        The depthwise convolution needs a row more on either side, which two strips compute.
+        """
+        out: Optional[Tensor] = None
+        height = x.shape[1]
+        images = max(1, rows // height)
+        for first in range(0, len(x), images):
+            part = slice(first, first + images)
+            for top in range(0, height, rows):
+                start, end = max(0, top - 1), min(height, top + rows + 1)
+                hidden = channels_last_linear(self.fc1, x[part, start:end])
+                hidden = self.dwconv(F.gelu(hidden, out=hidden))  # type: ignore[call-arg]  # torch's stub lacks `out`
+                strip = channels_last_linear(self.fc2, hidden[:, top - start : top - start + rows])
+                if out is None:  # autocast decides its dtype
+                    out = strip.new_empty(x.shape)
+                out[part, top : top + rows] = strip
+        assert out is not None
+        return out

@@ -1,5 +1,7 @@
 """torch.compile: one graph without breaks, few graphs for many sizes, and the values of the eager form."""
 
+import re
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -56,6 +58,48 @@ def test_tables_once_a_stage():
     for operation in ('sin', 'cos'):
         assert names.count(operation) == 4, operation
     assert names.count('abs') == 8  # distances along rows and along columns, in every stage
+
+
+def count_as_strided(batch, train=False, export=False):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model, x = RMT(SMALL_ARCH).train(train), torch.randn(batch, 3, 64, 96)
+    with torch.set_grad_enabled(train):
+        if export:
+            graphs.append(torch.export.export(model, (x,)))
+        else:
+            torch.compile(model, backend=backend, fullgraph=True)(x)
+    return sum('as_strided' in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, 'is_exporting'), reason='torch < 2.7 cannot tell a compiler from an exporter'
+)
+def test_a_compiled_batch_of_one_names_its_strides():
+    """Inductor needs that for one image alone; an exported file would hold it, and its gradient is slow."""
+    blocks = sum(SMALL_ARCH['depths'])
+    assert count_as_strided(1) == 7 * blocks  # four Linear layers, CPE, LCE and the FFN's convolution
+    assert count_as_strided(2) == count_as_strided(1, train=True) == count_as_strided(1, export=True) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('batch', [1, 2])
+def test_compiled_convolutions_stay_channels_last(batch):
+    """In (B, C, H, W) layout, every convolution would need its map copied."""
+    from torch._inductor.utils import run_and_get_code
+
+    with torch.no_grad():
+        _, codes = run_and_get_code(torch.compile(RMT(SMALL_ARCH).eval()), torch.randn(batch, 3, 96, 160))
+    pattern = r'assert_size_stride\(\w+, \(([^)]*)\), \(([^)]*)\), .torch.ops.aten.convolution'
+    outs = [
+        [list(map(int, numbers.split(','))) for numbers in out] for code in codes for out in re.findall(pattern, code)
+    ]
+    assert len(outs) > 30
+    assert all(stride[1] == 1 for _, stride in outs)
 
 
 @pytest.mark.slow

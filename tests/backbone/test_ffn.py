@@ -1,0 +1,73 @@
+"""The FFN in strips of rows: the values of the whole map, and only where nobody can tell the difference."""
+
+import pytest
+import torch
+
+from rmt_mm.backbone import layers
+from rmt_mm.backbone.layers import FFN
+
+
+@pytest.fixture
+def strips(monkeypatch):
+    """Make every map one for strips of three rows, and count the calls that take them."""
+    calls = []
+    real = FFN._forward_in_strips
+
+    def forward_in_strips(self, x, rows):
+        calls.append(rows)
+        return real(self, x, rows)
+
+    monkeypatch.setattr(FFN, '_forward_in_strips', forward_in_strips)
+    monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 0)
+    monkeypatch.setattr(layers, 'STRIP_BYTES', 0)
+    monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 3)
+    return calls
+
+
+@pytest.mark.parametrize('size', [(1, 10, 6), (2, 9, 5), (1, 3, 4), (3, 2, 4), (5, 1, 7), (1, 4, 1)])
+@pytest.mark.parametrize('folded', [False, True])
+def test_values_of_the_whole_map(strips, size, folded):
+    ffn, x = FFN(8, 3).eval(), torch.randn(*size, 8)
+    if folded:
+        ffn.dwconv.fold()
+    expected = ffn(x).detach()
+    with torch.no_grad():
+        out = ffn(x)
+    assert strips == [3]
+    torch.testing.assert_close(out, expected)
+
+
+def test_several_small_images_make_a_strip(strips, monkeypatch):
+    monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 5)
+    ffn, x = FFN(8, 3).eval(), torch.randn(5, 2, 4, 8)
+    seen = []
+    real = layers.channels_last_linear
+    monkeypatch.setattr(layers, 'channels_last_linear', lambda layer, x: seen.append(tuple(x.shape)) or real(layer, x))
+    with torch.no_grad():
+        ffn(x)
+    assert seen[::2] == [(2, 2, 4, 8), (2, 2, 4, 8), (1, 2, 4, 8)]
+
+
+def test_precision_is_that_of_the_whole_map(strips, monkeypatch):
+    ffn, x = FFN(8, 3).eval(), torch.randn(1, 10, 6, 8)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        out = ffn(x)
+        monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 2**24)
+        expected = ffn(x)
+    assert len(strips) == 1 and out.dtype == expected.dtype
+    torch.testing.assert_close(out, expected)
+
+
+def test_gradients_hooks_and_recorders_see_the_whole_map(strips):
+    ffn, x = FFN(8, 3).eval(), torch.randn(1, 10, 6, 8)
+    ffn(x)
+    with torch.no_grad():
+        torch.jit.trace(ffn, x, check_trace=False)  # a check would run it untraced
+        torch.compile(ffn, backend='eager')(x)
+        for layer in (ffn.fc1, ffn.dwconv, ffn.fc2):
+            seen = []
+            handle = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.shape[1]))
+            ffn(x)
+            handle.remove()
+            assert seen == [10]
+    assert not strips
