@@ -314,8 +314,8 @@ MUTANTS = [
         ),
         (
             'Linear on the CPU is a product',
-            "x.device.type == 'cpu'",
-            'False',
+            "x.device.type == 'cpu'\n        and x.dtype",
+            'False\n        and x.dtype',
             'tests/backbone/test_linear.py',
         ),
         (
@@ -326,7 +326,21 @@ MUTANTS = [
         ),
         ('deploy: identity beside the centre', 'self.weight[:, :, 1, 1] += 1', 'self.weight[:, :, 0, 1] += 1', DEPLOY),
         ('deploy: the norms of the stem stay', 'if isinstance(module, nn.Conv2d):', 'if False:', DEPLOY),
-        ('hooks on the FFN fire twice', 'and is_plain(self.dwconv, ResidualDWConv)', 'and True', OBSERVERS),
+        (
+            'hooks on the FFN fire twice',
+            "and self._are_plain('dwconv', 'fc2')",
+            "and self._are_plain('fc2')",
+            OBSERVERS,
+        ),
+        ('strips of the FFN: no row above', 'max(0, top - 1), min(', 'top, min(', 'tests/backbone/test_ffn.py'),
+        ('strips of the FFN: no row below', 'top + rows + 1)', 'top + rows)', 'tests/backbone/test_ffn.py'),
+        ('strips of the FFN: hooks see them', 'self._are_plain(*self._KINDS)', 'True', 'tests/backbone/test_ffn.py'),
+        (
+            'compiled maps of one image are copied',
+            'and len(x) == 1',
+            'and len(x) == 0',
+            'tests/backbone/test_compile.py',
+        ),
         (
             'GELU overwrites what a hook has seen',
             'not x.requires_grad and may_overwrite(self.fc1, nn.Linear)',
