@@ -93,12 +93,12 @@ def allow_own_checkpoints() -> None:
     of one name counts is chance, and a type does not work with a stand-in. Its list is emptied: the stand-ins are on
     torch's already, and if they were on both, the end of its load would take them off torch's.
     """
-    import torch
     from mmengine.runner import checkpoint
 
     from .safe_types import STAND_INS
+    from .safe_unpickler import install, safe_globals, set_safe_globals
 
-    if hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and refuses them
-        torch.serialization.add_safe_globals(STAND_INS)
+    install()
+    set_safe_globals([*safe_globals(), *STAND_INS])
     if hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.get_torch_safe_globals = list

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from ..compat import allow_own_checkpoints
 from ..errors import CheckpointError, MissingCheckpointError, printable
 from ..safe_load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
+from ..safe_unpickler import refuse_programs
 
 # What else is found under the name of a checkpoint, by its first bytes.
 OTHER_FORMATS = (
@@ -210,6 +211,7 @@ def force_safe_loading() -> None:
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch accepts one of the two only
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     allow_own_checkpoints()
+    refuse_programs()
 
 
 def local_copy(path: str) -> str:

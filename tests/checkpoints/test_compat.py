@@ -10,6 +10,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from rmt_mm.compat import allow_own_checkpoints, check_stack, find_stack_problem
+from rmt_mm.safe_unpickler import safe_globals
 
 GOOD = dict(
     mmcv=('mmcv', '2.1.0'),
@@ -112,6 +113,6 @@ def test_each_name_has_one_meaning_while_mmengine_loads():
     from mmengine.runner import checkpoint
 
     theirs = checkpoint.get_torch_safe_globals() if hasattr(checkpoint, 'get_torch_safe_globals') else []
-    entries = {*torch.serialization.get_safe_globals(), *theirs}
+    entries = {*safe_globals(), *theirs}
     names = [e[1] if isinstance(e, tuple) else f'{e.__module__}.{e.__qualname__}' for e in entries]
     assert sorted(names) == sorted(set(names))
