@@ -181,7 +181,6 @@ TORCH = dict(
     reference_of_text=Storage('0'),
     size_of_text=tensor('8'),
     negative_size=tensor(-8),
-    filled_tensor=Code(encode(tensor()) + b'K\x00K\x01s'),
     changed_tensor=Build(
         tensor(), (Storage(('storage', Global('torch', 'FloatStorage'), '0', 'cpu', 8)), 0, (64,), (1,))
     ),
