@@ -10,8 +10,8 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants lint demo demo-resnet18 demo-segmentation demo-classifier \
-	demo-classification demo-transfer clean
+.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants lint \
+	demo demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(ENV): minutes the first time, seconds later'

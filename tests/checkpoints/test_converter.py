@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import io
 import os
 import pickle
 import stat
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -520,6 +522,17 @@ def test_force_safe_loading(tmp_path, monkeypatch):
     with pytest.raises((pickle.UnpicklingError, RuntimeError)):
         load_checkpoint(torch.nn.Linear(1, 1), str(path))
     assert not marker.exists()
+    # What torch before 2.6 reads in other ways, which can be made to run programs.
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        torch.load(path, weights_only=False)
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            member = tarfile.TarInfo(name)
+            member.size = len(pickle.dumps(0, 2))
+            archive.addfile(member, io.BytesIO(pickle.dumps(0, 2)))
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        torch.load(path, weights_only=False)
 
 
 TRAP_CONFIG = """
