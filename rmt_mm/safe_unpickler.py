@@ -139,6 +139,12 @@ class _PlainUnpickler(pickle._Unpickler):
         dispatch[getattr(pickle, name)[0]] = operator.methodcaller(f'load_{name.lower()}')
     del name
 
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except LookupError as error:  # it takes more from its stack than is there
+            raise pickle.UnpicklingError('the file holds a pickle that is damaged') from error
+
     def read_name(self) -> str:
         return full_name(*(self.readline()[:-1].decode('utf-8') for _ in range(2)))
 
