@@ -31,7 +31,13 @@ MARKS = '<!-- compatibility -->\n', '<!-- end of compatibility -->\n'
 # Nothing to compile: mmcv-lite has no operators, and mmpretrain needs none. Tests of mmdet and mmseg skip themselves.
 LITE = ('mmcv-lite==2.1.0', 'mmengine==0.10.7', 'mmpretrain==1.2.0', 'setuptools==80.9.0', 'safetensors', 'requests')
 TOOLS = ('pytest>=8', 'pytest-timeout', 'scikit-learn', 'onnx')
-TESTS = ('tests/backbone', 'tests/checkpoints', 'tests/training', 'tests/classification', 'tests/test_imports.py')
+TESTS = (
+    'tests/backbone',
+    'tests/checkpoints',
+    'tests/training',
+    'tests/classification/test_classification_usage.py',  # trains, resumes and tests
+    'tests/test_imports.py',
+)
 
 
 class Row(NamedTuple):

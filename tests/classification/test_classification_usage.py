@@ -1,5 +1,6 @@
 """A classifier is trained, tested, probed, asked and handed on to other tasks; it makes token labels to train with."""
 
+import itertools
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from rmt_mm.classification.label_map import save_label_map  # noqa: E402
 from support import ROOT  # noqa: E402
 
 CONFIGS = ROOT / 'configs/classification'
+RUNS = itertools.count()
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +56,8 @@ def shorten(name, workplace, work_dir, epochs=1):
     cfg.train_cfg.max_epochs = epochs
     cfg.optim_wrapper.type = 'OptimWrapper'
     cfg.work_dir = str(work_dir)
-    cfg.visualizer.name = cfg.experiment_name = work_dir.name
+    # mmengine keeps a visualizer for each name, and pytest may name a second folder as one that it has removed.
+    cfg.visualizer.name = cfg.experiment_name = f'{name}-{next(RUNS)}'
     return cfg
 
 
