@@ -13,7 +13,6 @@ from collections import Counter, OrderedDict
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Set
 
 import torch
-from torch import _weights_only_unpickler as torch_unpickler
 from torch.serialization import StorageType
 
 _listed: List[Callable] = []  # the list, for torch < 2.4
@@ -51,7 +50,7 @@ def full_name(module: str, name: str) -> str:
 def install() -> None:
     """Have ``torch.load(weights_only=True)`` hold files to the list, where torch does not do so itself."""
     if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5
-        torch_unpickler.Unpickler = Unpickler
+        torch._weights_only_unpickler.Unpickler = Unpickler
 
 
 def refuse_programs() -> None:
@@ -222,7 +221,8 @@ class Inspector(_PlainUnpickler):
     def load_binpersid(self) -> None:
         identity = self.stack.pop()
         self.append(_Asked())
-        _require(type(identity) is tuple and len(identity) >= 5 and identity[0] == 'storage', 'another reference')
+        if type(identity) is not tuple or identity[:1] != ('storage',):
+            return  # refused when it is read
         _, kind, key, _, count = identity[:5]
         _require(type(key) is str and type(count) is int and type(kind) is _Asked, 'a storage without its size')
         module, _, name = kind.name.rpartition('.')
@@ -255,7 +255,7 @@ class Unpickler(_PlainUnpickler):
             # has written.
             **{
                 name: StorageType(name.rpartition('.')[2]) if name.endswith('Storage') else entry
-                for name, entry in torch_unpickler._get_allowed_globals().items()
+                for name, entry in torch._weights_only_unpickler._get_allowed_globals().items()
                 if not name.startswith('torch.storage.')
             },
             # What newer torches allow.
