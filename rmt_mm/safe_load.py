@@ -94,6 +94,10 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         refused = sorted(name for name in names if name not in listed and not _is_plain(name))
         if refused:
             raise _refusal(path, refused, allow_types)
+        if map_location == 'meta' and not zipped and torch.__version__ < (2, 4):
+            map_location = (
+                'cpu'  # torch < 2.4 loses its place in a file of the older format whose data it leaves unread
+            )
         with _only(list(listed.values())):
             content = torch.load(path, map_location=map_location, weights_only=True)
         _check_content(path, content, records)

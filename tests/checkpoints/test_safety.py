@@ -254,6 +254,25 @@ def test_what_is_advised_works(tmp_path):
             read_checkpoint(str(tmp_path / 'a.pth'), allow_types=error.value.facts['allow_type'])
 
 
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_storages_of_both_formats(zipped, device, tmp_path):
+    shared = torch.arange(6.0)
+    tensors = [
+        shared[1:3],
+        shared.view(2, 3),
+        torch.zeros(0),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor([True]),
+    ]
+    torch.save(dict(a=tensors, b=b'bytes', c={1, 'd'}), tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    content = read_checkpoint(str(tmp_path / 'a.pth'), device)
+    assert content['b'] == b'bytes' and content['c'] == {1, 'd'}
+    for tensor, expected in zip(content['a'], tensors):
+        assert (tensor.dtype, tensor.shape, tensor.stride()) == (expected.dtype, expected.shape, expected.stride())
+        assert tensor.is_meta or torch.equal(tensor, expected)
+
+
 # Names out of files.
 
 
