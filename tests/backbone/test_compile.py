@@ -9,7 +9,7 @@ from rmt_mm import RMT
 from support import needs_torch
 from support.archs import SMALL_ARCH
 
-pytestmark = needs_torch('2.4', 'compiler that takes the backbone whole')
+pytestmark = needs_torch('2.6', 'compiler that takes the backbone whole')
 
 
 @pytest.fixture(autouse=True)
