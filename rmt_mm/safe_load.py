@@ -72,7 +72,8 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
 
     Args:
         path (str): a file in one of torch's two formats.
-        map_location (str): where the tensors go; ``'meta'`` leaves their data unread. Default ``'cpu'``.
+        map_location (str): where the tensors go; ``'meta'`` leaves their data unread, with torch 2.4 or later.
+            Default ``'cpu'``.
         allow_types (Sequence[str]): full names of further types that the file may hold, such as
             ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Types that the
             program has allowed by ``torch.serialization.add_safe_globals`` are allowed too.
@@ -94,10 +95,8 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         refused = sorted(name for name in names if name not in listed and not _is_plain(name))
         if refused:
             raise _refusal(path, refused, allow_types)
-        if map_location == 'meta' and not zipped and torch.__version__ < (2, 4):
-            map_location = (
-                'cpu'  # torch < 2.4 loses its place in a file of the older format whose data it leaves unread
-            )
+        if map_location == 'meta' and torch.__version__ < (2, 4):
+            map_location = 'cpu'  # there, a storage on meta takes the size of its last view, whatever its file holds
         with _only(list(listed.values())):
             content = torch.load(path, map_location=map_location, weights_only=True)
         _check_content(path, content, records)

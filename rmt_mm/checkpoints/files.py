@@ -48,7 +48,8 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
 
     Args:
         path (str): a ``.pth`` or a ``.safetensors`` file.
-        map_location (str): where the tensors go; ``'meta'`` leaves their data unread, with torch 2.4 or later. Default ``'cpu'``.
+        map_location (str): where the tensors go; ``'meta'`` leaves their data unread, with torch 2.4 or later.
+            Default ``'cpu'``.
         allow_types (Sequence[str]): full names of further types that the file may hold, such as
             ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Default:
             ``argparse.Namespace``, in which the authors' files keep the command line.
