@@ -142,6 +142,10 @@ def table(results: dict) -> str:
     return ''.join(lines)
 
 
+def read_results() -> dict:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def write_tables(results: dict) -> None:
     for page in PAGES:
         text = (ROOT / page).read_text()
@@ -163,19 +167,18 @@ def main() -> None:
     )
     envs = cache / 'envs'
     envs.mkdir(parents=True, exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     failed = []
     for name in () if args.table else (args.only,) if args.only else ROWS:
-        if args.resume and name in results:
+        if args.resume and name in read_results():
             continue
         result = test_row(name, envs, args.keep, args.tests)
         print(f'{name}: {json.dumps(result)}', flush=True)
         failed += [name] if result['failed'] or not result['passed'] else []
         if not args.tests:
-            results[name] = result
-            RESULTS.write_text(json.dumps(results, indent=2) + '\n')
+            # Read again: another run may have ended meanwhile.
+            RESULTS.write_text(json.dumps({**read_results(), name: result}, indent=2) + '\n')
     if not args.tests:
-        write_tables(results)
+        write_tables(read_results())
     if failed:
         sys.exit(f'error: tests failed in {", ".join(failed)}.')
 
