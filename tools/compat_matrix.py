@@ -3,7 +3,7 @@
 
     python tools/compat_matrix.py                    all rows of ROWS, one after the other; a row takes 10 to 20 minutes
     python tools/compat_matrix.py --only torch2.1    one row
-    python tools/compat_matrix.py --resume           the rows without a result
+    python tools/compat_matrix.py --resume           the rows without a result, or with failures
     python tools/compat_matrix.py --table            no tests: the tables again, from the results
 
 An environment is made of packages from the registry, in $RMT_MM_CACHE/envs (default ~/.cache/rmt-mm/envs). It takes 5
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('tests', nargs='*', help='run these alone, and write no result')
     parser.add_argument('--only', choices=ROWS, help='one row')
-    parser.add_argument('--resume', action='store_true', help='leave out the rows that have a result')
+    parser.add_argument('--resume', action='store_true', help='leave out the rows that have a result without failures')
     parser.add_argument('--keep', action='store_true', help='keep the environments')
     parser.add_argument('--table', action='store_true', help='run nothing, write the tables')
     args = parser.parse_args()
@@ -169,7 +169,7 @@ def main() -> None:
     envs.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in () if args.table else (args.only,) if args.only else ROWS:
-        if args.resume and name in read_results():
+        if args.resume and read_results().get(name, {}).get('failed') == 0:
             continue
         result = test_row(name, envs, args.keep, args.tests)
         print(f'{name}: {json.dumps(result)}', flush=True)
