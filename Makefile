@@ -12,8 +12,8 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-slow test-zoo test-strangers mutants lint demo demo-full demo-resnet18 demo-segmentation demo-classifier \
-	demo-classification demo-transfer clean
+.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants lint \
+	demo demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(VENV): minutes the first time, seconds later'
@@ -23,6 +23,8 @@ help:
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make lint   the linter'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
+	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch and Python'
+	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
 	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
 	@echo 'ENV=DIR, TORCH=VERSION and MMCV_WHEEL=FILE use what you have: docs/install.md'
@@ -42,6 +44,14 @@ test-zoo: setup
 # Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours.
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
+
+# The oldest torch and Python, in an environment of its own; `make compatibility` runs more of them, and all their tests.
+test-torch2.1: setup
+	$(PYTHON_ENV) tools/compat_matrix.py --only torch2.1 --keep \
+		tests/backbone tests/checkpoints/test_compat.py tests/checkpoints/test_safety.py
+
+compatibility: setup
+	$(PYTHON_ENV) tools/compat_matrix.py --resume
 
 mutants: setup
 	$(PYTHON_ENV) tests/mutants/run.py --resume

@@ -1,19 +1,19 @@
 """What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
 
+import re
 import sys
 from importlib import metadata
 from typing import Dict, Optional, Tuple
 
 # Import name -> distributions that provide it: OpenMMLab's own, its lite form, the maintained continuation.
 DISTRIBUTIONS = {
+    'torch': ('torch',),
     'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv', 'mmcv-full'),
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
     'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
 }
-# First version that works with this package.
-MINIMUM = {'mmcv': (2, 0), 'mmengine': (0, 8), 'mmdet': (3, 0), 'mmseg': (1, 0), 'mmpretrain': (1, 0)}
 
 
 def _installed(package: str) -> Optional[Tuple[str, str]]:
@@ -23,6 +23,15 @@ def _installed(package: str) -> Optional[Tuple[str, str]]:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def _requirements() -> Dict[str, str]:
+    """Return what setup.cfg requires, such as ``'mmcv>=2.0.0,<2.2.0'``, by distribution; nothing if not installed."""
+    try:
+        lines = metadata.requires('rmt-mm') or []
+    except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        return {}
+    return {re.match(r'[\w.-]+', line).group(): re.sub(r'[\s()]', '', line.partition(';')[0]) for line in lines}
 
 
 def _numbers(version: str) -> Tuple[int, ...]:
@@ -49,17 +58,19 @@ def find_stack_problem(found: Dict[str, Tuple[str, str]]) -> Optional[str]:
     for package in ('mmcv', 'mmengine'):
         if package not in found:
             return (
-                f'rmt_mm needs mmcv >= 2.0 and mmengine, and found {have}: '
+                f'rmt_mm needs mmcv and mmengine, and found {have}: '
                 'run `pip install "rmt-mm[openmmlab]"` or `pip install "rmt-mm[onedl]"`.'
             )
+    requirements = _requirements()
     for package, (distribution, version) in found.items():
-        minimum = MINIMUM[package]
-        if _numbers(version) < minimum:
-            wanted = f'{package} >= {".".join(map(str, minimum))}'
+        # mmcv-lite and mmcv-full have no requirement of their own: what is said of mmcv holds for them.
+        wanted = requirements.get(distribution, requirements.get(DISTRIBUTIONS[package][0], ''))
+        minimum = re.search('>=([0-9.]+)', wanted)
+        if minimum and _numbers(version) < _numbers(minimum.group(1)):
             mend = 'pip uninstall -y mmcv-full && ' if distribution == 'mmcv-full' else ''
             return (
-                f'rmt_mm needs {wanted}, and found {distribution} {version} (installed: {have}): run '
-                f'`{mend}pip install "mmcv>=2.0.0,<2.2.0" "mmengine>=0.10.0" "mmdet>=3.3.0"`.'
+                f'rmt_mm needs {package} >= {minimum.group(1)}, and found {distribution} {version} '
+                f'(installed: {have}): run `{mend}pip install "{wanted}"`.'
             )
     # mmdet 3.3.0 asserts mmcv < 2.2.0 at import; the continuation has lifted that.
     if (
@@ -107,12 +118,12 @@ def allow_own_checkpoints() -> None:
     of one name counts is chance, and a type does not work with a stand-in. Its list is emptied: the stand-ins are on
     torch's already, and if they were on both, the end of its load would take them off torch's.
     """
-    import torch
     from mmengine.runner import checkpoint
 
     from .safe_types import STAND_INS
+    from .safe_unpickler import install, safe_globals, set_safe_globals
 
-    if hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no list, and refuses them
-        torch.serialization.add_safe_globals(STAND_INS)
+    install()
+    set_safe_globals([*safe_globals(), *STAND_INS])
     if hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.get_torch_safe_globals = list

@@ -5,14 +5,15 @@ is, any product of two activations. MaSA's products are counted by formula, so t
 """
 
 from collections import Counter
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from .backbone import MaSA
@@ -26,6 +27,16 @@ _KIND_OF_OP = {
     torch.ops.aten.mm: 'linear',
     torch.ops.aten.addmm: 'linear',
 }
+
+# Operations with a formula: of their arguments, in torch < 2.2 of their arguments' shapes.
+_FORMULAS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping
+
+
+def _flops(op: Callable, args: tuple, kwargs: dict, out: object) -> int:
+    if hasattr(flop_counter, 'flop_registry'):
+        return _FORMULAS[op](*args, **kwargs, out_val=out)
+    args, kwargs, out = tree_map(flop_counter.get_shape, (args, kwargs, out))
+    return _FORMULAS[op](*args, **kwargs, out_shape=out)
 
 
 class MacCounter(TorchDispatchMode):
@@ -83,11 +94,11 @@ class MacCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         op = func._overloadpacket
         inside = self._inside[-1] if self._inside else None
-        if op in flop_registry:
+        if op in _FORMULAS:
             result = out[0] if isinstance(out, tuple) else out
             kind = inside if inside in ('convolution', 'linear') else _KIND_OF_OP.get(op, 'attention')
             if not (inside == 'masa' and kind == 'attention'):  # counted by formula
-                self._add(kind, flop_registry[op](*args, **kwargs, out_val=out) // 2, result.numel())
+                self._add(kind, _flops(op, args, kwargs, out) // 2, result.numel())
         return out
 
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os.path as osp
 import pickle
-import pickletools
 import re
 import struct
 import tarfile
@@ -12,15 +11,15 @@ import threading
 import tokenize
 import zipfile
 import zlib
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
-from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, printable
 from .safe_types import STAND_INS
+from .safe_unpickler import Inspector, by_name, safe_globals, set_safe_globals
 
 # What the readers of torch, NumPy, zip and JSON raise for nonsense.
 DAMAGE = (
@@ -73,7 +72,8 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
 
     Args:
         path (str): a file in one of torch's two formats.
-        map_location (str): where the tensors go; ``'meta'`` leaves their data unread. Default ``'cpu'``.
+        map_location (str): where the tensors go; ``'meta'`` leaves their data unread, with torch 2.4 or later.
+            Default ``'cpu'``.
         allow_types (Sequence[str]): full names of further types that the file may hold, such as
             ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Types that the
             program has allowed by ``torch.serialization.add_safe_globals`` are allowed too.
@@ -95,11 +95,8 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         refused = sorted(name for name in names if name not in listed and not _is_plain(name))
         if refused:
             raise _refusal(path, refused, allow_types)
-        if not hasattr(torch.serialization, 'add_safe_globals') and not names.isdisjoint(listed):
-            raise CheckpointError(
-                f'{path} holds more than tensors, which torch {torch.__version__} cannot read '
-                'safely: install torch 2.5 or later.'
-            )
+        if map_location == 'meta' and torch.__version__ < (2, 4):
+            map_location = 'cpu'  # there, a storage on meta takes the size of its last view, whatever its file holds
         with _only(list(listed.values())):
             content = torch.load(path, map_location=map_location, weights_only=True)
         _check_content(path, content, records)
@@ -107,7 +104,8 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         raise
     except DAMAGE as error:
         # torch wraps the reason in advice to trust the file.
-        error = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
+        wrapped = isinstance(error, pickle.UnpicklingError) and isinstance(error.__context__, DAMAGE)
+        error = error.__context__ if wrapped else error
         reason = printable(' '.join(str(error).split()) or type(error).__name__, 200)
         raise CheckpointError(
             f'{path} is damaged, or is not a PyTorch checkpoint, or holds what no checkpoint needs ({reason}).'
@@ -163,7 +161,9 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
                     f'{path} is damaged ({printable(error, 200)}): download or copy it again.'
                 ) from error
         pickled = archive.read(entries[names.index('data.pkl')])
-        return _globals(io.BytesIO(pickled)), {entry.file_size for entry in entries}
+        lead = len('data/')
+        sizes = {name[lead:]: entry.file_size for name, entry in zip(names, entries) if name.startswith('data/')}
+        return _asked(io.BytesIO(pickled), sizes, limit), set(sizes.values())
 
 
 def _look_into_pickles(path: str) -> Set[str]:
@@ -171,48 +171,32 @@ def _look_into_pickles(path: str) -> Set[str]:
     if tarfile.is_tarfile(path):  # torch would read it as its very first format
         raise CheckpointError(f'{path} is a tar file, not a PyTorch checkpoint.')
     with open(path, 'rb') as file:
-        return set().union(*(_globals(file) for _ in range(LEGACY_PICKLES)))
+        return set().union(*(_asked(file, None, osp.getsize(path)) for _ in range(LEGACY_PICKLES)))
 
 
-def _globals(file: BinaryIO) -> Set[str]:
+def _asked(file: BinaryIO, sizes: Optional[Dict[str, int]], limit: int) -> Set[str]:
     """Return the full names of the types and functions that a pickle asks for; the file is left behind it."""
-    names = set()
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == 'GLOBAL':
-            module, _, name = argument.partition(' ')
-            # The names of Python 2, which torch writes to this day.
-            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-            names.add(f'{module}.{name}')
-    return names
+    inspector = Inspector(file, sizes, limit)
+    inspector.load()
+    return inspector.names
 
 
-def _listed(allow_types: Sequence[str]) -> 'OrderedDict[str, Callable]':
+def _listed(allow_types: Sequence[str]) -> Dict[str, Callable]:
     """Return what is on torch's list while a file is read, by the name that a pickle has for it."""
-    theirs = torch.serialization.get_safe_globals() if hasattr(torch.serialization, 'get_safe_globals') else []
-    entries = [*theirs, *map(_placeholder, allow_types), *STAND_INS]  # a later one takes precedence
-    listed = OrderedDict()
-    for entry in entries:
-        listed[entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'] = entry
-    for name in [name for name in listed if _PROGRAMS.fullmatch(name)]:
-        del listed[name]
-    return listed
+    listed = by_name([*safe_globals(), *map(_placeholder, allow_types), *STAND_INS])
+    return {name: entry for name, entry in listed.items() if not _PROGRAMS.fullmatch(name)}
 
 
 @contextlib.contextmanager
 def _only(allowed: List[Callable]) -> Iterator[None]:
     """Put just these on torch's list for a while."""
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        yield
-        return
     with _LIST_IN_USE:
-        before = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
+        before = safe_globals()
+        set_safe_globals(allowed)
         try:
             yield
         finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
+            set_safe_globals(before)
 
 
 def _placeholder(name: str) -> type:

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from ..compat import allow_own_checkpoints
 from ..errors import CheckpointError, MissingCheckpointError, printable
 from ..safe_load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
+from ..safe_unpickler import refuse_programs
 
 # Other formats that users pass as checkpoints: the first bytes of each, and the text of the error.
 OTHER_FORMATS = (
@@ -47,7 +48,8 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
 
     Args:
         path (str): a ``.pth`` or a ``.safetensors`` file.
-        map_location (str): device of the tensors; ``'meta'`` leaves their data unread. Default ``'cpu'``.
+        map_location (str): device of the tensors; ``'meta'`` leaves their data unread, with torch 2.4 or later.
+            Default ``'cpu'``.
         allow_types (Sequence[str]): full names of further types that the file may hold, such as
             ``'yacs.config.CfgNode'``. Their objects become empty dicts: nothing is imported or called. Default:
             ``argparse.Namespace``, in which the authors' files keep the command line.
@@ -210,6 +212,7 @@ def force_safe_loading() -> None:
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch accepts one of the two only
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     allow_own_checkpoints()
+    refuse_programs()
 
 
 def local_copy(path: str) -> str:

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
 
 from rmt_mm.arch import log_decay
 from rmt_mm.backbone import attention
@@ -18,6 +16,8 @@ from rmt_mm.backbone.attention import (
 from rmt_mm.backbone.layers import FFN
 from rmt_mm.backbone.position import PositionTables, line_bias, manhattan_bias, manhattan_bias_by_row
 from rmt_mm.reference import log_line, log_manhattan
+
+from support import needs_torch
 
 HEADS, DIM = 3, 8
 LOG_DECAY = log_decay(HEADS, 2, 5)
@@ -76,16 +76,18 @@ def test_large_maps_are_taken_by_row(monkeypatch):
     assert manhattan_bias.cache_info().misses == 0, 'the whole bias was built'
 
 
+@needs_torch('2.5', 'FlexAttention')
 @pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
 @pytest.mark.parametrize('size', SIZES)
 def test_flex_attention_is_given_the_same_decay(size, monkeypatch):
     """Compare values only, uncompiled: on the CPU torch has no gradients for it and compiles it slowly."""
-    monkeypatch.setattr(attention, 'compiled_flex_attention', lambda: flex_attention)
+    monkeypatch.setattr(attention, 'compiled_flex_attention', lambda: attention.flex_attention)
     qkv = [torch.randn(2, *size, HEADS, 16) for _ in range(3)]
     both = (attend(*qkv, tables(qkv[0].shape[1:3])) for attend in (attend_full_flex, attend_full))
     torch.testing.assert_close(*both, rtol=1e-5, atol=1e-5)
 
 
+@needs_torch('2.5', 'FlexAttention')
 @pytest.mark.slow
 def test_flex_attention_compiled():
     qkv = [torch.randn(2, 6, 10, HEADS, 16) for _ in range(3)]
@@ -119,11 +121,14 @@ def test_the_manhattan_bias_by_row_is_the_manhattan_bias_in_less_memory():
     assert sliding.untyped_storage().nbytes() < 2 * 2 / size[0] * manhattan_bias(*arguments).untyped_storage().nbytes()
 
 
+@needs_torch('2.3', 'choice of kernels')
 @pytest.mark.parametrize('attend', [attend_decomposed, attend_full, attend_full_by_row])
 @pytest.mark.parametrize('train', [False, True])
 def test_the_fused_kernel_is_taken(attend, train):
     """With only the fused kernel allowed, torch raises where it would take the slow path."""
     qkv = [torch.randn(2, 5, 7, HEADS, DIM, requires_grad=train) for _ in range(3)]
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         attend(*qkv, tables((5, 7))).sum()
 

@@ -8,7 +8,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
 
+from support import needs_torch
 from support.archs import SMALL_ARCH
+
+pytestmark = needs_torch('2.6', 'compiler that takes the backbone whole')
 
 
 @pytest.fixture(autouse=True)

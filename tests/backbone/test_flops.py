@@ -9,13 +9,12 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import rmt_mm
 from rmt_mm import RMT
 from rmt_mm.flops import MacCounter, count
 
-from support import ROOT
+from support import ROOT, needs_torch
 from support.published import ROWS
 
 # Published as 125; the model of the recipe has 125.56 M (B and S, with 83.12 and 55.72 M, agree with their figures).
@@ -73,7 +72,10 @@ def test_backbone(arch, shape, dense, attention):
     assert found['attention'] / 1e9 == pytest.approx(attention, abs=0.06)
 
 
+@needs_torch('2.3', 'choice of kernels')
 def test_kernels_do_not_matter():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     model = RMT('tiny')
     expected = macs(RMT('tiny'), (64, 96))
     assert expected['attention'] > 0

@@ -1,5 +1,6 @@
 """The check of the installed stack, and what torch.load is allowed to read."""
 
+import configparser
 import pickle
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from rmt_mm.compat import allow_own_checkpoints, check_stack, find_stack_problem
+from rmt_mm.compat import DISTRIBUTIONS, allow_own_checkpoints, check_stack, find_stack_problem
+from rmt_mm.safe_unpickler import safe_globals
+
+from support import ROOT
 
 GOOD = dict(
     mmcv=('mmcv', '2.1.0'),
@@ -43,15 +47,29 @@ def test_stacks_that_work(change):
     [
         (dict(mmcv=('mmcv-full', '1.7.2')), ['mmcv-full 1.7.2', 'mmcv >= 2.0', 'pip uninstall -y mmcv-full']),
         (dict(mmcv=('mmcv', '1.7.0')), ['mmcv 1.7.0', 'mmcv >= 2.0', 'pip install']),
-        (dict(mmdet=('mmdet', '2.28.2')), ['mmdet 2.28.2', 'mmdet >= 3.0', 'pip install']),
+        (dict(mmdet=('mmdet', '2.28.2')), ['mmdet 2.28.2', 'mmdet >= 3.3.0', 'pip install "mmdet>=3.3.0"']),
+        (dict(torch=('torch', '2.0.1+cpu')), ['torch 2.0.1+cpu', 'torch >= 2.1', 'pip install "torch>=2.1"']),
+        (dict(mmengine=('onedl-mmengine', '0.10.7')), ['mmengine >= 0.10.12', 'pip install "onedl-mmengine>=0.10.12"']),
         (dict(mmcv=('mmcv', '2.2.0')), ['mmdet 3.3.0', 'mmcv 2.2.0', '< 2.2.0', 'pip install "mmcv>=2.0.0,<2.2.0"']),
-        (dict(mmcv=None), ['mmcv >= 2.0', 'pip install']),
+        (dict(mmcv=None), ['needs mmcv and mmengine', 'pip install']),
     ],
 )
 def test_stacks_that_cannot_work_get_one_sentence(change, words):
     problem = find_stack_problem({k: v for k, v in {**GOOD, **change}.items() if v})
     assert '\n' not in problem
     assert all(word in problem for word in words), problem
+
+
+def test_what_is_wanted_is_what_setup_cfg_says():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    lines = [*setup['options']['install_requires'].split(), *setup['options.extras_require']['openmmlab'].split()]
+    wanted = {line.partition('>')[0]: line.partition('>=')[2].partition(',')[0] for line in lines if '>=' in line}
+    assert {'torch', 'mmcv', 'mmengine', 'mmdet', 'mmsegmentation', 'mmpretrain'} <= wanted.keys()
+    for package, (distribution, *_) in DISTRIBUTIONS.items():
+        good = find_stack_problem({**GOOD, package: (distribution, wanted[distribution])})
+        bad = find_stack_problem({**GOOD, package: (distribution, '0.0.1')})
+        assert good is None and f'{package} >= {wanted[distribution]},' in bad
 
 
 def test_mmengine_checkpoints_can_be_read_safely(tmp_path):
@@ -112,6 +130,6 @@ def test_each_name_has_one_meaning_while_mmengine_loads():
     from mmengine.runner import checkpoint
 
     theirs = checkpoint.get_torch_safe_globals() if hasattr(checkpoint, 'get_torch_safe_globals') else []
-    entries = {*torch.serialization.get_safe_globals(), *theirs}
+    entries = {*safe_globals(), *theirs}
     names = [e[1] if isinstance(e, tuple) else f'{e.__module__}.{e.__qualname__}' for e in entries]
     assert sorted(names) == sorted(set(names))

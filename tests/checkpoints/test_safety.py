@@ -1,5 +1,6 @@
 """Files of strangers: nothing of them is executed, no memory is misread, and each mistake is one sentence."""
 
+import contextlib
 import functools
 import http.server
 import io
@@ -31,6 +32,7 @@ from rmt_mm.classification.label_map import MAX_NUMBERS, load_label_map, save_la
 from rmt_mm.cli.options import describe
 from rmt_mm.errors import CheckpointError, RMTError, TokenLabelError, printable
 from rmt_mm.safe_types import STAND_INS
+from rmt_mm.safe_unpickler import safe_globals, set_safe_globals
 
 from support import ROOT, forged
 from support.official_files import NANO, nano_state_dict
@@ -106,7 +108,7 @@ def test_statistics_of_a_file_do_not_reach_the_class(tmp_path):
 
 
 def test_no_type_of_numpy_or_mmengine_is_on_the_list():
-    listed = [entry[0] if isinstance(entry, tuple) else entry for entry in torch.serialization.get_safe_globals()]
+    listed = [entry[0] if isinstance(entry, tuple) else entry for entry in safe_globals()]
     raw = [
         HistoryBuffer,
         ConfigDict,
@@ -201,18 +203,27 @@ def test_all_that_mmengine_writes_loads(old, tmp_path):
         assert all(type(again[name]) is type(value) for name, value in PLAIN.items())
 
 
-def test_the_list_of_a_program_is_left_as_it_was(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def listed_too(*types):
+    """torch.serialization.safe_globals, which torch has since 2.5."""
+    before = safe_globals()
+    set_safe_globals([*before, *types])
+    yield
+    set_safe_globals(before)
+
+
+def test_the_list_of_a_program_is_left_as_it_was(tmp_path):
     """Even where it has NumPy's own types, which a forged file would use."""
-    before = torch.serialization.get_safe_globals()
-    with torch.serialization.safe_globals([np.ndarray, np.dtype, type(np.dtype('f8')), OrderedDict]):
-        listed = set(torch.serialization.get_safe_globals())
+    before = safe_globals()
+    with listed_too(np.ndarray, np.dtype, type(np.dtype('f8')), OrderedDict):
+        listed = set(safe_globals())
         path = forged.write(tmp_path / 'a.pth', dict(a=forged.dtype('f8', forged.OBJECTS)))
         with pytest.raises(CheckpointError, match='not plain'):
             read_checkpoint(path)
         torch.save(dict(a=np.arange(3)), tmp_path / 'b.pth')
         assert read_checkpoint(str(tmp_path / 'b.pth'))['a'].tolist() == [0, 1, 2]
-        assert set(torch.serialization.get_safe_globals()) == listed
-    assert set(torch.serialization.get_safe_globals()) == set(before)
+        assert set(safe_globals()) == listed
+    assert set(safe_globals()) == set(before)
 
 
 class Settings(dict):
@@ -224,7 +235,7 @@ def test_types_that_the_program_has_allowed_are_read(tmp_path):
     with pytest.raises(CheckpointError, match='Settings'):
         read_checkpoint(str(tmp_path / 'a.pth'))
     torch.save(dict(c=Settings()), tmp_path / 'b.pth')
-    with torch.serialization.safe_globals([Settings]):
+    with listed_too(Settings):
         assert type(read_checkpoint(str(tmp_path / 'b.pth'))['c']) is Settings
 
 
@@ -241,6 +252,25 @@ def test_what_is_advised_works(tmp_path):
         assert bool(error.value.remedy) == ('--allow-type' in describe(error.value)) == advised
         if advised:
             read_checkpoint(str(tmp_path / 'a.pth'), allow_types=error.value.facts['allow_type'])
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_storages_of_both_formats(zipped, device, tmp_path):
+    shared = torch.arange(6.0)
+    tensors = [
+        shared[1:3],
+        shared.view(2, 3),
+        torch.zeros(0),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor([True]),
+    ]
+    torch.save(dict(a=tensors, b=b'bytes', c={1, 'd'}), tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    content = read_checkpoint(str(tmp_path / 'a.pth'), device)
+    assert content['b'] == b'bytes' and content['c'] == {1, 'd'}
+    for tensor, expected in zip(content['a'], tensors):
+        assert (tensor.dtype, tensor.shape, tensor.stride()) == (expected.dtype, expected.shape, expected.stride())
+        assert tensor.is_meta or torch.equal(tensor, expected)
 
 
 # Names out of files.

@@ -1,5 +1,6 @@
 """Train, test and probe a classifier, predict with it, use it in other tasks, and make token labels to train with."""
 
+import itertools
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from support import ROOT  # noqa: E402
 from support.archs import LEAST_ARCH  # noqa: E402
 
 CONFIGS = ROOT / 'configs/classification'
+RUNS = itertools.count()
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +57,8 @@ def shorten(name, workplace, work_dir, epochs=1):
     cfg.train_cfg.max_epochs = epochs
     cfg.optim_wrapper.type = 'OptimWrapper'
     cfg.work_dir = str(work_dir)
-    cfg.visualizer.name = cfg.experiment_name = work_dir.name
+    # mmengine keeps a visualizer for each name, and pytest may name a second folder as one that it has removed.
+    cfg.visualizer.name = cfg.experiment_name = f'{name}-{next(RUNS)}'
     return cfg
 
 

@@ -652,9 +652,14 @@ MUTANTS = [
         ('files: tensors larger than their file', '    if total > TENSOR_TIMES', '    if 0 > TENSOR_TIMES'),
         (
             'files: what others have allowed stays forbidden',
-            '        torch.serialization.add_safe_globals(before)',
-            '        pass',
+            '            set_safe_globals(before)',
+            '            pass',
         ),
+    ),
+    *_group(
+        'rmt_mm/safe_unpickler.py',
+        SAFETY,
+        ('files: keys that take the stack', "_require(not nested, 'tuples", "_require(True, 'tuples"),
     ),
     *_group(
         'rmt_mm/safe_types.py',

@@ -4,7 +4,15 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def needs_torch(version: str, what: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test below a version of torch, which brought ``what``."""
+    return pytest.mark.skipif(torch.__version__ < version, reason=f'torch < {version} has no {what}')
 
 
 def load_tool(path: str) -> ModuleType:

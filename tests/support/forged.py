@@ -19,6 +19,7 @@ Storage = namedtuple('Storage', 'identity')
 Put = namedtuple('Put', 'index object')
 Get = namedtuple('Get', 'index')
 Then = namedtuple('Then', 'parts')  # all parts, one after the other; the last one counts
+Code = namedtuple('Code', 'operations')
 
 
 def encode(value):
@@ -35,6 +36,8 @@ def encode(value):
         return b'h' + bytes([value.index])
     if isinstance(value, Then):  # in a list, from which the reader takes the part that it needs
         return encode(list(value.parts))
+    if isinstance(value, Code):
+        return value.operations
     if value is None or isinstance(value, bool):
         return {None: b'N', True: b'\x88', False: b'\x89'}[value]
     if isinstance(value, int):
@@ -143,6 +146,7 @@ ALLOWED = dict(
 # Tensors that torch itself reads and that are damaged or leak memory: the readers of this package refuse them.
 INDICES = tensor(4, (2, 2), (2, 1), storage='LongStorage')
 ROW = tensor(4, (2,), (1,), storage='LongStorage')
+DEEP = b')' + b'\x85' * 10**6  # a tuple in a tuple in a tuple ...
 TORCH = dict(
     sparse=Reduce(
         Global('torch._utils', '_rebuild_sparse_tensor'),
@@ -167,6 +171,22 @@ TORCH = dict(
     negative_offset=tensor(8, (2,), (1,), -4),
     large_offset=tensor(8, (2,), (1,), 2**61),
     expanded=tensor(8, (2, 5, 2**20, 2**20), (0, 0, 0, 0)),
+    deep_key=Code(b'}' + DEEP + b'Ns'),
+    deep_in_set=Reduce(Global('builtins', 'set'), (Code(b'](' + DEEP + b'e'),)),
+    deep_in_pairs=Reduce(Global('collections', 'OrderedDict'), (Code(b'](' + DEEP + b'N\x86e'),)),
+    wide_key=Code(b'}' + b')q\x00' + b'h\x00h\x00\x86q\x00' * 100 + b'Ns'),
+    nested_reference=Storage(('storage', Global('torch', 'FloatStorage'), Storage('0'), 'cpu', 8)),
+    other_reference=Storage(('module', Global('os', 'system'), '', '')),
+    reference_of_text=Storage('0'),
+    size_of_text=tensor('8'),
+    negative_size=tensor(-8),
+    changed_tensor=Build(
+        tensor(), (Storage(('storage', Global('torch', 'FloatStorage'), '0', 'cpu', 8)), 0, (64,), (1,))
+    ),
+    call_of_a_result=Reduce(Reduce(Global('collections', 'OrderedDict'), ()), ()),
+    by_instance=Code(b'(cos\nsystem\nios\nsystem\n'),
+    by_extension=Code(b'\x82\x01'),
+    by_stack=Code(encode('os') + encode('system') + b'\x93'),
 )
 
 
