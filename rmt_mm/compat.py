@@ -31,7 +31,8 @@ def _requirements() -> Dict[str, str]:
         lines = metadata.requires('rmt-mm') or []
     except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
         return {}
-    return {re.match(r'[\w.-]+', line).group(): re.sub(r'[\s()]', '', line.partition(';')[0]) for line in lines}
+    wanted = (re.sub(r'[\s()]', '', line.partition(';')[0]) for line in lines)
+    return {re.split(r'[^\w.-]', requirement)[0]: requirement for requirement in wanted}
 
 
 def _numbers(version: str) -> Tuple[int, ...]:

@@ -95,7 +95,7 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         refused = sorted(name for name in names if name not in listed and not _is_plain(name))
         if refused:
             raise _refusal(path, refused, allow_types)
-        if map_location == 'meta' and torch.__version__ < (2, 4):
+        if map_location == 'meta' and torch.__version__ < (2, 4):  # type: ignore[operator]  # a TorchVersion
             map_location = 'cpu'  # there, a storage on meta takes the size of its last view, whatever its file holds
         with _only(list(listed.values())):
             content = torch.load(path, map_location=map_location, weights_only=True)
@@ -105,11 +105,11 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
     except DAMAGE as error:
         # torch wraps the reason in advice to trust the file.
         wrapped = isinstance(error, pickle.UnpicklingError) and isinstance(error.__context__, DAMAGE)
-        error = error.__context__ if wrapped else error
-        reason = printable(' '.join(str(error).split()) or type(error).__name__, 200)
+        cause = error.__context__ if wrapped else error
+        reason = printable(' '.join(str(cause).split()) or type(cause).__name__, 200)
         raise CheckpointError(
             f'{path} is damaged, or is not a PyTorch checkpoint, or holds what no checkpoint needs ({reason}).'
-        ) from error
+        ) from cause
     return content
 
 

@@ -47,7 +47,7 @@ def test_without_mmcv_it_still_starts_and_says_what_to_install(tmp_path):
     assert done.returncode == 1, done.stderr
     assert 'to mend: stack: run `pip install "rmt-mm[openmmlab]"` or' in done.stdout and not done.stderr
     done = run('-c', 'import rmt_mm', path=tmp_path)
-    assert done.returncode == 1 and 'ImportError: rmt_mm needs mmcv >= 2.0' in done.stderr
+    assert done.returncode == 1 and 'ImportError: rmt_mm needs mmcv and mmengine' in done.stderr
 
 
 def test_other_modules_of_the_package_are_not_taken_for_it():

@@ -85,6 +85,8 @@ def check_stack(report: Report) -> bool:
     """Report the OpenMMLab packages, and whether they can work together."""
     found = compat.find_installed()
     for package, (distribution, version) in found.items():
+        if package == 'torch':  # that is said
+            continue
         report.fact(package, f'{version}' if distribution == package else f'{version} ({distribution})')
     problem = compat.find_stack_problem(found)
     if problem:
