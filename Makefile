@@ -23,7 +23,7 @@ help:
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make lint   the linter'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
-	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch and Python'
+	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
 	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
@@ -45,7 +45,7 @@ test-zoo: setup
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
 
-# The oldest torch and Python, in an environment of its own; `make compatibility` runs more of them, and all their tests.
+# The oldest torch, in an environment of its own; `make compatibility` runs more of them, and all their tests.
 test-torch2.1: setup
 	$(PYTHON_ENV) tools/compat_matrix.py --only torch2.1 --keep \
 		tests/backbone tests/checkpoints/test_compat.py tests/checkpoints/test_safety.py

@@ -55,7 +55,8 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    'torch2.1': Row('3.9', ('torch==2.1.2', 'torchvision==0.16.2', 'numpy==1.26.4')),
+    'torch2.1': Row('3.11', ('torch==2.1.2', 'torchvision==0.16.2', 'numpy==1.26.4')),
+    'torch2.1-python3.9': Row('3.9', ('torch==2.1.2', 'torchvision==0.16.2', 'numpy==1.26.4')),
     'torch2.3': Row('3.10', ('torch==2.3.1', 'torchvision==0.18.1', 'numpy==1.26.4')),
     'torch2.4': Row('3.12', ('torch==2.4.1', 'torchvision==0.19.1', 'numpy>=2')),
     'torch2.6': Row('3.13', ('torch==2.6.0', 'torchvision==0.21.0', 'numpy>=2')),
