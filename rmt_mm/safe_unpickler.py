@@ -221,14 +221,15 @@ class Inspector(_PlainUnpickler):
     def load_binpersid(self) -> None:
         identity = self.stack.pop()
         self.append(_Asked())
-        if type(identity) is not tuple or identity[:1] != ('storage',):
+        # torch takes bytes for text here, and a tensor for the type of a storage: whatever is made is refused.
+        _require(type(identity) is tuple and identity and type(identity[0]) is str, 'another reference')
+        if identity[0] != 'storage':
             return  # refused when it is read
         _, kind, key, _, count = identity[:5]
         _require(type(key) is str and type(count) is int and type(kind) is _Asked, 'a storage without its size')
         module, _, name = kind.name.rpartition('.')
-        if module not in ('torch', 'torch.cuda'):
-            return  # refused by its name
-        size = count * StorageType(name).dtype.itemsize
+        _require(module in ('torch', 'torch.cuda', 'torch.storage'), 'a storage of another type')
+        size = count * (1 if name == 'UntypedStorage' else StorageType(name).dtype.itemsize)
         # Most torches go by the size that the pickle gives, and read what lies behind a record that is shorter.
         _require(
             size >= 0 and (self._sizes is None or size == self._sizes.get(key, 0)), f'no {size} bytes of a storage'

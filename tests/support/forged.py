@@ -92,8 +92,9 @@ def scalar(kind, data, core='_core'):
     return Reduce(Global(f'numpy.{core}.multiarray', 'scalar'), (kind, data))
 
 
-def tensor(numel=8, size=(8,), stride=(1,), offset=0, storage='FloatStorage'):
-    storage = Storage(('storage', Global('torch', storage), '0', 'cpu', numel))
+def tensor(numel=8, size=(8,), stride=(1,), offset=0, storage='FloatStorage', lead='storage', key='0'):
+    kind = Global('torch', storage) if isinstance(storage, str) else storage
+    storage = Storage((lead, kind, key, 'cpu', numel))
     return Reduce(Global('torch._utils', '_rebuild_tensor_v2'), (storage, offset, size, stride, False, ORDERED))
 
 
@@ -179,6 +180,12 @@ TORCH = dict(
     other_reference=Storage(('module', Global('os', 'system'), '', '')),
     reference_of_text=Storage('0'),
     size_of_text=tensor('8'),
+    reference_of_bytes=tensor(100000, (100000,), lead=b'storage'),
+    key_of_bytes=tensor(100000, (100000,), key=b'0'),
+    storage_of_a_tensor=tensor(100000, (100000,), storage=tensor()),
+    storage_of_a_dtype=tensor(100000, (100000,), storage=Reduce(DTYPE, ('f4', False, True))),
+    untyped=tensor(100000, (100000,), storage='UntypedStorage'),
+    untyped_by_its_name=tensor(100000, (100000,), storage=Global('torch.storage', 'UntypedStorage')),
     negative_size=tensor(-8),
     changed_tensor=Build(
         tensor(), (Storage(('storage', Global('torch', 'FloatStorage'), '0', 'cpu', 8)), 0, (64,), (1,))
