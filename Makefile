@@ -32,8 +32,10 @@ help:
 setup:
 	@tools/setup_env.sh $(STACK)
 
+# Two processes of one thread each: many tests wait for processes that they start, and small models gain nothing from
+# threads.
 test: setup
-	$(PYTHON_ENV) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(PYTHON_ENV) -m pytest -m slow --ignore tests/configs/test_zoo.py --ignore tests/configs/test_strangers.py
