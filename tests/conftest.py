@@ -18,8 +18,7 @@ def root():
 
 @pytest.fixture(autouse=True)
 def _scope():
-    """Restore mmengine's default scope: a tool that runs in the process of the tests sets it."""
-    before = dict(DefaultScope._instance_dict)
+    """Start and end without mmengine's default scope: tools that run in the process of the tests set it."""
+    DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
