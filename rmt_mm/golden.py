@@ -17,7 +17,7 @@ OUTPUTS = Path(__file__).with_name('golden_tiny.npz')
 def uniform(name: str, shape: Tuple[int, ...]) -> np.ndarray:
     """Return float32 values in [-1, 1) that depend only on ``name`` and ``shape``."""
     with np.errstate(over='ignore'):
-        x = np.arange(int(np.prod(shape)), dtype=np.uint64)
+        x: np.ndarray = np.arange(int(np.prod(shape)), dtype=np.uint64)
         x = x * np.uint64(0x9E3779B97F4A7C15) + np.uint64(zlib.crc32(name.encode()))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
