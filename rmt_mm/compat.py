@@ -25,7 +25,7 @@ def _installed(package: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def _requirements() -> Dict[str, str]:
+def read_requirements() -> Dict[str, str]:
     """Return what setup.cfg requires, such as ``'mmcv>=2.0.0,<2.2.0'``, by distribution; nothing if not installed."""
     try:
         lines = metadata.requires('rmt-mm') or []
@@ -62,7 +62,7 @@ def find_stack_problem(found: Dict[str, Tuple[str, str]]) -> Optional[str]:
                 f'rmt_mm needs mmcv and mmengine, and found {have}: '
                 'run `pip install "rmt-mm[openmmlab]"` or `pip install "rmt-mm[onedl]"`.'
             )
-    requirements = _requirements()
+    requirements = read_requirements()
     for package, (distribution, version) in found.items():
         # mmcv-lite and mmcv-full have no requirement of their own: what is said of mmcv holds for them.
         wanted = requirements.get(distribution, requirements.get(DISTRIBUTIONS[package][0], ''))

@@ -29,7 +29,7 @@ _KIND_OF_OP = {
 }
 
 # Operations with a formula: of their arguments, in torch < 2.2 of their arguments' shapes.
-_FORMULAS = getattr(flop_counter, 'flop_registry', None) or getattr(flop_counter, 'flop_mapping')  # noqa: B009
+_FORMULAS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping  # type: ignore[attr-defined]
 
 
 def _flops(op: Callable, args: tuple, kwargs: dict, out: object) -> int:

@@ -1,7 +1,8 @@
-"""torch's list of what ``torch.load(weights_only=True)`` may make, and an unpickler for the torches that lack it.
+"""Unpickle checkpoints with an allow-list on every torch, and inspect them before that.
 
-torch 2.5 and later hold files to such a list. torch 2.1 to 2.3 have none, and torch 2.4 does not find on it what a file
-names as Python 2 did, as torch.save does. :func:`install` gives these the unpickler below.
+``torch.load(weights_only=True)`` of torch 2.5 and later creates only objects of types on a list. torch 2.1 to 2.3 have
+no such list. torch 2.4 has one, but does not find the Python 2 names on it that torch.save writes. :func:`install`
+gives these versions the unpickler of this module.
 """
 
 import operator
@@ -19,7 +20,7 @@ _listed: List[Callable] = []  # the list, for torch < 2.4
 
 
 def safe_globals() -> List[Callable]:
-    """Return torch's list of types and functions that a file may ask for."""
+    """Return torch's list of the types and functions that a file may name."""
     if hasattr(torch.serialization, 'get_safe_globals'):
         return list(torch.serialization.get_safe_globals())
     return list(_listed)
@@ -35,28 +36,28 @@ def set_safe_globals(entries: Sequence[Callable]) -> None:
 
 
 def by_name(entries: Sequence[Callable]) -> Dict[str, Callable]:
-    """Return entries of the list by the names that a pickle has for them; of two of one name, the later."""
+    """Return the entries of a list by their names in a pickle; of two with one name, the later."""
     return {
         entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}': entry for entry in entries
     }
 
 
 def full_name(module: str, name: str) -> str:
-    """Return the full name of what a pickle asks for. torch writes the names of Python 2 to this day."""
+    """Return the Python 3 name of an object that a pickle names; torch.save writes the names of Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f'{module}.{name}'
 
 
 def install() -> None:
-    """Have ``torch.load(weights_only=True)`` hold files to the list, where torch does not do so itself."""
+    """Make ``torch.load(weights_only=True)`` obey the list, on a torch that does not."""
     if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5
         torch._weights_only_unpickler.Unpickler = Unpickler
 
 
 def refuse_programs() -> None:
-    """Have every ``torch.load`` refuse TorchScript programs and tar files, for a process that reads weights alone.
+    """Make every ``torch.load`` of this process refuse TorchScript programs and tar files.
 
-    torch before 2.6 hands them to readers that can be made to run programs, whatever ``weights_only`` says
+    Before torch 2.6, the readers of these formats can be made to run programs, with ``weights_only`` too
     (CVE-2025-32434).
     """
     if torch.__version__ < (2, 6):
@@ -72,7 +73,7 @@ def _refuse_torchscript(archive: Any) -> bool:
 
 
 def _open_no_tar(**_: Any) -> None:
-    raise tarfile.TarError  # torch goes on to the formats that came later, and finds none of them
+    raise tarfile.TarError  # torch then tries its later formats, and finds none of them
 
 
 def _require(condition: bool, what: str) -> None:
@@ -81,13 +82,13 @@ def _require(condition: bool, what: str) -> None:
 
 
 def _require_flat(key: Any) -> None:
-    """Refuse tuples of tuples as keys: to compute their hash can take the whole stack, or years."""
+    """Refuse tuples of tuples as keys: computing their hash can overflow the stack, or take years."""
     nested = isinstance(key, tuple) and any(isinstance(part, tuple) for part in key)
     _require(not nested, 'tuples of tuples as keys')
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Stand for ``_codecs.encode``, as which bytes are pickled."""
+    """Stand for ``_codecs.encode``, a call of which pickles bytes."""
     _require(type(text) is str and encoding == 'latin1', 'bytes in another encoding than latin1')
     return text.encode('latin1')
 
@@ -111,7 +112,7 @@ def _counter(counts: Any) -> Counter:
     return Counter(counts)
 
 
-# What makes keys of its arguments.
+# Functions that use their arguments as keys.
 _OF_KEYS = {'builtins.set': _set, 'collections.Counter': _counter, 'collections.OrderedDict': _ordered_dict}
 
 
@@ -121,7 +122,7 @@ class _Opcodes(dict):
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Take the operations that torch.save writes, and no keys but plain ones."""
+    """Accept only the operations that torch.save writes, and only plain keys."""
 
     dispatch = _Opcodes(
         (code, pickle._Unpickler.dispatch[code])
@@ -141,7 +142,7 @@ class _PlainUnpickler(pickle._Unpickler):
     def load(self) -> Any:
         try:
             return super().load()
-        except LookupError as error:  # it takes more from its stack than is there
+        except LookupError as error:  # it pops from an empty stack
             raise pickle.UnpicklingError('the file holds a pickle that is damaged') from error
 
     def read_name(self) -> str:
@@ -170,19 +171,19 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 class _Asked:
-    """What a file asks for, and of which nothing is made."""
+    """Stands for an object of the file, which is not created."""
 
     def __init__(self, name: str = '') -> None:
         self.name = name
 
 
 class Inspector(_PlainUnpickler):
-    """Read what a pickle asks for, and make nothing of it.
+    """Collect the names in a pickle and check its storages, without creating any object.
 
     Args:
-        file (BinaryIO): is left behind the pickle.
+        file (BinaryIO): its position is behind the pickle afterwards.
         sizes (dict[str, int] | None): bytes of each storage's data, by its key. None if they are not known.
-        limit (int): bytes that the data of all can have.
+        limit (int): bytes that all storages together may have.
 
     Attributes:
         names (set[str]): full names of types and functions.
@@ -215,22 +216,22 @@ class Inspector(_PlainUnpickler):
         del self.stack[-1:]
 
     def extend(self, items: list) -> None:
-        if type(self.stack[-1]) is list:  # what else is filled is refused by its name, or when it is read
+        if type(self.stack[-1]) is list:  # other containers are refused by name, or when torch reads the file
             self.stack[-1].extend(items)
 
     def load_binpersid(self) -> None:
         identity = self.stack.pop()
         self.append(_Asked())
-        # torch takes bytes for text here, and a tensor for the type of a storage: whatever is made is refused.
+        # torch accepts bytes as text here, and a tensor as the type of a storage: refuse both.
         _require(type(identity) is tuple and identity and type(identity[0]) is str, 'another reference')
         if identity[0] != 'storage':
-            return  # refused when it is read
+            return  # torch refuses it
         _, kind, key, _, count = identity[:5]
         _require(type(key) is str and type(count) is int and type(kind) is _Asked, 'a storage without its size')
         module, _, name = kind.name.rpartition('.')
         _require(module in ('torch', 'torch.cuda', 'torch.storage'), 'a storage of another type')
         size = count * (1 if name == 'UntypedStorage' else StorageType(name).dtype.itemsize)
-        # Most torches go by the size that the pickle gives, and read what lies behind a record that is shorter.
+        # Most versions of torch trust the size in the pickle, and read past the end of a shorter record.
         _require(
             size >= 0 and (self._sizes is None or size == self._sizes.get(key, 0)), f'no {size} bytes of a storage'
         )
@@ -241,10 +242,10 @@ class Inspector(_PlainUnpickler):
 
 
 class Unpickler(_PlainUnpickler):
-    """Make tensors, plain values, and what is on torch's list. torch derives its own reader from this class.
+    """Create tensors, plain values, and objects of types on torch's list. torch derives its own reader from this class.
 
-    Nothing is looked up or imported by a name out of a file. Of what it makes, a file can call what has one of the
-    names that are allowed, and change lists, dicts, and objects of types on the list.
+    It looks up and imports nothing by a name from a file. A file can call only functions with an allowed name, and
+    change only lists, dicts, and objects of types on the list.
     """
 
     def __init__(self, file: BinaryIO, **options: Any) -> None:
@@ -252,14 +253,13 @@ class Unpickler(_PlainUnpickler):
         listed = by_name(safe_globals())
         self._allowed = {
             **listed,
-            # What torch allows whatever is on the list. A storage class itself could be called, for memory that nobody
-            # has written.
+            # Types that torch always allows. A call of a storage class itself would return uninitialised memory.
             **{
                 name: StorageType(name.rpartition('.')[2]) if name.endswith('Storage') else entry
                 for name, entry in torch._weights_only_unpickler._get_allowed_globals().items()
                 if not name.startswith('torch.storage.')
             },
-            # What newer torches allow.
+            # Types that newer versions of torch allow.
             **{str(entry): entry for entry in vars(torch).values() if isinstance(entry, torch.dtype)},
             **_OF_KEYS,
             'torch.device': torch.device,

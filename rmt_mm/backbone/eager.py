@@ -4,8 +4,6 @@ A compiler, a tracer or a functional transform records operations instead of run
 forward hook may keep an output, which must not be overwritten after the hook has run.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -16,14 +14,13 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 def is_compiling() -> bool:
     """Tell whether torch.compile or torch.export traces this call."""
-    compiler: Any = getattr(torch, 'compiler', None)
-    if hasattr(compiler, 'is_compiling'):
-        return compiler.is_compiling()
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()  # torch < 2.3
 
 
 def is_exporting() -> bool:
-    """Tell whether torch.export traces this call; True where torch (before 2.7) cannot tell it from torch.compile."""
+    """Tell whether torch.export traces this call; an older torch that cannot tell answers for torch.compile too."""
     return getattr(torch.compiler, 'is_exporting', is_compiling)()
 
 

@@ -23,8 +23,8 @@ def to_image(x: Tensor) -> Tensor:
     """Return a map (B, H, W, C) as a channels-last image (B, C, H, W), without a copy."""
     image = x.permute(0, 3, 1, 2)
     if is_compiling() and not is_exporting() and not torch.is_grad_enabled() and len(x) == 1 and x.is_contiguous():
-        # torch's Inductor gives the batch of one image the stride 0, takes the image for one in (B, C, H, W) layout,
-        # and copies the map before and after every convolution. Name the strides: they are what they were.
+        # torch's Inductor gives a batch of one the stride 0, treats the image as one in (B, C, H, W) layout, and copies
+        # the map around the convolution. State the strides, which stay the same.
         _, height, width, channels = x.shape
         image = image.as_strided(image.shape, (height * width * channels, 1, width * channels, channels))
     return image
@@ -182,7 +182,7 @@ class FFN(nn.Module):
     def _forward_in_strips(self, x: Tensor, rows: int) -> Tensor:
         """Compute the forward pass in strips of ``rows`` rows of an image, or of as many whole images as make them.
 
-        The depthwise convolution needs a row more on either side, which two strips compute.
+        The depthwise convolution needs one more row on either side, so two strips compute the rows at their border.
         """
         out: Optional[Tensor] = None
         height = x.shape[1]

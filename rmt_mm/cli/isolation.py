@@ -1,4 +1,4 @@
-"""A function in a process of its own: neither running out of memory nor a crash reaches the caller."""
+"""Call a function in a process of its own: the caller survives its crash, and its lack of memory."""
 
 import multiprocessing
 import os
@@ -7,8 +7,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Callable, Optional
 
-# Forked from a process that has imported torch and what of it takes longest, a child starts in a fraction of a second.
-# Importing mmengine there too would ask torch whether there is a GPU, and no child could use one after that.
+# A child forks from a process that has imported torch, and so starts in a fraction of a second. That process must not
+# import mmengine, which asks torch whether there is a GPU: no child could use the GPU afterwards.
 _PROCESSES = multiprocessing.get_context('forkserver')
 _PROCESSES.set_forkserver_preload(['torch', 'torch.distributed.optim'])
 

@@ -1,4 +1,4 @@
-"""What is measured, one step of it, and the machine's own rate: shared by the tools that measure."""
+"""Build an implementation, run a step of it, and measure the machine's rate: shared by the tools that measure."""
 
 import time
 from typing import Any, Callable, NamedTuple, Tuple, Union
@@ -16,7 +16,7 @@ OURS = ('rmt_mm', 'deploy', 'compile', 'deploy-compile')
 
 
 class Case(NamedTuple):
-    """What an implementation is measured on."""
+    """The input and the mode of a measurement."""
 
     arch: Union[str, dict]  # size of RMT; other backbones have their own
     shape: Tuple[int, int]  # height and width of the images
@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.startswith('cuda'):
         torch.cuda.synchronize()
 
@@ -39,7 +39,7 @@ def build(impl: str, case: Case) -> Any:
         impl (str): 'reference', one of :data:`OURS`, a backbone of torchvision with its classifier left out
             ('torchvision.swin_t') and without stochastic depth, or a backbone of a registry with its default arguments
             ('mmdet.SwinTransformer').
-        case (Case): what it is measured on.
+        case (Case): the input and the mode.
     """
     torch.manual_seed(0)
     scope, _, name = impl.rpartition('.')

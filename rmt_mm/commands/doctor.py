@@ -16,16 +16,10 @@ from typing import List, Optional
 from .. import compat
 from ..version import __version__
 
-# The task that needs each package, and the commands that install it from either stack. RMT itself needs none of them.
-LIBRARIES = {
-    'mmdet': ('detection', 'pip install "mmdet>=3.3.0"', 'pip install "onedl-mmdetection>=3.5.1"'),
-    'mmseg': (
-        'segmentation',
-        'pip install "mmsegmentation>=1.2.2" ftfy regex',
-        'pip install "onedl-mmsegmentation>=1.4.2" ftfy regex',
-    ),
-    'mmpretrain': ('classification', 'pip install "mmpretrain>=1.2.0"', 'pip install "onedl-mmpretrain>=1.3.6"'),
-}
+# The task that needs each package. RMT itself needs none of them.
+TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
+# Packages that another one imports and does not require.
+ALSO = {'mmseg': ' ftfy regex'}
 OPERATORS = (
     'compile mmcv for this torch: `ENV=DIR make setup` in a checkout of rmt-mm does it for the environment in DIR, and '
     'docs/install.md says where wheels are'
@@ -73,19 +67,31 @@ def check_torch(report: Report) -> bool:
 
     report.fact('torch', f'{torch.__version__}, {torch.get_num_threads()} threads')
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        report.fact('GPU', ', '.join(f'{p.name} ({p.total_memory / 2**30:.0f} GiB)' for p in names))
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        report.fact('GPU', ', '.join(f'{p.name} ({p.total_memory / 2**30:.0f} GiB)' for p in devices))
     else:
         built = f'torch is built for CUDA {torch.version.cuda}' if torch.version.cuda else 'torch is built without CUDA'
         report.fact('GPU', f'none: {built}')
     return True
 
 
+def check_numpy_and_torchvision(report: Report) -> None:
+    for name in ('numpy', 'torchvision'):
+        try:
+            report.fact(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            remedy = f'`pip install {name}`'
+            if name == 'numpy':
+                report.problem(name, 'not installed', remedy)
+            else:
+                report.absent(name, 'mmdet and mmpretrain', remedy)
+
+
 def check_stack(report: Report) -> bool:
     """Report the OpenMMLab packages, and whether they can work together."""
     found = compat.find_installed()
     for package, (distribution, version) in found.items():
-        if package == 'torch':  # that is said
+        if package == 'torch':  # already reported
             continue
         report.fact(package, f'{version}' if distribution == package else f'{version} ({distribution})')
     problem = compat.find_stack_problem(found)
@@ -103,8 +109,10 @@ def check_stack(report: Report) -> bool:
             report.fact(name, f'{text}; for detection: {OPERATORS}')
     else:
         report.fact('operators', "mmcv's compiled operators work")
-    for package, (task, *remedies) in LIBRARIES.items():
-        remedy = f'`{remedies[is_onedl]}`'
+    requirements = compat.read_requirements()
+    for package, task in TASKS.items():
+        distribution = compat.DISTRIBUTIONS[package][is_onedl]
+        remedy = f'`pip install "{requirements.get(distribution, distribution)}"{ALSO.get(package, "")}`'
         if package not in found:
             report.absent(package, task, remedy)
         elif not (operators and package == 'mmdet'):  # already reported
@@ -164,11 +172,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     report.fact('rmt_mm', f'{__version__} in {os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}')
     report.fact('Python', f'{platform.python_version()}, {platform.platform()}')
     has_torch = check_torch(report)
-    for name in ('torchvision', 'numpy'):
-        try:
-            report.fact(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            report.absent(name, 'mmdet and mmpretrain', f'`pip install {name}`')
+    check_numpy_and_torchvision(report)
     if check_stack(report) and has_torch:
         check_model(report)
     print()

@@ -1,4 +1,4 @@
-"""The FFN in strips of rows: the values of the whole map, and only where nobody can tell the difference."""
+"""The FFN in strips of rows: the values of the whole map; no strips with gradients, hooks or a recorder."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from rmt_mm.backbone.layers import FFN
 
 @pytest.fixture
 def strips(monkeypatch):
-    """Make every map one for strips of three rows, and count the calls that take them."""
+    """Compute every map in strips of three rows; return the list of calls, which holds the rows of each."""
     calls = []
     real = FFN._forward_in_strips
 

@@ -121,7 +121,7 @@ def test_amp(built, capfd):
 
 def test_sync_bn_becomes_bn_without_a_gpu(built):
     if torch.cuda.is_available():
-        pytest.skip('there is a GPU')
+        pytest.skip('SyncBN stays as it is where there is a GPU')
     norms = [m for m in built('train.py', DETECTOR).model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 7 and not any(isinstance(m, nn.SyncBatchNorm) for m in norms)
 

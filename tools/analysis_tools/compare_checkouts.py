@@ -15,6 +15,7 @@ import subprocess
 import sys
 from typing import List
 
+# Uses nothing of a checkout but RMT: older checkouts lack rmt_mm.cli.measure.
 WORKER = """
 import json, resource, sys, time
 import torch
@@ -79,7 +80,7 @@ def main() -> None:
                 worker.stdin.flush()
                 result.append(json.loads(worker.stdout.readline()))
             except (BrokenPipeError, json.JSONDecodeError):
-                sys.exit('error: a worker ended; its words are above.')
+                sys.exit('error: a worker ended: see its output above.')
     for worker in workers:
         worker.stdin.close()
         worker.wait()
