@@ -59,17 +59,16 @@ def parity_error(device: str = 'cpu') -> float:
     """
     import torch
 
-    from .arch import ARCHS
     from .backbone import RMT
     from .checkpoints import convert_official_state_dict
-    from .checkpoints.official_names import backbone_shapes
+    from .checkpoints.official_names import revert_to_official_state_dict
 
-    state_dict = {
-        name: torch.from_numpy(tensor(name, shape))
-        for name, shape in backbone_shapes(ARCHS['tiny']).items()
-        if 'Relpos' not in name and not name.endswith('num_batches_tracked')
-    }
     model = RMT('tiny').eval()
+    state_dict = {
+        name: torch.from_numpy(tensor(name, tuple(old.shape)))
+        for name, old in revert_to_official_state_dict(model.state_dict()).items()
+        if not name.endswith('num_batches_tracked')
+    }
     model.load_state_dict(
         convert_official_state_dict(state_dict), strict=False
     )  # a missing tensor would change the result

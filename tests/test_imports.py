@@ -17,6 +17,7 @@ ALLOWED = {
     'training': GROUND,
     'classification': GROUND,
     'backbone': GROUND | {'checkpoints'},
+    'conversion': GROUND | {'backbone', 'checkpoints'},
     'flops': GROUND | {'backbone'},
     'reference': GROUND,
     'golden': GROUND | {'backbone', 'checkpoints'},

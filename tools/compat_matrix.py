@@ -34,6 +34,7 @@ TOOLS = ('pytest>=8', 'pytest-timeout', 'scikit-learn', 'onnx')
 TESTS = (
     'tests/backbone',
     'tests/checkpoints',
+    'tests/conversion',
     'tests/training',
     'tests/classification/test_classification_usage.py',  # trains, resumes and tests
     'tests/test_imports.py',

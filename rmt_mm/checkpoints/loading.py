@@ -13,19 +13,24 @@ from torch import Tensor
 from ..arch import ARCHS
 from ..errors import CheckpointError
 from .files import is_safetensors, local_copy, read_checkpoint
-from .official import (
-    FEWER_NORMS,
-    NO_NORMS,
+from .official_names import (
+    CLASSIFIER_HEAD,
+    Shapes,
+    check_position_buffers,
+    convert_official_state_dict,
+    is_official,
+    is_ours,
+    official_shapes,
+)
+from .state_dicts import (
     differences,
     is_deployed,
     is_marked_deployed,
     list_some,
     measure,
-    parse_checkpoint,
     pick_state_dict,
     require_rmt,
 )
-from .official_names import Shapes, is_official, is_ours
 
 if TYPE_CHECKING:  # the backbone imports this module
     from ..backbone import RMT
@@ -77,8 +82,12 @@ def load_pretrained(backbone: 'RMT', checkpoint: str, prefix: Optional[str] = No
     """
     content = _read(checkpoint, map_location)
     try:
-        state_dict, report = _backbone_state_dict(backbone, content, prefix)
-        report += check_state_dict(backbone, state_dict, deploy=is_marked_deployed(content))
+        state_dict, report = _backbone_state_dict(content, prefix)
+        if is_official(state_dict):
+            state_dict, notes = _convert_official(backbone, state_dict)
+            report += notes
+        else:
+            report += check_state_dict(backbone, state_dict, deploy=is_marked_deployed(content))
     except CheckpointError as error:
         raise error.at(checkpoint) from error
     backbone.load_state_dict(state_dict, strict=False)
@@ -97,8 +106,8 @@ def _read(checkpoint: str, map_location: str) -> dict:
         return read_checkpoint(path, map_location)
 
 
-def _backbone_state_dict(backbone: 'RMT', content: dict, prefix: Optional[str]) -> Tuple[Dict[str, Tensor], List[str]]:
-    """Return the backbone's tensors in a checkpoint under our names, and a report."""
+def _backbone_state_dict(content: dict, prefix: Optional[str]) -> Tuple[Dict[str, Tensor], List[str]]:
+    """Return the tensors in a checkpoint below ``prefix``, or all if it has none there, and notes."""
     _, state_dict, notes = pick_state_dict(content)
     # torch.compile wraps the module that it compiles in one with this name.
     state_dict = {name.replace('_orig_mod.', ''): tensor for name, tensor in state_dict.items()}
@@ -106,23 +115,32 @@ def _backbone_state_dict(backbone: 'RMT', content: dict, prefix: Optional[str]) 
     below = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     if not below and prefix != 'backbone.':
         raise CheckpointError(f'none of its {len(state_dict)} tensors has a name that starts with {prefix!r}.')
-    if is_official(below or state_dict):
-        sizes = ARCHS if backbone.arch in ARCHS.values() else {'custom': backbone.arch, **ARCHS}
-        model = parse_checkpoint(dict(state_dict=below) if below else content, task='dense', sizes=sizes)
-        for reason in (NO_NORMS, FEWER_NORMS):
-            model.missing.pop(reason, None)  # check_state_dict reports them, if the model has any
-        converted = model.to_ours()['state_dict']
-        return (
-            {name[len('backbone.') :]: tensor for name, tensor in converted.items()},
-            ['an official checkpoint, converted', *model.report()],
-        )
-    require_rmt(below or state_dict)
+    if not is_official(below or state_dict):
+        require_rmt(below or state_dict)
     if below and len(below) < len(state_dict):
         notes = [f'used: the {len(below)} tensors named {prefix}*, of {len(state_dict)}', *notes]
     return below or state_dict, notes
 
 
-def check_state_dict(backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: bool = False) -> List[str]:
+def _convert_official(backbone: 'RMT', state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], List[str]]:
+    """Return the backbone's tensors of an official state dict under our names, checked, and notes."""
+    part = {name: tensor for name, tensor in state_dict.items() if not CLASSIFIER_HEAD.match(name)}
+    notes = ['an official checkpoint, converted']
+    if len(part) < len(state_dict):
+        head = [name for name in state_dict if name not in part]
+        notes.append(f'unused: {list_some(head)}; no part of the backbone')
+    try:
+        converted = convert_official_state_dict(part)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    notes += check_state_dict(backbone, converted, official=True)
+    check_position_buffers(part, backbone.arch)
+    return converted, notes
+
+
+def check_state_dict(
+    backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: bool = False, official: bool = False
+) -> List[str]:
     """Check that a state dict under our names holds exactly the tensors of a backbone.
 
     Args:
@@ -131,6 +149,7 @@ def check_state_dict(backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: boo
         state_dict (dict[str, Tensor]): tensors under the backbone's names.
         deploy (bool): the file is marked as the form for inference; the names of most such files show it too. Default
             False.
+        official (bool): the tensors are from an official file: errors use its names. Default False.
 
     Returns:
         list[str]: notes on output norms and added modules that either the backbone or the state dict lacks.
@@ -169,14 +188,13 @@ def check_state_dict(backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: boo
     single = norms ^ their_norms
     if 'mask_token' not in wanted:
         single.add('mask_token')
-    problems = differences(
-        {
-            name: shape
-            for name, shape in wanted.items()
-            if name in have or not (name in optional or name.split('.')[0] in single)
-        },
-        {name: shape for name, shape in have.items() if name.split('.')[0] not in single},
-    )
+    needed = {
+        name: shape
+        for name, shape in wanted.items()
+        if name in have or not (name in optional or name.split('.')[0] in single)
+    }
+    given = {name: shape for name, shape in have.items() if name.split('.')[0] not in single}
+    problems = differences(official_shapes(needed), official_shapes(given)) if official else differences(needed, given)
     if not problems:
         return notes
     stem, our_stem = have.get('stem.0.weight', ()), wanted['stem.0.weight']

@@ -1,13 +1,13 @@
-"""The authors' checkpoints: the names and shapes of their tensors, and our names for them."""
+"""The authors' checkpoints: the names of their tensors, our names for them, and the buffers that we compute."""
 
 import re
-from typing import Dict, Iterable, List, Optional, Pattern, Tuple
+from typing import Dict, Iterable, List, Match, Optional, Pattern, Tuple
 
 import torch
 from torch import Tensor
 
 from ..arch import Arch, log_decay, rotary_angles
-from ..errors import printable
+from ..errors import CheckpointError, printable
 
 Shapes = Dict[str, Tuple[int, ...]]
 
@@ -35,6 +35,8 @@ _NAMES = [
 _QKV = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.retention\.([qkv])_proj\.(weight|bias)')
 _QKV_OURS = re.compile(r'stages\.(\d+)\.(\d+)\.attn\.qkv\.(weight|bias)')
 POSITION_BUFFER = re.compile(r'layers\.\d+\.Relpos\.(angle|decay)')
+# Names of a classifier's tensors outside the backbone.
+CLASSIFIER_HEAD = re.compile(r'(proj|norm|head|aux_head)\.')
 
 
 def _renames(names: Iterable[Tuple[str, str]]) -> List[Tuple[Pattern, str]]:
@@ -55,6 +57,12 @@ def _rename(name: str, renames: Iterable[Tuple[Pattern, str]]) -> Optional[str]:
         if match:
             return new.format(*match.groups())
     return None
+
+
+def _official_projections(match: Match) -> List[str]:
+    """Return the names of the query, key and value projections, given a match of _QKV_OURS."""
+    stage, block, kind = match.groups()
+    return [f'layers.{stage}.blocks.{block}.retention.{which}_proj.{kind}' for which in 'qkv']
 
 
 def is_official(names: Iterable[str]) -> bool:
@@ -80,16 +88,16 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
         value projections are concatenated into one; position buffers are dropped, since the model computes them.
 
     Raises:
-        ValueError: names that no official RMT has, or a block without one of its three projections.
+        ValueError: names that no official RMT has, or a block whose three projections are not complete or do not fit.
     """
     converted: Dict[str, Tensor] = {}
-    qkv: Dict[str, Dict[str, Tensor]] = {}  # our name -> the three parts of the projection
+    qkv: Dict[Tuple[str, str, str], Dict[str, Tensor]] = {}  # stage, block, kind -> the three projections
     unknown = []
     for name, tensor in state_dict.items():
         match = _QKV.fullmatch(name)
         if match:
             stage, block, which, kind = match.groups()
-            qkv.setdefault(f'stages.{stage}.{block}.attn.qkv.{kind}', {})[which] = tensor
+            qkv.setdefault((stage, block, kind), {})[which] = tensor
             continue
         if POSITION_BUFFER.fullmatch(name):
             continue
@@ -103,12 +111,16 @@ def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tens
             f'{len(unknown)} names are not those of an official RMT checkpoint, '
             f'such as {", ".join(printable(name, 100) for name in unknown[:3])}.'
         )
-    for name, parts in qkv.items():
+    for (stage, block, kind), parts in qkv.items():
+        where = printable(f'layers.{stage}.blocks.{block}.retention', 100)
         missing = [which for which in 'qkv' if which not in parts]
         if missing:
-            lacks = ', '.join(f'{which}_proj' for which in missing)
-            raise ValueError(f'{printable(name, 100)}: the checkpoint has no {lacks}.')
-        converted[name] = torch.cat([parts[which] for which in 'qkv'])
+            raise ValueError(f'{where} has no {", ".join(f"{which}_proj.{kind}" for which in missing)}.')
+        shapes = [tuple(parts[which].shape) for which in 'qkv']
+        if len(set(shapes)) > 1 or () in shapes:
+            texts = ', '.join(f'{which}_proj.{kind} is {shape}' for which, shape in zip('qkv', shapes))
+            raise ValueError(f'{where} has projections of the wrong shape: {texts}.')
+        converted[f'stages.{stage}.{block}.attn.qkv.{kind}'] = torch.cat([parts[which] for which in 'qkv'])
     if any(name.startswith('head.') for name in converted):
         converted = {name if name.startswith('head.') else f'backbone.{name}': t for name, t in converted.items()}
     return converted
@@ -124,23 +136,23 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
         dict[str, Tensor]: the inverse of :func:`convert_official_state_dict`.
 
     Raises:
-        ValueError: names that neither the backbone nor its classification heads have.
+        ValueError: names that neither the backbone nor its classification heads have, or a projection without rows.
     """
     reverted, unknown = {}, []
     for name, tensor in state_dict.items():
         name = name[len('backbone.') :] if name.startswith('backbone.') else name
         match = _QKV_OURS.fullmatch(name)
         if match:
-            stage, block, kind = match.groups()
-            for which, part in zip('qkv', tensor.chunk(3)):
-                # Clone: saving a view would save the whole tensor.
-                reverted[f'layers.{stage}.blocks.{block}.retention.{which}_proj.{kind}'] = part.clone()
+            if not tensor.dim():
+                raise ValueError(f'{printable(name, 100)} is a single number.')
+            for new, part in zip(_official_projections(match), tensor.chunk(3)):
+                reverted[new] = part.clone()  # saving a view would save the whole tensor
             continue
-        new = _rename(name, _TO_OFFICIAL)
-        if new is None:
+        renamed = _rename(name, _TO_OFFICIAL)
+        if renamed is None:
             unknown.append(name)
         else:
-            reverted[new] = tensor
+            reverted[renamed] = tensor
     if unknown:
         raise ValueError(
             f'{len(unknown)} names are not those of an RMT of this package, '
@@ -149,73 +161,16 @@ def revert_to_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Te
     return reverted
 
 
-def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) -> Shapes:
-    """Return names and shapes of an official backbone's tensors, in the order of the released files.
-
-    Args:
-        arch (Arch): the size.
-        in_channels (int): channels of the input image. Default 3.
-        out_norms (bool): include the norms of dense prediction. Default True.
-    """
-    dims, shapes = arch.embed_dims, {}
-    widths = (in_channels, dims[0] // 2, dims[0] // 2, dims[0], dims[0])
-    for i in range(4):
-        shapes.update(layer(f'patch_embed.proj.{3 * i}', widths[i + 1], widths[i], 3, 3))
-        shapes.update(batch_norm(f'patch_embed.proj.{3 * i + 1}', widths[i + 1]))
-    for i, stage in enumerate(arch.stages()):
-        dim, stage_name, hidden = stage.dim, f'layers.{i}', int(stage.dim * stage.mlp_ratio)
-        shapes[f'{stage_name}.Relpos.angle'] = (dim // stage.num_heads,)
-        shapes[f'{stage_name}.Relpos.decay'] = (stage.num_heads,)
-        for j in range(stage.depth):
-            block = f'{stage_name}.blocks.{j}'
-            if stage.layer_scale:
-                shapes.update({f'{block}.gamma_{k}': (1, 1, 1, dim) for k in (1, 2)})
-            shapes.update(layer_norm(f'{block}.retention_layer_norm', dim))
-            for which in 'qkv':
-                shapes.update(layer(f'{block}.retention.{which}_proj', dim, dim))
-            shapes.update(layer(f'{block}.retention.lepe.conv', dim, 1, 5, 5))
-            shapes.update(layer(f'{block}.retention.out_proj', dim, dim))
-            shapes.update(layer_norm(f'{block}.final_layer_norm', dim))
-            shapes.update(layer(f'{block}.ffn.fc1', hidden, dim))
-            shapes.update(layer(f'{block}.ffn.fc2', dim, hidden))
-            shapes.update(layer(f'{block}.ffn.dwconv.conv', hidden, 1, 3, 3))
-            shapes.update(layer(f'{block}.pos.conv', dim, 1, 3, 3))
-        if i + 1 < len(dims):
-            shapes.update(layer(f'{stage_name}.downsample.reduction', dims[i + 1], dim, 3, 3))
-            shapes.update(batch_norm(f'{stage_name}.downsample.norm', dims[i + 1]))
-    if out_norms:
-        for i, dim in enumerate(dims):
-            shapes.update(layer_norm(f'extra_norms.{i}', dim))
-    return shapes
-
-
-def classifier_head_shapes(arch: Arch, num_classes: int = 1000, token_label: bool = False) -> Shapes:
-    """Return names and shapes of an official classification head's tensors."""
-    dim, hidden = arch.embed_dims[-1], 1024
-    shapes = {**layer('proj', hidden, dim), **batch_norm('norm', hidden), **layer('head', num_classes, hidden)}
-    if token_label:
-        shapes.update(layer('aux_head', num_classes, dim))
-    return shapes
-
-
-def layer(name: str, *weight: int) -> Shapes:
-    """Return the shapes of a Linear or convolution with bias, given that of its weight."""
-    return {f'{name}.weight': weight, f'{name}.bias': weight[:1]}
-
-
-def layer_norm(name: str, dim: int) -> Shapes:
-    """Return the shapes of a LayerNorm."""
-    return {f'{name}.weight': (dim,), f'{name}.bias': (dim,)}
-
-
-def batch_norm(name: str, dim: int) -> Shapes:
-    """Return the shapes of a BatchNorm."""
-    return {
-        **layer_norm(name, dim),
-        f'{name}.running_mean': (dim,),
-        f'{name}.running_var': (dim,),
-        f'{name}.num_batches_tracked': (),
-    }
+def official_shapes(shapes: Shapes) -> Shapes:
+    """Return names and shapes under official names, given those of a backbone's tensors; leave unknown names."""
+    official: Shapes = {}
+    for name, shape in shapes.items():
+        match = _QKV_OURS.fullmatch(name)
+        if match and shape:
+            official.update({part: (shape[0] // 3, *shape[1:]) for part in _official_projections(match)})
+        else:
+            official[_rename(name, _TO_OFFICIAL) or name] = shape
+    return official
 
 
 def position_buffers(arch: Arch) -> Dict[str, Tensor]:
@@ -234,3 +189,23 @@ def position_buffers(arch: Arch) -> Dict[str, Tensor]:
         decay = log_decay(stage.num_heads, stage.init_value, stage.heads_range)
         buffers[f'layers.{i}.Relpos.decay'] = torch.tensor(decay, dtype=torch.float32)
     return buffers
+
+
+def check_position_buffers(state_dict: Dict[str, Tensor], arch: Arch) -> None:
+    """Raise CheckpointError if a file was trained with another decay or rotation than the model computes.
+
+    Args:
+        state_dict (dict[str, Tensor]): tensors of an official backbone; position buffers may be missing.
+        arch (Arch): the size of the model.
+    """
+    for name, ours in position_buffers(arch).items():
+        theirs = state_dict.get(name)
+        # The tolerance admits files in half precision; another decay range differs by tens of per cent.
+        if theirs is not None and not (
+            theirs.shape == ours.shape and theirs.float().cpu().allclose(ours, rtol=5e-3, atol=1e-5)
+        ):
+            first, wanted = ([round(value, 4) for value in buffer.flatten()[:3].tolist()] for buffer in (theirs, ours))
+            raise CheckpointError(
+                f'{name} starts with {first}, and that of the model with {wanted}: the file was trained with another '
+                'decay or rotation and would not work with this model.'
+            )

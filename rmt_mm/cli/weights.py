@@ -14,7 +14,7 @@ from torch import nn
 
 from ..backbone import RMT
 from ..checkpoints.loading import COPIES, check_checkpoint_file, is_pretrained
-from ..checkpoints.official import is_marked_deployed, list_some
+from ..checkpoints.state_dicts import is_marked_deployed, list_some
 from ..errors import CheckpointError, UsageError
 from .model_check import is_rmt
 

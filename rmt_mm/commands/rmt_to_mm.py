@@ -9,8 +9,9 @@ import os.path as osp
 
 from .. import cli
 from ..checkpoints.files import check_destination, file_hash, read_checkpoint, write_checkpoint
-from ..checkpoints.official import TASKS, WEIGHTS, OfficialModel, parse_checkpoint, pick_state_dict
 from ..checkpoints.official_names import is_official
+from ..checkpoints.state_dicts import pick_state_dict
+from ..conversion import TASKS, WEIGHTS, OfficialModel, parse_checkpoint
 from ..errors import CheckpointError, printable
 from ..safe_load import OFFICIAL_TYPES
 

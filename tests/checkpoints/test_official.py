@@ -17,16 +17,15 @@ from rmt_mm import RMT
 from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints.files import CheckpointError
 from rmt_mm.checkpoints.loading import check_checkpoint_file, load_pretrained
-from rmt_mm.checkpoints.official import parse_checkpoint
-from rmt_mm.checkpoints.official_heads import HEADS
 from rmt_mm.checkpoints.official_names import (
     POSITION_BUFFER,
-    backbone_shapes,
-    classifier_head_shapes,
     convert_official_state_dict,
     position_buffers,
     revert_to_official_state_dict,
 )
+from rmt_mm.conversion import parse_checkpoint
+from rmt_mm.conversion.heads import HEADS, classifier
+from rmt_mm.conversion.official_model import backbone_shapes
 
 from support import ROOT
 from support.official_files import (
@@ -78,8 +77,8 @@ def test_layout(key):
     size, kind = key.split('/')
     shapes = backbone_shapes(ARCHS[size], out_norms=kind == 'dense')
     if kind != 'dense':
-        shapes.update(classifier_head_shapes(ARCHS[size], token_label=kind == 'token_label'))
-    assert list(shapes.items()) == [(name, tuple(shape)) for name, shape in OFFICIAL_KEYS[key].items()]
+        shapes.update(classifier(ARCHS[size].embed_dims, 1000, kind == 'token_label'))
+    assert shapes == {name: tuple(shape) for name, shape in OFFICIAL_KEYS[key].items()}
 
 
 @pytest.mark.parametrize('size', ARCHS)
@@ -164,7 +163,7 @@ def test_report_in_the_log(tmp_path, monkeypatch):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('classification'))
     RMT(NANO._asdict(), init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
     (log,) = messages
-    for text in ('official checkpoint', 'arch: custom', 'no part of the backbone', 'no output norms', 'model_ema'):
+    for text in ('official checkpoint', 'proj.weight', 'no part of the backbone', 'no output norms', 'model_ema'):
         assert text in log
 
 
@@ -218,16 +217,24 @@ def test_norms_of_unused_stages_are_no_error(tmp_path):
 def broken(official):
     """Yield a description, a state dict and words of the error, for each state dict that must not load."""
     first = 'layers.1.blocks.0.retention.k_proj.weight'
-    yield {k: v for k, v in official.items() if k != first}, ('1 missing', first)
-    yield {**official, 'layers.9.what': torch.zeros(1)}, ('1 unexpected', 'layers.9.what')
-    yield {**official, first: torch.zeros(3, 3)}, ('wrong shape', first, '(3, 3)')
+    yield {k: v for k, v in official.items() if k != first}, ('layers.1.blocks.0.retention has no k_proj.weight',)
+    yield {**official, 'layers.9.what': torch.zeros(1)}, ('1 names are not', 'layers.9.what')
+    yield {**official, first: torch.zeros(3, 3)}, ('wrong shape', 'k_proj.weight is (3, 3)')
     yield {k: v for k, v in official.items() if k != 'extra_norms.2.bias'}, ('1 missing', 'extra_norms.2.bias')
     yield {**official, 'layers.0.Relpos.decay': official['layers.0.Relpos.decay'] * 1.5}, ('another decay', 'layers.0')
+    decay = official['layers.0.Relpos.decay']
+    yield {**official, 'layers.0.Relpos.decay': decay.repeat(2)}, ('another decay', 'layers.0')
+    fc1 = 'layers.0.blocks.0.ffn.fc1.weight'
+    yield {**official, fc1: torch.zeros(3, 3)}, ('1 of the wrong shape', f'{fc1} is (3, 3)')
+    for which in 'qkv':  # all three alike
+        official = {**official, first.replace('k_proj', f'{which}_proj'): torch.zeros(3, 3)}
+    yield official, ('3 of the wrong shape', f'{first.replace("k_proj", "q_proj")} is (3, 3)')
+    yield {**official, first: torch.tensor(1.0)}, ('wrong shape', 'k_proj.weight is ()')
     yield {'conv1.weight': torch.zeros(1)}, ('not a checkpoint of RMT', 'conv1.weight')
     yield {}, ('no state dict', 'empty')
 
 
-@pytest.mark.parametrize('case', range(7))
+@pytest.mark.parametrize('case', range(11))
 def test_incomplete_files_do_not_load(case, tmp_path):
     state_dict, words = list(broken(nano_state_dict('dense')))[case]
     path = save_classifier(tmp_path / 'official.pth', state_dict)
@@ -237,6 +244,13 @@ def test_incomplete_files_do_not_load(case, tmp_path):
         load_pretrained(model, path)
     assert all(word in str(error.value) for word in (*words, path)), str(error.value)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize('case', range(11))
+def test_incomplete_files_are_not_converted(case, nano):
+    state_dict, _ = list(broken(nano_state_dict('dense')))[case]
+    with pytest.raises(CheckpointError):
+        parse_checkpoint(dict(model=state_dict))
 
 
 @pytest.mark.parametrize('official', [True, False])
@@ -455,6 +469,15 @@ def test_replaced_layers_are_not_checked():
     assert len(low_rank) == 2
     model.load_state_dict(low_rank, strict=False)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in low_rank.items())
+
+
+def test_models_with_replaced_layers_take_no_other_model(tmp_path):
+    path = str(tmp_path / 'swin.pth')
+    torch.save({'backbone.stages.0.blocks.0.norm1.weight': torch.zeros(8)}, path)
+    model = RMT(NANO._asdict())
+    model.stages[0][0].attn.qkv = LowRank(model.stages[0][0].attn.qkv)
+    with pytest.raises(CheckpointError, match='not a checkpoint of RMT'):
+        load_pretrained(model, path)
 
 
 def test_addresses_of_other_storage(tmp_path, monkeypatch):

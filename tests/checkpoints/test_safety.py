@@ -25,11 +25,12 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner.checkpoint import _load_checkpoint
 
 from rmt_mm.arch import ARCHS
-from rmt_mm.checkpoints import official, read_checkpoint
+from rmt_mm.checkpoints import read_checkpoint
 from rmt_mm.checkpoints.files import local_copy, write_checkpoint
-from rmt_mm.checkpoints.official import parse_checkpoint, pick_state_dict
+from rmt_mm.checkpoints.state_dicts import pick_state_dict
 from rmt_mm.classification.label_map import MAX_NUMBERS, load_label_map, save_label_map
 from rmt_mm.cli.options import describe
+from rmt_mm.conversion import parse_checkpoint
 from rmt_mm.errors import CheckpointError, RMTError, TokenLabelError, printable
 from rmt_mm.safe_types import STAND_INS
 from rmt_mm.safe_unpickler import safe_globals, set_safe_globals
@@ -372,7 +373,7 @@ def test_wrappers_are_taken_off_at_once():
     assert pick_state_dict(state_dict(3))[1].keys() == {'a', 'b', 'module.c'}
     assert lines_run(pick_state_dict, state_dict(500)) == lines_run(pick_state_dict, state_dict(1))
     assert pick_state_dict({'module.' * 80000 + 'a': torch.zeros(1)})[1].keys() == {'a'}
-    assert official.pick_state_dict({'modul': torch.zeros(1), 'module.a': torch.zeros(1)})[1].keys() == {
+    assert pick_state_dict({'modul': torch.zeros(1), 'module.a': torch.zeros(1)})[1].keys() == {
         'modul',
         'module.a',
     }

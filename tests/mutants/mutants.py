@@ -36,7 +36,7 @@ TOKEN_DATA = 'tests/classification/test_token_label_data.py'
 TOKEN_GEOMETRY = 'tests/classification/test_token_label_geometry.py'
 TOKEN_TOOL = 'tests/classification/test_token_label_tool.py'
 OFFICIAL = 'tests/checkpoints/test_official.py'
-CONVERTER = 'tests/checkpoints/test_converter.py'
+CONVERTER = 'tests/conversion/test_converter.py'
 COMPAT = 'tests/checkpoints/test_compat.py'
 SAFETY = 'tests/checkpoints/test_safety.py'
 DATA_CHECK = 'tests/training/test_data_check.py'
@@ -590,19 +590,31 @@ MUTANTS = [
             converted[new] = tensor""",
             'tests/checkpoints',
         ),
+        ('official names: positions of another decay', 'rtol=5e-3, atol=1e-5', 'rtol=5e3, atol=1e5'),
+        ('official names: positions of another size', 'theirs.shape == ours.shape and', ''),
+        ('official names: projections of different shapes', 'if len(set(shapes)) > 1 or () in shapes:', 'if False:'),
     ),
     *_group(
-        'rmt_mm/checkpoints/official.py',
+        'rmt_mm/checkpoints/state_dicts.py',
         CONVERTER,
         (
             'converter: the average instead of the raw weights',
             "('state_dict', 'model', 'model_ema')",
             "('state_dict', 'model_ema', 'model')",
         ),
+        ('converter: missing tensors', 'missing = [name for name in wanted if name not in have]', 'missing = []'),
+    ),
+    *_group(
+        'rmt_mm/conversion/official_model.py',
+        CONVERTER,
         ('converter: stem of one channel', 'weight.sum(dim=1, keepdim=True)', 'weight.mean(dim=1, keepdim=True)'),
         ('converter: stem of four channels', '* (have / channels)', '* 1.0'),
-        ('converter: missing tensors', 'missing = [name for name in wanted if name not in have]', 'missing = []'),
-        ('converter: positions of another decay', 'rtol=5e-3, atol=1e-5', 'rtol=5e3, atol=1e5', 'tests/checkpoints'),
+        (
+            'converter: positions of another decay',
+            'check_position_buffers(parsed.backbone, arch)',
+            'pass',
+            'tests/checkpoints tests/conversion',
+        ),
     ),
     *_group(
         'rmt_mm/checkpoints/loading.py',
@@ -618,8 +630,18 @@ MUTANTS = [
             '',
             'tests/checkpoints tests/cli/test_loading.py',
         ),
-        ('loading: official files unconverted', 'if is_official(below or state_dict):', 'if False:'),
+        (
+            'loading: official files unconverted',
+            'if is_official(state_dict):\n            state_dict, notes',
+            'if False:\n            state_dict, notes',
+        ),
         ('loading: models of others', '    require_rmt(below or state_dict)\n', '    pass\n'),
+        ('loading: positions of another decay', '    check_position_buffers(part, backbone.arch)\n', ''),
+        (
+            'loading: errors on official files in our names',
+            'differences(official_shapes(needed), official_shapes(given)) if official else',
+            '',
+        ),
     ),
     *_group(
         'rmt_mm/checkpoints/files.py',

@@ -8,8 +8,8 @@ import torch
 
 from rmt_mm import golden as weights
 from rmt_mm.arch import Arch
-from rmt_mm.checkpoints.official_heads import HEADS
-from rmt_mm.checkpoints.official_names import backbone_shapes, classifier_head_shapes
+from rmt_mm.conversion.heads import HEADS, classifier
+from rmt_mm.conversion.official_model import backbone_shapes
 from rmt_mm.reference import PlainRMT
 
 from support import ROOT
@@ -55,7 +55,7 @@ def nano_state_dict(kind, classes=7):
         return state_dict
     shapes = backbone_shapes(NANO, out_norms=kind == 'dense')
     if kind != 'dense':
-        shapes.update(classifier_head_shapes(NANO, classes, kind == 'token_label'))
+        shapes.update(classifier(NANO.embed_dims, classes, kind == 'token_label'))
     return tensors(shapes, NANO)
 
 

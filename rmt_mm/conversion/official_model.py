@@ -1,30 +1,38 @@
-"""Convert the authors' checkpoints to ours and back: identify a file, check that it is complete, and report on it."""
+"""Convert whole checkpoints of the authors to ours and back: identify a file, check that it is complete, report."""
 
-import os.path as osp
 import re
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor
 
 from ..arch import ARCHS, Arch
-from ..errors import CheckpointError, printable
-from ..version import __version__
-from .official_heads import HEADS
-from .official_names import (
+from ..backbone import RMT
+from ..checkpoints.official_names import (
+    CLASSIFIER_HEAD,
     POSITION_BUFFER,
     Shapes,
-    backbone_shapes,
-    classifier_head_shapes,
+    check_position_buffers,
     convert_official_state_dict,
     is_official,
-    is_ours,
+    official_shapes,
     position_buffers,
     revert_to_official_state_dict,
 )
-
-StateDict = Dict[str, Tensor]
+from ..checkpoints.state_dicts import (
+    StateDict,
+    as_dict,
+    differences,
+    is_deployed,
+    is_marked_deployed,
+    list_some,
+    measure,
+    pick_state_dict,
+    require_rmt,
+)
+from ..errors import CheckpointError, printable
+from ..version import __version__
+from .heads import HEADS, classifier
 
 # The kinds that each kind can be reduced to.
 REDUCTIONS = {
@@ -38,11 +46,6 @@ TASKS = ('auto', *REDUCTIONS)
 WEIGHTS = ('auto', 'model', 'model_ema')
 NO_NORMS = 'a classifier has no output norms: those of a dense model start anew'
 FEWER_NORMS = 'trained without these outputs: their norms start anew in a model that has them'
-# A tensor name in a block, official or ours.
-_BLOCK = re.compile(
-    r'(?:layers\.(\d{1,3})\.blocks|stages\.(\d{1,3}))\.(\d{1,3})\.'
-    r'((?:retention_layer_norm|norm1)\.weight$)?'
-)
 
 
 @dataclass
@@ -111,7 +114,8 @@ class OfficialModel:
         """Return names and shapes of the tensors outside the backbone."""
         if self.model is not None:
             return HEADS[self.model].shapes(self.arch.embed_dims, classes)
-        return classifier_head_shapes(self.arch, classes, self.kind == 'token_label') if self.kind != 'dense' else {}
+        dims = self.arch.embed_dims
+        return classifier(dims, classes, self.kind == 'token_label') if self.kind != 'dense' else {}
 
     def to_ours(self, **meta) -> dict:
         """Return a checkpoint for mmpretrain, mmdet 3 or mmseg 1.
@@ -139,9 +143,7 @@ class OfficialModel:
         """Return a checkpoint for the authors' code: under ``model``, or for mmdet 2 and mmseg 0 ``state_dict``."""
         backbone = {**position_buffers(self.arch), **self.backbone}
         if self.model is None:
-            order = [*backbone_shapes(self.arch), *self.head]
-            both = {**backbone, **self.head}
-            return dict(model={name: both[name] for name in order if name in both})
+            return dict(model={**backbone, **self.head})
         if self.model == 'RetinaNet':  # the authors' backbone has a norm of stage 1, ours has none
             dim = self.arch.embed_dims[0]
             backbone.setdefault('extra_norms.0.weight', torch.ones(dim))
@@ -167,9 +169,22 @@ class OfficialModel:
         return lines + self.notes
 
 
-def parse_checkpoint(
-    checkpoint: dict, weights: str = 'auto', task: str = 'auto', sizes: Mapping[str, Arch] = ARCHS
-) -> OfficialModel:
+def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) -> Shapes:
+    """Return names and shapes of an official backbone's tensors, taken from an RMT without memory.
+
+    Args:
+        arch (Arch): the size.
+        in_channels (int): channels of the input image. Default 3.
+        out_norms (bool): include the norms of dense prediction. Default True.
+    """
+    with torch.device('meta'):
+        model = RMT(arch._asdict(), in_channels=in_channels, out_norm=out_norms)
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    buffers = {name: tuple(buffer.shape) for name, buffer in position_buffers(arch).items()}
+    return {**official_shapes(ours), **buffers}
+
+
+def parse_checkpoint(checkpoint: dict, weights: str = 'auto', task: str = 'auto') -> OfficialModel:
     """Identify what a checkpoint holds, and check that it is complete.
 
     Args:
@@ -177,7 +192,6 @@ def parse_checkpoint(
         weights (str): ``'model'``, ``'model_ema'``, or ``'auto'``: raw weights if the file has both.
         task (str): ``'auto'`` for the file's own kind, that kind by name, or a part of it: ``'dense'`` drops every
             head, ``'classification'`` the auxiliary head of a token-label model.
-        sizes (Mapping[str, Arch]): sizes that a file may have. Default: the published ones.
 
     Returns:
         OfficialModel: its tensors under official names.
@@ -187,20 +201,20 @@ def parse_checkpoint(
             unknown, or tensors are missing, unexpected or of the wrong shape.
     """
     weights, state_dict, notes = pick_state_dict(checkpoint, weights)
-    meta = _dict(checkpoint.get('meta'))
+    meta = as_dict(checkpoint.get('meta'))
     if is_deployed(state_dict) or is_marked_deployed(checkpoint):
         raise CheckpointError(
             'it is of the form for inference (RMT.switch_to_deploy), from which no way leads back: '
             'take the checkpoint that it was made of.'
         )
     backbone, head = _split(state_dict)
-    buffers = _dict(checkpoint.get('official_only'))
-    remembered = _dict(meta.get('rmt_mm')).get('weights')  # written by to_ours
+    buffers = as_dict(checkpoint.get('official_only'))
+    remembered = as_dict(meta.get('rmt_mm')).get('weights')  # written by to_ours
     weights = remembered if isinstance(remembered, str) else weights
     kind, model = _recognise_kind(head, task)
-    size, arch = _recognise_size(backbone, sizes)
+    size, arch = _recognise_size(backbone)
     backbone = {**buffers, **backbone}
-    names = _dict(meta.get('dataset_meta')) or {key: meta.get(key.upper()) for key in ('classes', 'palette')}
+    names = as_dict(meta.get('dataset_meta')) or {key: meta.get(key.upper()) for key in ('classes', 'palette')}
     names = {key: value for key, value in names.items() if value is not None}
     plain = {key: value for key, value in names.items() if isinstance(key, str) and _is_plain(value)}
     if len(plain) < len(names):
@@ -208,46 +222,8 @@ def parse_checkpoint(
     parsed = OfficialModel(kind, size, arch, model, weights, backbone, head, notes=notes, dataset_meta=plain)
     _reduce(parsed, task)
     _check(parsed)
-    _check_positions(parsed)
+    check_position_buffers(parsed.backbone, arch)
     return parsed
-
-
-def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, StateDict, List[str]]:
-    """Find the state dict in a checkpoint.
-
-    Returns:
-        tuple: its key in the checkpoint, its tensors without the ``module.`` of wrappers, and notes for the user.
-
-    Raises:
-        CheckpointError: there is none, or none under the key ``weights``.
-    """
-    groups = {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
-    notes = []
-    if weights != 'auto':
-        if weights not in groups:
-            there = ', '.join(key for key in ('model', 'model_ema', 'state_dict') if key in groups)
-            raise CheckpointError(
-                f'the file has no {weights!r}; it has {there or "a bare state dict"}.', 'weights', weights='auto'
-            )
-        key: Optional[str] = weights
-    else:
-        key = next((key for key in ('state_dict', 'model', 'model_ema') if key in groups), None)
-        if key == 'model' and 'model_ema' in groups:
-            notes.append('note: these are the raw weights; the file has their moving average too, as model_ema')
-    others = [name for name in checkpoint if name not in ('meta', 'official_only', 'model', 'model_ema', key)]
-    if key and others:
-        notes.append(f'left out: {list_some([str(name) for name in others], 6)}')
-    if 'ema_state_dict' in groups:
-        notes.append("note: mmengine's EMAHook stores the moving average as state_dict, which is what is used")
-    state_dict = groups[key] if key else checkpoint
-    odd = [name for name, value in state_dict.items() if not isinstance(value, Tensor) or not isinstance(name, str)]
-    if odd or not state_dict:
-        what = f'has entries that are not tensors ({list_some([str(name) for name in odd])})' if odd else 'is empty'
-        raise CheckpointError(f'the file holds no state dict: {repr(key) if key else "it"} {what}.')
-    common = osp.commonprefix(list(state_dict))
-    wrappers = len(common) - len(re.sub(r'^(?:module\.)*', '', common))
-    state_dict = {name[wrappers:]: tensor for name, tensor in state_dict.items()}
-    return key or 'bare state dict', state_dict, notes
 
 
 def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
@@ -256,7 +232,7 @@ def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
     if ours:
         require_rmt(state_dict)
     prefix = 'backbone.' if any(name.startswith('backbone.') for name in state_dict) else ''
-    heads = re.compile(r'(?!backbone\.)' if prefix else r'(proj|norm|head|aux_head)\.')
+    heads = re.compile(r'(?!backbone\.)') if prefix else CLASSIFIER_HEAD
     head = {name: tensor for name, tensor in state_dict.items() if heads.match(name)}
     backbone = {name[len(prefix) :]: tensor for name, tensor in state_dict.items() if name not in head}
     try:
@@ -267,27 +243,6 @@ def _split(state_dict: StateDict) -> Tuple[StateDict, StateDict]:
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return backbone, head
-
-
-def require_rmt(state_dict: StateDict) -> None:
-    """Raise CheckpointError if no tensor has a name of the blocks of :class:`rmt_mm.RMT`, after any prefix."""
-    if not is_ours(state_dict):
-        raise CheckpointError(
-            f'this is not a checkpoint of RMT: none of its {len(state_dict)} tensors has such a name '
-            f'(it has {list_some(list(state_dict))}).'
-        )
-
-
-def is_deployed(names: Iterable[str]) -> bool:
-    """Tell by our names whether an RMT is in the form for inference: its BatchNorms are fused into the convolutions."""
-    names = list(names)
-    norms = any(re.search(r'(^|\.)(stem\.(1|4|7|10)|downsamples\.\d\.norm)\.', name) for name in names)
-    return is_ours(names) and not norms and any(re.search(r'(^|\.)stem\.0\.weight$', name) for name in names)
-
-
-def is_marked_deployed(checkpoint: dict) -> bool:
-    """Tell whether a checkpoint is marked as the form for inference: with other norms the names do not show it."""
-    return bool(_dict(_dict(checkpoint.get('meta')).get('rmt_mm')).get('deploy'))
 
 
 def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
@@ -309,45 +264,12 @@ def _recognise_kind(head: StateDict, task: str) -> Tuple[str, Optional[str]]:
     )
 
 
-def measure(state_dict: StateDict) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
-    """Return channels and block counts of the stages of an RMT, by official names or ours; 0 if none are found."""
-    dims: Dict[int, int] = {}
-    depths: Dict[int, int] = {}
-    for name, tensor in state_dict.items():
-        match = _BLOCK.match(name)
-        if match:
-            stage, block = int(match.group(1) or match.group(2)), int(match.group(3))
-            depths[stage] = max(depths.get(stage, 0), block + 1)
-            if match.group(4):
-                dims[stage] = tensor.numel()
-    stages = range(max(depths, default=-1) + 1)
-    return tuple(dims.get(stage, 0) for stage in stages), tuple(depths.get(stage, 0) for stage in stages)
-
-
-def _recognise_size(backbone: StateDict, sizes: Mapping[str, Arch]) -> Tuple[str, Arch]:
+def _recognise_size(backbone: StateDict) -> Tuple[str, Arch]:
     dims, depths = measure(backbone)
-    for size, arch in sizes.items():
+    for size, arch in ARCHS.items():
         if (arch.embed_dims, arch.depths) == (dims, depths):
             return size, arch
-    raise CheckpointError(f'the model has {depths} blocks of {dims} channels, none of {", ".join(sizes)}.')
-
-
-def differences(wanted: Shapes, have: Shapes) -> List[str]:
-    """Return a text each on missing tensors, unexpected tensors and tensors of the wrong shape; empty if all fit."""
-    missing = [name for name in wanted if name not in have]
-    unexpected = [name for name in have if name not in wanted]
-    wrong = [name for name in have if name in wanted and tuple(have[name]) != tuple(wanted[name])]
-    found = [
-        f'{len(names)} {what} ({list_some(names)})'
-        for names, what in ((missing, 'missing'), (unexpected, 'unexpected'))
-        if names
-    ]
-    if wrong:
-        name = wrong[0]
-        found.append(
-            f'{len(wrong)} of the wrong shape ({list_some([name])} is {tuple(have[name])}, not {tuple(wanted[name])})'
-        )
-    return found
+    raise CheckpointError(f'the model has {depths} blocks of {dims} channels, none of {", ".join(ARCHS)}.')
 
 
 def _reduce(parsed: OfficialModel, task: str) -> None:
@@ -419,23 +341,6 @@ def _check(parsed: OfficialModel) -> None:
         parsed.dropped['position buffers, computed by the model'] = buffers
 
 
-def _check_positions(parsed: OfficialModel) -> None:
-    """Raise CheckpointError if the file was trained with another decay or rotation than we compute."""
-    for name, ours in position_buffers(parsed.arch).items():
-        theirs = parsed.backbone.get(name)
-        # The tolerance admits files in half precision; another decay range differs by tens of per cent.
-        if theirs is not None and not theirs.float().cpu().allclose(ours, rtol=5e-3, atol=1e-5):
-            first, wanted = ([round(value, 4) for value in buffer.tolist()[:3]] for buffer in (theirs, ours))
-            raise CheckpointError(
-                f'{name} starts with {first}, and that of RMT {parsed.size} with {wanted}: the model '
-                'was trained with another decay or rotation and would not work with this one.'
-            )
-
-
-def _dict(value) -> dict:
-    return value if isinstance(value, dict) else {}
-
-
 def _is_plain(value: object, depth: int = 4) -> bool:
     """Tell whether a value consists of types that JSON can hold, nested at most ``depth`` levels."""
     if isinstance(value, (list, tuple, dict)):
@@ -446,9 +351,3 @@ def _is_plain(value: object, depth: int = 4) -> bool:
             and all(_is_plain(part, depth - 1) for part in parts)
         )
     return value is None or isinstance(value, (str, bool, int, float))
-
-
-def list_some(names: List[str], count: int = 3) -> str:
-    """Join the first names, shortened and escaped, since an untrusted file gives them; count the others."""
-    first = [printable(name, 100) for name in names[:count]]
-    return ', '.join(first) + (f' and {len(names) - count} more' if len(names) > count else '')

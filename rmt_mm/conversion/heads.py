@@ -6,9 +6,29 @@ missing, unexpected or of another size. D is the backbone's channels, N the numb
 
 from typing import Callable, NamedTuple, Tuple
 
-from .official_names import Shapes, batch_norm, layer
+from ..checkpoints.official_names import Shapes
 
 Dims = Tuple[int, ...]
+
+
+def layer(name: str, *weight: int) -> Shapes:
+    """Return the shapes of a Linear or convolution with bias, given that of its weight."""
+    return {f'{name}.weight': weight, f'{name}.bias': weight[:1]}
+
+
+def layer_norm(name: str, dim: int) -> Shapes:
+    """Return the shapes of a LayerNorm."""
+    return {f'{name}.weight': (dim,), f'{name}.bias': (dim,)}
+
+
+def batch_norm(name: str, dim: int) -> Shapes:
+    """Return the shapes of a BatchNorm."""
+    return {
+        **layer_norm(name, dim),
+        f'{name}.running_mean': (dim,),
+        f'{name}.running_var': (dim,),
+        f'{name}.num_batches_tracked': (),
+    }
 
 
 def _convs(name: str, count: int) -> Shapes:
@@ -106,6 +126,15 @@ def upernet(dims: Dims, classes: int) -> Shapes:
     shapes.update(_conv_bn(f'{head}.fpn_bottleneck', width, 4 * width, 3))
     shapes.update(_conv_bn('auxiliary_head.convs.0', 256, dims[2], 3))
     return {**shapes, **layer('auxiliary_head.conv_seg', classes, 256, 1, 1)}
+
+
+def classifier(dims: Dims, classes: int, token_label: bool = False) -> Shapes:
+    """Return names and shapes of an official classification head's tensors."""
+    dim, hidden = dims[-1], 1024
+    shapes = {**layer('proj', hidden, dim), **batch_norm('norm', hidden), **layer('head', classes, hidden)}
+    if token_label:
+        shapes.update(layer('aux_head', classes, dim))
+    return shapes
 
 
 class Head(NamedTuple):

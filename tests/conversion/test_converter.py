@@ -24,8 +24,8 @@ from rmt_mm import RMT
 from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints import loading
 from rmt_mm.checkpoints.files import CheckpointError, file_hash, force_safe_loading, read_checkpoint, write_checkpoint
-from rmt_mm.checkpoints.official_heads import HEADS
 from rmt_mm.commands import rmt_to_mm
+from rmt_mm.conversion.heads import HEADS
 from rmt_mm.reference import PlainRMT
 
 from support import ROOT
