@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arch import log_decay
-from .eager import is_compiling, may_overwrite
+from .eager import is_compiling, is_recorded, may_overwrite
 from .layers import channels_last_linear, to_image
 from .position import PositionTables, coordinates, rotate
 
@@ -30,6 +30,11 @@ except ImportError:  # torch < 2.5
 # The full form holds a bias of up to this many elements (64 MiB in fp32), once for all blocks. Of a larger bias it
 # holds a part, or on CUDA nothing.
 MAX_BIAS_ELEMENTS = 2**24
+# Without gradients, the CPU attends along lines of up to MAX_SHORT_LINE tokens by plain matrix products, over as many
+# lines at a time as have SLICE_WEIGHTS attention weights, which stay in its cache. Torch's fused kernel is slower there:
+# it takes every line of every head by itself. For longer lines it is faster.
+MAX_SHORT_LINE = 192
+SLICE_WEIGHTS = 2**18
 # FlexAttention's kernels on CUDA are written in triton.
 HAS_FLEX_KERNEL = flex_attention is not None and find_spec('triton') is not None
 
@@ -44,11 +49,34 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
+    is_short = q.shape[2] <= MAX_SHORT_LINE and q.device.type == 'cpu' and q.dtype == torch.float32
+    if is_short and not torch.is_grad_enabled() and not is_recorded():
+        return attend_short_lines(q, k, v, bias)
     batch_and_lines = q.shape[:2]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
     # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
     return out.transpose(1, 2).unflatten(0, batch_and_lines)
+
+
+def attend_short_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Compute :func:`attend_lines` by plain matrix products, in slices of the lines."""
+    heads, length, _ = bias.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lines = [t.flatten(0, 1).transpose(1, 2) for t in (q, k, v, out)]  # (B * lines, heads, L, head_dim)
+    step = max(1, SLICE_WEIGHTS // bias.numel())
+    weights = q.new_empty(min(step, len(lines[0])), heads, length, length)
+    # Torch's softmax is slow along rows shorter than its vectors of 16 numbers: let keys be rows, and queries columns.
+    keys_first = length < 16
+    for query, key, value, result in zip(*(t.split(step) for t in lines)):
+        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
+        part = weights[: len(result)].copy_(bias).flatten(0, 1)
+        first, second = (key, query) if keys_first else (query, key)
+        part.baddbmm_(first, second.transpose(1, 2), alpha=q.shape[-1] ** -0.5)  # the bias is symmetric
+        torch.softmax(part, 1 if keys_first else 2, out=part)
+        part = part.transpose(1, 2) if keys_first else part
+        result.copy_(torch.bmm(part, value).view_as(result))
+    return out
 
 
 def attend_decomposed(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
