@@ -31,8 +31,8 @@ except ImportError:  # torch < 2.5
 # holds a part, or on CUDA nothing.
 MAX_BIAS_ELEMENTS = 2**24
 # Without gradients, the CPU attends along lines of up to MAX_SHORT_LINE tokens by plain matrix products, over as many
-# lines at a time as have SLICE_WEIGHTS attention weights, which stay in its cache. Torch's fused kernel is slower there:
-# it takes every line of every head by itself. For longer lines it is faster.
+# lines at a time as have SLICE_WEIGHTS attention weights, which stay in its cache. Torch's fused kernel is slower for
+# them, because it takes every line of every head by itself. For longer lines it is faster.
 MAX_SHORT_LINE = 192
 SLICE_WEIGHTS = 2**18
 # FlexAttention's kernels on CUDA are written in triton.
@@ -49,9 +49,9 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
-    is_short = q.shape[2] <= MAX_SHORT_LINE and q.device.type == 'cpu' and q.dtype == torch.float32
-    if is_short and not torch.is_grad_enabled() and not is_recorded():
-        return attend_short_lines(q, k, v, bias)
+    if not torch.is_grad_enabled() and not is_recorded():
+        if q.shape[2] <= MAX_SHORT_LINE and q.device.type == 'cpu' and q.dtype == torch.float32:
+            return attend_short_lines(q, k, v, bias)
     batch_and_lines = q.shape[:2]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
     # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.

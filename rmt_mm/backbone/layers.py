@@ -141,12 +141,14 @@ class FFN(nn.Module):
     Args:
         dim (int): channels.
         mlp_ratio (float): hidden channels over ``dim``.
+        with_cp (bool): in the backward pass, compute GELU and the depthwise convolution again. Default True.
     """
 
     _KINDS = dict(fc1=nn.Linear, dwconv=ResidualDWConv, fc2=nn.Linear)
 
-    def __init__(self, dim: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, with_cp: bool = True) -> None:
         super().__init__()
+        self.with_cp = with_cp
         hidden = int(dim * mlp_ratio)
         self.fc1 = nn.Linear(dim, hidden)
         self.dwconv = ResidualDWConv(hidden)
@@ -167,7 +169,7 @@ class FFN(nn.Module):
         # The hidden maps take most of a training step's memory. Keep only fc1's output; the backward pass computes GELU
         # and the depthwise convolution again, but not fc2, whose result it does not need. Hooks would run in the second
         # computation too: with hooks, keep everything.
-        if x.requires_grad and not is_recorded() and self._are_plain('dwconv', 'fc2'):
+        if self.with_cp and x.requires_grad and not is_recorded() and self._are_plain('dwconv', 'fc2'):
             return checkpoint(self._activate_and_project, x, use_reentrant=False, preserve_rng_state=False)
         return self._activate_and_project(x)
 

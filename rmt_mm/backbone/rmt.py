@@ -34,9 +34,12 @@ class RMTBlock(nn.Module):
         stage (Stage): the sizes of the block.
         drop_path (float): probability of dropping a residual branch for a sample, in training. Default 0.
         layer_scale_init (float): initial value of LayerScale, if the stage has it. Default 1e-6.
+        ffn_with_cp (bool): recompute the FFN's activations in the backward pass. Default True.
     """
 
-    def __init__(self, stage: Stage, drop_path: float = 0.0, layer_scale_init: float = 1e-6) -> None:
+    def __init__(
+        self, stage: Stage, drop_path: float = 0.0, layer_scale_init: float = 1e-6, ffn_with_cp: bool = True
+    ) -> None:
         super().__init__()
         dim = stage.dim
         self.cpe = ResidualDWConv(dim)
@@ -44,7 +47,7 @@ class RMTBlock(nn.Module):
         self.attn = MaSA(dim, stage.num_heads, stage.init_value, stage.heads_range, stage.decomposed)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.ffn = FFN(dim, stage.mlp_ratio)
+        self.ffn = FFN(dim, stage.mlp_ratio, ffn_with_cp)
         self.drop_path2 = DropPath(drop_path)
         self.gamma1 = self.gamma2 = None
         if stage.layer_scale:
@@ -136,6 +139,8 @@ class RMT(BaseModule):
             code.
         with_cp (bool | Sequence[bool]): recompute the blocks' activations in the backward pass to save memory, in all
             stages or in those marked True. Default False.
+        ffn_with_cp (bool): in the backward pass, recompute GELU and the depthwise convolution of every FFN, whose maps
+            are the largest of a block. False needs more memory and less time. Default True.
         out_norm (bool): put a LayerNorm (eps 1e-5) on each output, as dense prediction needs; classification has none.
             Default True.
         mask_token (bool): add a learned token that replaces masked ones, for masked image modelling (mmpretrain's
@@ -172,6 +177,7 @@ class RMT(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: Union[bool, Sequence[bool]] = False,
+        ffn_with_cp: bool = True,
         out_norm: bool = True,
         mask_token: bool = False,
         deploy: bool = False,
@@ -203,7 +209,10 @@ class RMT(BaseModule):
         self.stem = ConvStem(in_channels, dims[0], norm_cfg)
         self.downsamples = nn.ModuleList(Downsample(dims[i], dims[i + 1], norm_cfg) for i in range(NUM_STAGES - 1))
         self.stages = nn.ModuleList(
-            RMTStage((RMTBlock(stage, next(drop_paths), layer_scale_init) for _ in range(stage.depth)), recompute)
+            RMTStage(
+                [RMTBlock(stage, next(drop_paths), layer_scale_init, ffn_with_cp) for _ in range(stage.depth)],
+                recompute,
+            )
             for stage, recompute in zip(self.arch.stages(), self.with_cp)
         )
         self.out_norm = out_norm

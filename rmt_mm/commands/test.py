@@ -6,9 +6,11 @@ rmt-test mask-rcnn_rmt-t_fpn_amp-1x_coco work_dirs/.../epoch_12.pth
 
 import argparse
 
+import torch
 from mmengine.evaluator import DumpResults
 
 from .. import cli
+from ..cli.allocator import keep_freed_memory
 from ..training.data_check import build_data
 
 
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
         if args.show_dir:
             cli.draw_predictions(cfg, args.show_dir)
 
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     with cli.one_sentence(*cli.BUILD_ERRORS):
         runner = cli.build_runner(cfg)
         cli.watch_loading(runner, cfg.load_from, 'test')

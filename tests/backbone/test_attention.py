@@ -133,6 +133,38 @@ def test_the_fused_kernel_is_taken(attend, train):
         attend(*qkv, tables((5, 7))).sum()
 
 
+@pytest.mark.parametrize('length', [1, 7, 15, 16, 17, 40])
+@pytest.mark.parametrize('slice_weights', [1, 3 * HEADS * 7**2, 2**20])
+def test_short_lines_without_gradients(length, slice_weights, monkeypatch):
+    """They take plain products, in slices, with the values of the fused kernel; queries and keys are not changed."""
+    monkeypatch.setattr(attention, 'SLICE_WEIGHTS', slice_weights)
+    qkv = [torch.randn(2, length, 5, HEADS, DIM).transpose(1, 2) for _ in range(3)]  # columns of a map
+    given = [t.clone() for t in qkv]
+    bias = line_bias(LOG_DECAY, length, qkv[0].device, torch.float32)
+    expected = attend_lines(*qkv, bias)
+    calls = []
+    real = attention.attend_short_lines
+    monkeypatch.setattr(attention, 'attend_short_lines', lambda *args: calls.append(1) or real(*args))
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(attend_lines(*qkv, bias), expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) == 2 and all(torch.equal(*pair) for pair in zip(qkv, given))
+
+
+def test_other_lines_take_the_fused_kernel(monkeypatch):
+    """Lines that are long, of another dtype, recorded or with gradients."""
+    monkeypatch.setattr(attention, 'attend_short_lines', None)
+    q = torch.randn(1, 2, 5, HEADS, DIM)
+    bias = line_bias(LOG_DECAY, 5, q.device, q.dtype)
+    attend_lines(q, q, q, bias)
+    with torch.no_grad():
+        torch.jit.trace(attend_lines, (q, q, q, bias), check_trace=False)  # a check would run it untraced
+        torch.compile(attend_lines, backend='eager')(q, q, q, bias)
+        attend_lines(*[q.bfloat16()] * 3, bias.bfloat16())
+        monkeypatch.setattr(attention, 'MAX_SHORT_LINE', 4)
+        attend_lines(q, q, q, bias)
+
+
 def test_a_line_attends_within_itself():
     q, k, v = (torch.randn(1, 4, 5, HEADS, DIM) for _ in range(3))
     bias = line_bias(LOG_DECAY, 5, q.device, q.dtype)

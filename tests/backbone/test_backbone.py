@@ -234,6 +234,16 @@ def test_with_cp_changes_memory_and_not_gradients():
     assert savings == pytest.approx(held - whole, rel=0.01), 'stages save each their own'
 
 
+def test_ffn_with_cp_changes_memory_and_not_gradients():
+    x = torch.rand(2, 3, 64, 64)
+    models = [build(drop_path_rate=0.5, ffn_with_cp=with_cp) for with_cp in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    (less, gradients), (more, expected) = (saved_bytes_and_gradients(model, x) for model in models)
+    assert less < 0.9 * more
+    for gradient, reference in zip(gradients, expected):
+        torch.testing.assert_close(gradient, reference)
+
+
 def test_state_dict_has_parameters_and_norm_statistics_only():
     model = build()
     before = set(model.state_dict())

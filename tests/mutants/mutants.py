@@ -253,6 +253,18 @@ MUTANTS = [
             'return attend_lines(q, k, v, column_bias)',
             'return attend_lines(q, k, v, column_bias.flip(0))',
         ),
+        ('short lines: scores that are not scaled', 'alpha=q.shape[-1] ** -0.5', 'alpha=1'),
+        ('short lines: softmax over the queries', '1 if keys_first else 2, out=part', '2, out=part'),
+        (
+            'short lines: the last slice is left out',
+            'zip(*(t.split(step) for t in lines))',
+            'list(zip(*(t.split(step) for t in lines)))[:-1] or [[t[:step] for t in lines]]',
+        ),
+        (
+            'short lines: with gradients too',
+            'if not torch.is_grad_enabled() and not is_recorded():\n        if q',
+            'if not is_recorded():\n        if q',
+        ),
         ('large maps: no limit of memory', 'if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'if True:'),
         (
             'large maps: keys are not counted backward',
@@ -400,9 +412,10 @@ MUTANTS = [
         ),
         (
             'with_cp in all stages',
-            'layer_scale_init) for _ in range(stage.depth)), recompute)',
-            'layer_scale_init) for _ in range(stage.depth)), any(self.with_cp))',
+            'for _ in range(stage.depth)],\n                recompute,',
+            'for _ in range(stage.depth)],\n                any(self.with_cp),',
         ),
+        ('the FFN keeps its maps all the same', 'layer_scale_init, ffn_with_cp) for', 'layer_scale_init) for'),
         (
             'frozen stages: the stem learns',
             'frozen: List[nn.Module] = [self.stem] if self.frozen_stages >= 0 else []',

@@ -13,18 +13,20 @@ Times are medians of interleaved repeats in one process; compare only ratios wit
 weights: on the CPU of a fresh process (which returns freed blocks to the system at once, so that tensors are counted
 and not the gaps between them), on CUDA as its allocator counts it. The floor is the time of the true multiply-adds at
 the machine's rate of matrix products (torch.matmul), measured in the same run; a training step counts as three forward
-passes. The rate of the same product as a 1x1 convolution is printed too.
+passes. The rate of the same product as a 1x1 convolution is printed too, and the page faults of a step, each
+of which costs the clearing of memory.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
 from torch import nn
@@ -63,18 +65,20 @@ def case_of(args: argparse.Namespace) -> Case:
     return Case(*(getattr(args, field) for field in Case._fields))
 
 
-def measure_times(args: argparse.Namespace) -> Dict[str, List[float]]:
+def measure_times(args: argparse.Namespace) -> Tuple[Dict[str, List[float]], Dict[str, List[int]]]:
+    """Return seconds and page faults of every repeat of every implementation."""
     steps = {impl: stepper(impl, case_of(args)) for impl in args.impl}
     for step in steps.values():
         step()
         step()
-    times = {impl: [] for impl in steps}
+    times, faults = ({impl: [] for impl in steps} for _ in range(2))
     for _ in range(args.repeat):
         for impl, step in steps.items():
-            start = time.perf_counter()
+            faults_before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
             step()
             times[impl].append(time.perf_counter() - start)
-    return times
+            faults[impl].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before)
+    return times, faults
 
 
 def resident_mb(field: str) -> float:
@@ -145,7 +149,7 @@ def measure(args: argparse.Namespace) -> dict:
     """Measure every implementation and return what ``--json`` prints."""
     size = 8192 if args.device.startswith('cuda') else 2048
     rate = matrix_rate(args.device, args.dtype, size)
-    times = measure_times(args)
+    times, faults = measure_times(args)
     memory = {impl: memory_in_fresh_process(impl, args) for impl in args.impl}
     passes = 3 if args.mode == 'train' else 1
     first = args.impl[0]
@@ -173,6 +177,7 @@ def measure(args: argparse.Namespace) -> dict:
             ratio=seconds[first] / seconds[impl],
             memory_ratio=memory[first] / memory[impl],
             over_floor=seconds[impl] / floor,
+            page_faults=statistics.median(faults[impl]),
         )
     return report
 
@@ -183,12 +188,13 @@ def describe(report: dict) -> str:
         'forward, matrix products at {floor_gflops:.0f} GFLOP/s (as 1x1 convolutions {convolution_gflops:.0f})'.format(
             *report['shape'], **report
         ),
-        f'{"":28}{"seconds":>10}{"spread":>8}{"ratio":>8}{"peak MB":>10}{"ratio":>8}{"over floor":>12}',
+        f'{"":28}{"seconds":>10}{"spread":>8}{"ratio":>8}{"peak MB":>10}{"ratio":>8}'
+        f'{"over floor":>12}{"page faults":>13}',
     ]
     for impl, r in report['impls'].items():
         lines.append(
             f'{impl:28}{r["seconds"]:10.3f}{r["spread"]:8.0%}{r["ratio"]:8.2f}{r["peak_mb"]:10.0f}'
-            f'{r["memory_ratio"]:8.2f}{r["over_floor"]:12.1f}'
+            f'{r["memory_ratio"]:8.2f}{r["over_floor"]:12.1f}{r["page_faults"]:13.0f}'
         )
     return '\n'.join(lines)
 

@@ -1,0 +1,41 @@
+"""Keep freed memory: large tensors are allocated again without page faults."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from rmt_mm.cli.allocator import keep_freed_memory
+torch.set_num_threads(1)
+kept = sys.argv[1] == 'keep' and keep_freed_memory()
+faults = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24).add_(1)  # 64 MiB
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(kept, faults[-1])
+"""
+
+
+def run(*args, **env):
+    done = subprocess.run(
+        [sys.executable, '-c', COUNT_FAULTS, *args], capture_output=True, text=True, env={'PATH': '', **env}, check=True
+    )
+    kept, faults = done.stdout.split()
+    return kept == 'True', int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the allocator is not that of glibc')
+def test_large_tensors_reuse_memory():
+    kept, faults = run('keep')
+    assert kept and faults < 100
+    kept, faults_without = run('leave')
+    # Huge pages of 2 MiB would make few faults.
+    assert not kept and faults_without >= 2**26 / 2**21 > faults
+
+
+def test_the_users_settings_stay():
+    assert not run('keep', MALLOC_TOP_PAD_='0')[0]
