@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arch import log_decay
-from .eager import is_compiling, is_recorded, may_overwrite
+from .eager import is_compiling, may_call_opaque, may_overwrite, opaque_to_compilers
 from .layers import channels_last_linear, to_image
 from .position import PositionTables, coordinates, rotate
 
@@ -49,7 +49,7 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
-    if not torch.is_grad_enabled() and not is_recorded():
+    if may_call_opaque():
         if q.shape[2] <= MAX_SHORT_LINE and q.device.type == 'cpu' and q.dtype == torch.float32:
             return attend_short_lines(q, k, v, bias)
     batch_and_lines = q.shape[:2]
@@ -59,6 +59,7 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out.transpose(1, 2).unflatten(0, batch_and_lines)
 
 
+@opaque_to_compilers
 def attend_short_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Compute :func:`attend_lines` by plain matrix products, in slices of the lines."""
     heads, length, _ = bias.shape

@@ -4,8 +4,11 @@ A compiler, a tracer or a functional transform records operations instead of run
 forward hook may keep an output, which must not be overwritten after the hook has run.
 """
 
+import functools
+from typing import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -32,6 +35,37 @@ def is_traced() -> bool:
 def is_recorded() -> bool:
     """Tell whether a compiler, a tracer, an exporter or a transform handles this call."""
     return is_compiling() or is_traced()
+
+
+def opaque_to_compilers(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Have torch.compile call a function as it is, instead of compiling its operations. For use without gradients.
+
+    Args:
+        function (Callable): takes tensors and numbers, with annotations; changes no argument; returns a contiguous
+            tensor of the shape and dtype of its first argument.
+    """
+    if not hasattr(torch.library, 'custom_op'):  # torch < 2.4
+        return function
+    operator = torch.library.custom_op(f'rmt_mm::{function.__name__}', function, mutates_args=())
+    operator.register_fake(lambda first, *rest: torch.empty_like(first, memory_format=torch.contiguous_format))
+
+    @functools.wraps(function)
+    def call(*args):
+        return operator(*args) if is_compiling() else function(*args)
+
+    return call
+
+
+def may_call_opaque() -> bool:
+    """Tell whether this call may take a function of :func:`opaque_to_compilers`: eager or compiled, without gradients.
+
+    Exported programs must hold torch's own operations only. The types that autocast chooses are unknown to a compiler.
+    """
+    if torch.is_grad_enabled():
+        return False
+    if is_compiling():
+        return hasattr(torch.library, 'custom_op') and not is_exporting() and not torch.is_autocast_cpu_enabled()
+    return not is_traced()
 
 
 def may_cache() -> bool:

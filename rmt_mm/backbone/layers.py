@@ -10,7 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
-from .eager import is_compiling, is_exporting, is_plain, is_recorded, is_traced, may_overwrite
+from .eager import (
+    is_compiling,
+    is_exporting,
+    is_plain,
+    is_recorded,
+    is_traced,
+    may_call_opaque,
+    may_overwrite,
+    opaque_to_compilers,
+)
 
 # Without gradients, the CPU computes hidden maps of the FFN above MAX_HIDDEN_BYTES in strips of about STRIP_BYTES,
 # which stay in its cache. With fewer rows than MIN_STRIP_ROWS, the rows that two strips share would cost too much.
@@ -45,15 +54,19 @@ def channels_last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     Returns:
         Tensor: (B, H, W, out_features).
     """
-    if (
-        x.device.type == 'cpu'
-        and x.dtype == torch.float32
-        and torch.backends.mkldnn.enabled
-        and is_plain(layer, nn.Linear)
-        and not is_traced()
-    ):
-        return F.conv2d(to_image(x), layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+    if convolution_is_faster(x) and is_plain(layer, nn.Linear) and not is_traced():
+        return linear_by_convolution(x, layer.weight, layer.bias)
     return layer(x)
+
+
+def convolution_is_faster(x: Tensor) -> bool:
+    """Tell whether a 1x1 convolution of a map is faster than the matrix product that equals it."""
+    return x.device.type == 'cpu' and x.dtype == torch.float32 and bool(torch.backends.mkldnn.enabled)
+
+
+def linear_by_convolution(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Compute ``F.linear`` of a map (B, H, W, C) as a 1x1 convolution."""
+    return F.conv2d(to_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
 
 def conv_norm(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> Tuple[nn.Conv2d, nn.Module]:
@@ -135,6 +148,50 @@ class ResidualDWConv(nn.Conv2d):
             self.residual = False
 
 
+@opaque_to_compilers
+def ffn_in_strips(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    residual: bool,
+    rows: int,
+) -> Tensor:
+    """Compute the forward pass of :class:`FFN` in strips of rows of an image, or of as many whole images as make them.
+
+    The depthwise convolution needs one more row on either side, so two strips compute the rows at their border.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        weight1, bias1, depthwise_weight, depthwise_bias, weight2, bias2 (Tensor): the parameters of the FFN's layers.
+        residual (bool): the depthwise convolution adds its input.
+        rows (int): rows of a strip.
+
+    Returns:
+        Tensor: (B, H, W, C).
+    """
+    out: Optional[Tensor] = None
+    height = x.shape[1]
+    images = max(1, rows // height)
+    for first in range(0, len(x), images):
+        part = slice(first, first + images)
+        for top in range(0, height, rows):
+            start, end = max(0, top - 1), min(height, top + rows + 1)
+            hidden = linear_by_convolution(x[part, start:end], weight1, bias1)
+            hidden = to_image(F.gelu(hidden, out=hidden))  # type: ignore[call-arg]  # torch's stub lacks `out`
+            mixed = F.conv2d(hidden, depthwise_weight, depthwise_bias, padding=1, groups=len(depthwise_weight))
+            mixed = (mixed.add_(hidden) if residual else mixed).permute(0, 2, 3, 1)
+            strip = linear_by_convolution(mixed[:, top - start : top - start + rows], weight2, bias2)
+            if out is None:  # autocast decides its dtype
+                out = strip.new_empty(x.shape)
+            out[part, top : top + rows] = strip
+    assert out is not None
+    return out
+
+
 class FFN(nn.Module):
     """Feed-forward network with a depthwise convolution between its two Linear layers.
 
@@ -156,15 +213,12 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        if (
-            x.device.type == 'cpu'
-            and not torch.is_grad_enabled()
-            and not is_recorded()
-            and self._are_plain(*self._KINDS)
-        ):
+        if convolution_is_faster(x) and may_call_opaque() and self._are_plain(*self._KINDS):
             row_bytes = x.shape[2] * self.fc1.out_features * x.element_size()
             if x.shape[0] * x.shape[1] * row_bytes > MAX_HIDDEN_BYTES:
-                return self._forward_in_strips(x, max(MIN_STRIP_ROWS, STRIP_BYTES // row_bytes))
+                parameters = [p for layer in (self.fc1, self.dwconv, self.fc2) for p in (layer.weight, layer.bias)]
+                rows = max(MIN_STRIP_ROWS, STRIP_BYTES // row_bytes)
+                return ffn_in_strips(x, *parameters, self.dwconv.residual, rows)
         x = channels_last_linear(self.fc1, x)
         # The hidden maps take most of a training step's memory. Keep only fc1's output; the backward pass computes GELU
         # and the depthwise convolution again, but not fc2, whose result it does not need. Hooks would run in the second
@@ -180,24 +234,3 @@ class FFN(nn.Module):
 
     def _are_plain(self, *names: str) -> bool:
         return all(is_plain(getattr(self, name), self._KINDS[name]) for name in names)
-
-    def _forward_in_strips(self, x: Tensor, rows: int) -> Tensor:
-        """Compute the forward pass in strips of ``rows`` rows of an image, or of as many whole images as make them.
-
-        The depthwise convolution needs one more row on either side, so two strips compute the rows at their border.
-        """
-        out: Optional[Tensor] = None
-        height = x.shape[1]
-        images = max(1, rows // height)
-        for first in range(0, len(x), images):
-            part = slice(first, first + images)
-            for top in range(0, height, rows):
-                start, end = max(0, top - 1), min(height, top + rows + 1)
-                hidden = channels_last_linear(self.fc1, x[part, start:end])
-                hidden = self.dwconv(F.gelu(hidden, out=hidden))  # type: ignore[call-arg]  # torch's stub lacks `out`
-                strip = channels_last_linear(self.fc2, hidden[:, top - start : top - start + rows])
-                if out is None:  # autocast decides its dtype
-                    out = strip.new_empty(x.shape)
-                out[part, top : top + rows] = strip
-        assert out is not None
-        return out

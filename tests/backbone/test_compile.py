@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
+from rmt_mm.backbone import layers
 
 from support import needs_torch
 from support.archs import SMALL_ARCH
@@ -19,14 +20,15 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_one_graph_without_breaks_and_few_for_many_sizes(train):
-    model = RMT(SMALL_ARCH).train(train)
+@pytest.mark.parametrize('mode', ['infer', 'infer with gradients', 'train'])
+def test_one_graph_without_breaks_and_few_for_many_sizes(mode):
+    model = RMT(SMALL_ARCH).train(mode == 'train')
     counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for height, width in ((64, 96), (96, 64), (128, 96), (80, 112), (160, 144), (100, 76), (224, 192), (61, 45)):
-        outs = compiled(torch.randn(2, 3, height, width))
-        if train:
+        with torch.set_grad_enabled(mode != 'infer'):
+            outs = compiled(torch.randn(2, 3, height, width))
+        if mode == 'train':
             sum(out.sum() for out in outs).backward()
     assert counter.frame_count <= 4, f'{counter.frame_count} compilations for 8 sizes'
 
@@ -63,7 +65,8 @@ def test_tables_once_a_stage():
     assert names.count('abs') == 8  # distances along rows and along columns, in every stage
 
 
-def count_as_strided(batch, train=False, export=False):
+def operations(batch=1, train=False, export=False):
+    """Return the names of all operations of a compiled or exported model, joined."""
     graphs = []
 
     def backend(graph, inputs):
@@ -76,12 +79,42 @@ def count_as_strided(batch, train=False, export=False):
             graphs.append(torch.export.export(model, (x,)))
         else:
             torch.compile(model, backend=backend, fullgraph=True)(x)
-    return sum('as_strided' in str(node.target) for graph in graphs for node in graph.graph.nodes)
+    return ' '.join(str(node.target) for graph in graphs for node in graph.graph.nodes)
 
 
-@pytest.mark.skipif(
+def count_as_strided(*args, **kwargs):
+    return operations(*args, **kwargs).count('as_strided')
+
+
+needs_exporting = pytest.mark.skipif(
     not hasattr(torch.compiler, 'is_exporting'), reason='this torch cannot tell a compiler from an exporter'
 )
+
+
+@needs_exporting
+def test_compiled_models_call_the_kernels_of_the_eager_form(monkeypatch):
+    """Without gradients alone; an exported program holds no operation of this package."""
+    monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 0)
+    monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 3)
+    monkeypatch.setattr(layers, 'STRIP_BYTES', 0)
+    names = operations()
+    decomposed = [
+        depth for depth, is_decomposed in zip(SMALL_ARCH['depths'], SMALL_ARCH['decomposed']) if is_decomposed
+    ]
+    assert names.count('rmt_mm.attend_short_lines') == 2 * sum(decomposed) > 0
+    assert names.count('rmt_mm.ffn_in_strips') == sum(SMALL_ARCH['depths'])
+    assert 'rmt_mm' not in operations(train=True) + operations(export=True)
+
+    model, x = RMT(SMALL_ARCH).eval(), torch.randn(2, 3, 61, 45)
+    with torch.no_grad():
+        outs = torch.compile(model, backend='aot_eager', fullgraph=True)(x)
+        for out, expected in zip(outs, model(x)):
+            torch.testing.assert_close(out, expected)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert 'rmt_mm' not in operations()
+
+
+@needs_exporting
 def test_a_compiled_batch_of_one_names_its_strides():
     """Inductor needs that for one image alone; an exported file would hold it, and its gradient is slow."""
     blocks = sum(SMALL_ARCH['depths'])
