@@ -11,7 +11,7 @@ with rotated Q and K. Decomposed, it attends along every row and then along ever
 
 import functools
 from importlib.util import find_spec
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..arch import log_decay
 from .eager import is_compiling, may_call_opaque, may_overwrite, opaque_to_compilers
 from .layers import channels_last_linear, to_image
-from .position import PositionTables, coordinates, rotate
+from .position import PositionTables, coordinates, manhattan_bias_by_row, rotate
 
 try:
     from torch.nn.attention.flex_attention import flex_attention
@@ -113,8 +113,21 @@ def attend_full_at_once(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables)
 
 def attend_full_by_row(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Compute :func:`attend_full` one row of queries at a time, without holding the bias of all queries at once."""
+    if q.device.type == 'cpu' and may_call_opaque():
+        return attend_full_by_row_on_cpu(q, k, v, tables.log_decay)
+    return attend_rows_of_queries(q, k, v, tables.by_row(q.dtype))
+
+
+@opaque_to_compilers
+def attend_full_by_row_on_cpu(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float]) -> Tensor:
+    """Compute :func:`attend_full_by_row`. A compiler would hold the bias of all queries at once."""
+    height, width = q.shape[1:3]
+    return attend_rows_of_queries(q, k, v, manhattan_bias_by_row(tuple(log_decay), height, width, q.device, q.dtype))
+
+
+def attend_rows_of_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Compute :func:`attend_full_by_row` with the bias of :func:`rmt_mm.backbone.position.manhattan_bias_by_row`."""
     batch, height, width, heads, head_dim = q.shape
-    bias = tables.by_row(q.dtype)
     q = q.transpose(2, 3)  # every row of queries is an item of a batch: (H, heads, W, head_dim)
     # Keys and values of the whole map, last row first: (B, heads, H * W, head_dim).
     k, v = (t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))
@@ -126,7 +139,7 @@ def attend_full_by_row(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) 
         for part, part_bias in zip(q[image].split(rows), bias.split(rows)):
             key, value = (t[image].expand(len(part), -1, -1, -1) for t in (k, v))
             outs.append(F.scaled_dot_product_attention(part, key, value, attn_mask=part_bias))
-    return torch.cat(outs).unflatten(0, (batch, height)).transpose(2, 3)
+    return torch.cat(outs).unflatten(0, (batch, height)).transpose(2, 3).contiguous()
 
 
 @functools.lru_cache(1)

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
-from rmt_mm.backbone import layers
+from rmt_mm.backbone import attention, layers
 
 from support import needs_torch
 from support.archs import SMALL_ARCH
@@ -97,11 +97,13 @@ def test_compiled_models_call_the_kernels_of_the_eager_form(monkeypatch):
     monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 0)
     monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 3)
     monkeypatch.setattr(layers, 'STRIP_BYTES', 0)
+    monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', 0)
     names = operations()
     decomposed = [
         depth for depth, is_decomposed in zip(SMALL_ARCH['depths'], SMALL_ARCH['decomposed']) if is_decomposed
     ]
     assert names.count('rmt_mm.attend_short_lines') == 2 * sum(decomposed) > 0
+    assert names.count('rmt_mm.attend_full_by_row') == sum(SMALL_ARCH['depths']) - sum(decomposed) > 0
     assert names.count('rmt_mm.ffn_in_strips') == sum(SMALL_ARCH['depths'])
     assert 'rmt_mm' not in operations(train=True) + operations(export=True)
 

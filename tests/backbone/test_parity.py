@@ -7,10 +7,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
+from rmt_mm.backbone import attention, layers
 from rmt_mm.reference import PlainRMT
 
 from support.archs import SMALL_ARCH
-from support.official_files import GOLDEN, OFFICIAL_KEYS, weights
+from support.official_files import GOLDEN, NANO, OFFICIAL_KEYS, nano_state_dict, weights
 
 
 def official_state_dict(kind):
@@ -74,6 +75,32 @@ def test_outputs_of_the_plain_reference(name, size):
         for out, expected in zip(model(image), reference(image)):
             assert out.shape == expected.shape
             assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 2), (33, 61), (7, 500), (900, 5), (224, 224)])
+@pytest.mark.parametrize('way', ['gradients', 'no_grad', 'inference_mode', 'strips', 'fused', 'deploy'])
+def test_every_way_of_computing_agrees_at_every_size(way, size, monkeypatch):
+    """The eager shortcuts (strips of the FFN, short lines) at sizes that do not fit them."""
+    official = nano_state_dict('dense')
+    model, reference = RMT(NANO._asdict()).eval(), PlainRMT(NANO).eval()
+    load_strictly(model, convert_official_state_dict(official))
+    load_strictly(reference, {name: t for name, t in official.items() if name in reference.state_dict()})
+    if way == 'strips':
+        for limit, value in dict(MAX_HIDDEN_BYTES=0, STRIP_BYTES=0, MIN_STRIP_ROWS=3).items():
+            monkeypatch.setattr(layers, limit, value)
+        monkeypatch.setattr(attention, 'SLICE_WEIGHTS', 50)
+    elif way == 'fused':
+        monkeypatch.setattr(attention, 'MAX_SHORT_LINE', 0)
+    elif way == 'deploy':
+        model.switch_to_deploy()
+    image = torch.from_numpy(weights.image('sizes', (2, 3, *size)))
+    context = dict(gradients=torch.enable_grad, inference_mode=torch.inference_mode).get(way, torch.no_grad)
+    with context():
+        outs = model(image)
+    with torch.no_grad():
+        expected = reference(image)
+    for out, wanted in zip(outs, expected):
+        assert out.shape == wanted.shape and relative_error(out.detach(), wanted) < 1e-5
 
 
 def makes_fake_cuda_tensors():
