@@ -106,7 +106,7 @@ def test_every_way_of_computing_agrees_at_every_size(way, size, monkeypatch):
 def makes_fake_cuda_tensors():
     try:
         with FakeTensorMode():
-            return torch.empty(1, device='cuda').device.type == 'cuda'
+            return torch.empty(1, device='cuda').uniform_().device.type == 'cuda'
     except (RuntimeError, AssertionError):
         return False
 

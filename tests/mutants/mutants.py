@@ -579,6 +579,38 @@ MUTANTS = [
             'view(len(x), *x.shape[2:], -1).permute(0, 3, 2, 1)',
         ),
     ),
+    # Pictures of one's own
+    *_group(
+        'rmt_mm/cli/images.py',
+        'tests/cli/test_demo.py -k "pictures or pixels or gray"',
+        ('pictures: EXIF', 'upright = ImageOps.exif_transpose(image)', 'upright = image.copy()'),
+        ('pictures: 16 bits', 'values / top * 255', 'values'),
+        ('pictures: transparent pixels', "'white'), layers)", "'black'), layers)"),
+    ),
+    *_group(
+        'rmt_mm/cli/tiles.py',
+        'tests/cli/test_demo.py -k "tiles or merged"',
+        ('tiles: without overlap', 'size - overlap', 'size'),
+        ('tiles: the border', '*range(0, last, size - overlap), last]', '*range(0, last, size - overlap)] or [0]'),
+        ('tiles: over the larger area', 'np.minimum(areas[same], areas[i])', 'np.maximum(areas[same], areas[i])'),
+    ),
+    *_group(
+        'rmt_mm/cli/predictor.py',
+        'tests/cli/test_demo.py -k "tile or lack or names"',
+        ('tiles: boxes stay in their tile', '[columns.start, rows.start] * 2', '[0, 0] * 2'),
+        ('tiles: boxes with x and y exchanged', '[columns.start, rows.start] * 2', '[rows.start, columns.start] * 2'),
+        (
+            'tiles: logits are not averaged over tiles',
+            'total[:, rows, columns] += logits',
+            'total[:, rows, columns] = logits',
+        ),
+        (
+            'pictures: a part of a checkpoint',
+            'strict=False)\n    report.before',
+            'strict=False) if 0 else 0\n    report.before',
+        ),
+        ('pictures: names of other data', 'if len(classes) == self.num_classes else', 'if classes else'),
+    ),
     # Checkpoints
     *_group(
         'rmt_mm/checkpoints/official_names.py',

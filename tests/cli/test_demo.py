@@ -1,0 +1,331 @@
+"""tools/demo.py: pictures of every kind, three tasks, tiles, video, and results that other programs read."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from rmt_mm.cli.images import find_images, read_image
+from rmt_mm.cli.predictor import build_predictor
+from rmt_mm.cli.tiles import merge_boxes, tile_windows
+from rmt_mm.errors import CheckpointError, UsageError
+
+from support import ROOT
+from support.miniature import call
+
+CONFIGS = dict(
+    mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
+    mmseg='segmentation/rmt-mini_fpn_digits',
+    mmpretrain='classification/rmt-digits',
+)
+CLASSES = ('background', *'0123456789')
+RED = (200, 30, 40)
+
+
+# Pictures.
+
+
+def picture(mode='RGB', size=(40, 30)):
+    return Image.new('RGB', size, RED).convert(mode)
+
+
+@pytest.mark.parametrize(
+    'name, image',
+    [
+        ('a.jpg', picture()),
+        ('a.png', picture()),
+        ('cmyk.jpg', picture('CMYK')),
+        ('palette.gif', picture('P')),
+        ('opaque.png', picture('RGBA')),
+        ('a.webp', picture()),
+    ],
+)
+def test_pictures_have_their_colours(name, image, tmp_path):
+    image.save(tmp_path / name)
+    read = read_image(tmp_path / name)
+    assert read.shape == (30, 40, 3) and read.dtype == np.uint8
+    assert np.abs(read.reshape(-1, 3).mean(0) - RED).max() < 12
+
+
+def test_gray_and_16_bits_are_gray_pictures(tmp_path):
+    ramp = np.linspace(0, 255, 40 * 30).reshape(30, 40)
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / '8.png')
+    Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / '16.png')
+    Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / '16.tif')
+    for name in ('8.png', '16.png', '16.tif'):
+        read = read_image(tmp_path / name)
+        assert read.shape == (30, 40, 3) and read.dtype == np.uint8
+        assert np.abs(read[..., 0] - ramp).max() <= 1 and (read[..., 0] == read[..., 2]).all()
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    layers = np.zeros((4, 4, 4), np.uint8)
+    layers[:2] = (*RED, 255)
+    Image.fromarray(layers).save(tmp_path / 'a.png')
+    read = read_image(tmp_path / 'a.png')
+    assert (read[:2] == RED).all() and (read[2:] == 255).all()
+
+
+def test_pictures_are_upright(tmp_path):
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :20] = RED  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: left becomes top
+    Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
+    read = read_image(tmp_path / 'a.png')
+    assert read.shape == (40, 20, 3) and (read[:20] == RED).all() and (read[20:] == 0).all()
+
+
+@pytest.mark.parametrize('content', [b'', b'no picture', 'truncated'])
+def test_what_is_no_picture_is_named(content, tmp_path):
+    path = tmp_path / 'a.jpg'
+    if content == 'truncated':
+        picture(size=(400, 300)).save(path)
+        content = path.read_bytes()[:800]
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match='a.jpg cannot be read as a picture'):
+        read_image(path)
+
+
+def test_find_images(tmp_path):
+    for name in ('b.png', 'a.JPG', 'notes.txt', 'sub/c.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(source):
+        return [path.name for path in find_images(str(source))]
+
+    assert found(tmp_path) == ['a.JPG', 'b.png']
+    assert found(tmp_path / 'b.png') == ['b.png']
+    assert found(tmp_path / '**/*.png') == ['b.png', 'c.png']
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UsageError, match='no picture in this folder'):
+        find_images(str(tmp_path / 'empty'))
+    with pytest.raises(UsageError, match='no such file'):
+        find_images(str(tmp_path / 'x*.png'))
+
+
+# Tiles.
+
+
+@pytest.mark.parametrize('size', [(100, 100), (96, 300), (97, 250), (5, 1000), (500, 333)])
+def test_tiles_cover_the_picture_and_overlap(size):
+    count = np.zeros(size, int)
+    windows = list(tile_windows(*size, size=96, overlap=32))
+    for rows, columns in windows:
+        part = count[rows, columns]
+        part += 1
+        assert part.shape == tuple(min(length, 96) for length in size)
+    assert count.min() >= 1
+    lefts = sorted({columns.start for _, columns in windows})
+    assert all(right - left <= 64 for left, right in zip(lefts, lefts[1:]))
+
+
+def test_parts_of_an_object_are_merged_into_the_whole():
+    boxes = np.array(
+        [[0, 0, 10, 10], [0, 0, 4, 10], [0, 0, 4, 10], [50, 0, 60, 10], [52, 0, 62, 10], [90, 90, 90, 90.0]]
+    )
+    scores = np.array([0.81, 0.85, 0.84, 0.5, 0.7, 0.3])
+    labels = np.array([1, 1, 2, 1, 1, 1])
+    assert merge_boxes(np.array(boxes, float), scores, labels) == [2, 0, 4, 5]
+    assert merge_boxes(np.zeros((0, 4)), np.zeros(0), np.zeros(0)) == []
+
+
+# Models, of random weights.
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('demo')
+
+
+@pytest.fixture(scope='module')
+def models(folder):
+    """Return the path of a checkpoint for each library's digit config."""
+    paths = {}
+    for scope, name in CONFIGS.items():
+        pytest.importorskip(f'{scope}.utils').register_all_modules(init_default_scope=False)
+        with DefaultScope.overwrite_default_scope(scope):
+            torch.manual_seed(0)
+            model = MODELS.build(Config.fromfile(ROOT / f'configs/{name}.py').model)
+            model.init_weights()
+        classes = CLASSES if scope == 'mmseg' else CLASSES[1:]
+        paths[scope] = str(folder / f'{scope}.pth')
+        torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes))), paths[scope])
+    return paths
+
+
+@pytest.fixture(scope='module')
+def scene(folder):
+    """Return the path of a picture of 120 x 160 pixels."""
+    generator = np.random.RandomState(0)
+    small = generator.randint(0, 256, (6, 8, 3), dtype=np.uint8)
+    (folder / 'pictures').mkdir()
+    path = folder / 'pictures/scene.png'
+    Image.fromarray(small).resize((160, 120)).save(path)
+    return path
+
+
+def demo(scope, models, *args, **kwargs):
+    return call('tools/demo.py', f'configs/{CONFIGS[scope]}.py', models[scope], *args, **kwargs)
+
+
+def test_detector(models, scene, tmp_path):
+    (scene.parent / 'broken.jpg').write_bytes(b'no picture')
+    picture('L').save(scene.parent / 'gray.jpg')
+    done = demo('mmdet', models, scene.parent, '--out-dir', tmp_path, '--json', '--score-thr', '0.05')
+    assert '2 predicted, 1 skipped' in done.stdout
+    assert 'skipped: ' in done.stderr and 'broken.jpg cannot be read' in done.stderr
+    results = json.loads((tmp_path / 'predictions.json').read_text())
+    assert {result['file_name'] for result in results} <= {'gray.jpg', 'scene.png'} and results
+    assert all(result['score'] >= 0.05 for result in results)
+
+    # COCO's own code reads them.
+    truth = COCO()
+    truth.dataset = dict(
+        images=[dict(id=1, height=30, width=40), dict(id=2, height=120, width=160)],
+        annotations=[],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES[1:])],
+    )
+    truth.createIndex()
+    truth.loadRes([{k: v for k, v in result.items() if k != 'segmentation'} for result in results])
+    sizes = {1: [30, 40], 2: [120, 160]}
+    for result in results:
+        assert result['segmentation']['size'] == sizes[result['image_id']]
+        assert rle.decode(result['segmentation']).shape == tuple(sizes[result['image_id']])
+        assert CLASSES[result['category_id']] == result['category']
+    for name, size in (('gray.jpg', (40, 30)), ('scene.png', (160, 120))):
+        assert Image.open(tmp_path / name).size == size
+
+
+def test_segmentor(models, scene, tmp_path):
+    demo('mmseg', models, scene, '--out-dir', tmp_path, '--json')
+    labels = np.array(Image.open(tmp_path / 'labels/scene.png.png'))
+    [entry] = json.loads((tmp_path / 'predictions.json').read_text())
+    assert labels.shape == (120, 160) and sum(p['pixels'] for p in entry['predictions']) == labels.size
+    assert all(p['category'] == CLASSES[p['label']] for p in entry['predictions'])
+    assert (tmp_path / 'scene.png').is_file()
+
+
+def test_classifier(models, scene, tmp_path):
+    demo('mmpretrain', models, scene, '--out-dir', tmp_path, '--json')
+    [entry] = json.loads((tmp_path / 'predictions.json').read_text())
+    scores = [p['score'] for p in entry['predictions']]
+    assert entry['file_name'] == 'scene.png' and len(scores) == 5 and scores == sorted(scores, reverse=True)
+    assert all(p['category'] == CLASSES[p['label'] + 1] for p in entry['predictions'])
+
+
+def test_video(models, scene, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / 'a.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 10, (160, 120))
+    for _ in range(3):
+        writer.write(cv2.imread(str(scene)))
+    writer.release()
+    out = tmp_path / 'out'
+    demo('mmseg', models, tmp_path / 'a.avi', '--out-dir', out, '--json')
+    video = cv2.VideoCapture(str(out / 'a.mp4'))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 10)
+    names = [entry['file_name'] for entry in json.loads((out / 'predictions.json').read_text())]
+    assert names == ['a.avi/000001', 'a.avi/000002', 'a.avi/000003']
+
+
+@pytest.fixture(params=['mmdet', 'mmseg'])
+def predictor(request, models):
+    cfg = Config.fromfile(ROOT / f'configs/{CONFIGS[request.param]}.py')
+    with DefaultScope.overwrite_default_scope(request.param):
+        yield build_predictor(cfg, models[request.param], 'cpu')
+
+
+def test_one_tile_is_the_whole_picture(predictor, scene):
+    image = read_image(scene)
+    whole, tiled = predictor.predict(image), predictor.predict_by_tiles(image, 500, 100)
+    if 'pred_sem_seg' in whole:
+        assert torch.equal(whole.pred_sem_seg.data, tiled.pred_sem_seg.data)
+    else:
+        boxes, found = whole.pred_instances, tiled.pred_instances
+        assert 0 < len(found) <= len(boxes)
+        for box, mask in zip(found.bboxes, found.masks):
+            [same] = torch.nonzero((boxes.bboxes == box).all(1)).flatten()[:1]
+            assert torch.equal(mask, torch.as_tensor(boxes.masks[same]))
+
+
+def test_tiles_lie_where_they_were_cut(predictor, scene, monkeypatch):
+    """A model that marks the reddest pixel of a tile finds it at its place in the picture."""
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[100, 140] = 255
+    real = predictor.predict
+
+    def predict(tile):
+        sample = real(tile)
+        rows, columns = np.nonzero(tile[..., 0])
+        if 'pred_sem_seg' in sample:
+            sample.seg_logits.data.zero_()
+            sample.seg_logits.data[3, rows, columns] = 1
+        else:
+            found = sample.pred_instances[:1]
+            found.scores[:], found.labels[:] = (0.9 if len(rows) else 0.0), 3
+            if len(rows):
+                found.bboxes[:] = torch.tensor([columns[0], rows[0], columns[0] + 1, rows[0] + 1])
+            found.masks[:] = torch.as_tensor(tile[..., 0] > 0)
+            sample.pred_instances = found
+        return sample
+
+    monkeypatch.setattr(predictor, 'predict', predict)
+    sample = predictor.predict_by_tiles(image, 64, 16)
+    if 'pred_sem_seg' in sample:
+        assert torch.nonzero(sample.pred_sem_seg.data[0] == 3).tolist() == [[100, 140]]
+    else:
+        found = sample.pred_instances
+        assert found.bboxes.tolist() == [[140, 100, 141, 101]] and torch.nonzero(found.masks[0]).tolist() == [
+            [100, 140]
+        ]
+    assert predictor.draw(image, sample, 0.5).shape == image.shape
+
+
+def test_names_are_those_of_the_checkpoint_else_of_the_data_set_else_numbers(models, tmp_path):
+    content = torch.load(models['mmseg'])
+    name = f'configs/{CONFIGS["mmseg"]}.py'
+    path = str(tmp_path / 'a.pth')
+    torch.save(dict(state_dict=content['state_dict']), path)
+    cfg = Config.fromfile(ROOT / name)
+    of_config = cfg.test_dataloader.dataset.metainfo['classes']
+    assert build_predictor(cfg, path, 'cpu').classes == list(of_config)
+    cfg = Config.fromfile(ROOT / name)
+    del cfg.test_dataloader.dataset['metainfo']  # leaves ADE20K's 150 classes
+    assert build_predictor(cfg, path, 'cpu').classes == list(map(str, range(11)))
+
+
+def test_checkpoints_that_lack_a_part_are_refused(models, tmp_path):
+    content = torch.load(models['mmdet'])
+    del content['state_dict']['roi_head.bbox_head.fc_cls.weight']
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'1 missing \(roi_head\.bbox_head\.fc_cls\.weight\)'):
+        build_predictor(Config.fromfile(ROOT / f'configs/{CONFIGS["mmdet"]}.py'), str(tmp_path / 'a.pth'), 'cpu')
+
+
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (['nowhere.jpg'], 'nowhere.jpg: there is no such file'),
+        (['SCENE', '--score-thr', '7'], '--score-thr 7.0: scores are from 0 to 1'),
+        (['SCENE', '--tile', '64', '--overlap', '64'], 'the overlap is at least 0, and below the tile'),
+        (['SCENE', '--tile', '256'], '--tile: a classifier looks at the whole picture'),
+        (['SCENE', '--out-dir', 'FOLDER'], 'holds the pictures themselves'),
+        (['BROKEN'], '0 predicted, 1 skipped'),
+    ],
+)
+def test_mistakes_are_one_sentence(args, words, models, scene, tmp_path):
+    (tmp_path / 'broken.jpg').write_bytes(b'no picture')
+    places = dict(SCENE=scene, FOLDER=scene.parent, BROKEN=tmp_path / 'broken.jpg')
+    args = [places.get(arg, arg) for arg in args]
+    out = [] if '--out-dir' in args else ['--out-dir', tmp_path / 'out']
+    before = scene.read_bytes()
+    done = demo('mmpretrain', models, *args, *out, fails=True)
+    assert words in done.stdout + done.stderr and 'Traceback' not in done.stderr
+    assert scene.read_bytes() == before

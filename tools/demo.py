@@ -1,0 +1,6 @@
+"""Predict pictures or a video: see rmt_mm/commands/demo.py."""
+
+from rmt_mm.commands.demo import main
+
+if __name__ == '__main__':
+    main()
