@@ -34,7 +34,7 @@ _FORMULAS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_ma
 
 def _flops(op: Callable, args: tuple, kwargs: dict, out: object) -> int:
     if hasattr(flop_counter, 'flop_registry'):
-        return _FORMULAS[op](*args, **kwargs, out_val=out)
+        return _FORMULAS[op](*args, **kwargs, **{'out' if torch.__version__ < (2, 4) else 'out_val': out})
     args, kwargs, out = tree_map(flop_counter.get_shape, (args, kwargs, out))
     return _FORMULAS[op](*args, **kwargs, out_shape=out)
 

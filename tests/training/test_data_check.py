@@ -208,7 +208,7 @@ def _in_a_process(rank, address, results):
 
 
 def test_one_process_looks_and_all_stop(tmp_path):
-    context = multiprocessing.get_context('fork')
+    context = multiprocessing.get_context('spawn')  # a fork would inherit locks of torch's threads
     results = context.Queue()
     processes = [context.Process(target=_in_a_process, args=(rank, tmp_path / 'address', results)) for rank in (0, 1)]
     for process in processes:
