@@ -30,11 +30,13 @@ _KIND_OF_OP = {
 
 # Operations with a formula: of their arguments, in torch < 2.2 of their arguments' shapes.
 _FORMULAS = getattr(flop_counter, 'flop_registry', None) or flop_counter.flop_mapping  # type: ignore[attr-defined]
+# The name of the argument for the result.
+_OUT = 'out' if torch.__version__ < (2, 4) else 'out_val'  # type: ignore[operator]  # a TorchVersion
 
 
 def _flops(op: Callable, args: tuple, kwargs: dict, out: object) -> int:
     if hasattr(flop_counter, 'flop_registry'):
-        return _FORMULAS[op](*args, **kwargs, **{'out' if torch.__version__ < (2, 4) else 'out_val': out})
+        return _FORMULAS[op](*args, **kwargs, **{_OUT: out})
     args, kwargs, out = tree_map(flop_counter.get_shape, (args, kwargs, out))
     return _FORMULAS[op](*args, **kwargs, out_shape=out)
 

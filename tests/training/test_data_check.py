@@ -1,7 +1,8 @@
 """Errors name data that cannot be used for training or evaluation, before the first iteration."""
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,7 +17,6 @@ from torch import nn
 
 from rmt_mm import DataCheckHook
 from rmt_mm.errors import DataError
-from rmt_mm.training import data_check
 from rmt_mm.training.data_check import build_data
 from rmt_mm.training.datasets import find_datasets, spread
 
@@ -192,31 +192,36 @@ def test_samples_reach_from_the_first_to_the_last():
     assert spread(range(1000), 50)[0] == 0 and spread(range(1000), 50)[-1] == 999
 
 
-def _in_a_process(rank, address, results):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{address}', rank=rank, world_size=2)
-    called = []
+# In programs of their own: a fork would inherit the locks of torch's threads.
+IN_A_PROCESS = """
+import sys, torch
+from rmt_mm.errors import DataError
+from rmt_mm.training import data_check
 
-    def fail():
-        called.append(rank)
-        raise DataError('train.json is broken')
+rank, address = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group('gloo', init_method=f'file://{address}', rank=rank, world_size=2)
 
-    try:
-        data_check._on_main_process(fail)
-    except DataError as error:
-        results.put((rank, called, str(error)))
-    torch.distributed.destroy_process_group()
+def fail():
+    print(rank, 'looks')
+    raise DataError('train.json is broken')
+
+try:
+    data_check._on_main_process(fail)
+except DataError as error:
+    print(rank, error)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
 
 
 def test_one_process_looks_and_all_stop(tmp_path):
-    context = multiprocessing.get_context('spawn')  # a fork would inherit locks of torch's threads
-    results = context.Queue()
-    processes = [context.Process(target=_in_a_process, args=(rank, tmp_path / 'address', results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    found = sorted(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(60)
-    assert found == [(0, [0], 'train.json is broken'), (1, [], 'train.json is broken')]
+    command = [sys.executable, '-c', IN_A_PROCESS]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / 'address')], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    found = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    assert found == [['0 looks', '0 train.json is broken'], ['1 train.json is broken']]
 
 
 class Runner:
