@@ -103,7 +103,7 @@ class Predictor(ABC):
 
     def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
         """Return the data sample of a picture, computed in square tiles of ``size`` pixels that share ``overlap``."""
-        raise UsageError('--tile: a classifier looks at the whole picture.')
+        raise UsageError(f'a {type(self).__name__} looks at the whole picture, not at tiles.')
 
     @abstractmethod
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:

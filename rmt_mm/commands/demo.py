@@ -21,6 +21,7 @@ from typing import Iterator, List, Tuple
 
 import cv2
 import numpy as np
+import torch
 from mmengine.utils import ProgressBar
 from PIL import Image
 
@@ -29,6 +30,10 @@ from ..cli.cfg_options import CfgOptions, apply_options
 from ..cli.images import VIDEO_SUFFIXES, find_images, read_image
 from ..cli.predictor import Detector, Predictor, Segmentor, build_predictor
 from ..errors import UsageError, printable
+
+# What the libraries' transforms, models and visualisers raise for a picture of a single pixel, or 400 times as wide as
+# high.
+SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +60,11 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(f'--score-thr {args.score_thr}: scores are from 0 to 1.')
     if args.tile is not None and not 0 <= args.overlap < args.tile:
         raise UsageError(f'--tile {args.tile} --overlap {args.overlap}: the overlap is at least 0, and below the tile.')
+    if args.device is not None:
+        try:
+            torch.empty(1, device=args.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
+            raise UsageError(f'--device {args.device} cannot be used: {str(error).splitlines()[0]}') from error
     try:
         os.makedirs(args.out_dir, exist_ok=True)
     except OSError as error:
@@ -67,6 +77,8 @@ def build(args: argparse.Namespace) -> Predictor:
     cfg = cli.read_config(path)
     apply_options(cfg, args.cfg_options)
     cli.check_backbones(cfg, path)
+    if args.tile is not None and cli.library(cfg) == 'mmpretrain':
+        raise UsageError('--tile: a classifier looks at the whole picture.')
     return build_predictor(cfg, cli.check_file(args.checkpoint, 'CHECKPOINT'), args.device)
 
 
@@ -91,15 +103,16 @@ class Output:
             sample = self._predictor.predict(image)
         else:
             sample = self._predictor.predict_by_tiles(image, args.tile, args.overlap)
-        self.count += 1
         found = self._predictor.describe(sample, args.score_thr)
+        picture = self._predictor.draw(image, sample, args.score_thr)
+        self.count += 1
         if isinstance(self._predictor, Detector):
             self._predictions += [dict(image_id=self.count, file_name=name, **result) for result in found]
         else:
             self._predictions.append(dict(file_name=name, predictions=found))
         if args.json and isinstance(self._predictor, Segmentor):
             self._save(self._predictor.labels(sample), Path('labels') / f'{name}.png')
-        return self._predictor.draw(image, sample, args.score_thr)
+        return picture
 
     def save_picture(self, picture: np.ndarray, name: str) -> None:
         self._save(picture, Path(name if name.lower().endswith(('.png', '.jpg', '.jpeg')) else f'{name}.png'))
@@ -122,13 +135,13 @@ def predict_pictures(output: Output, paths: List[Path], folder: Path) -> int:
     skipped = []
     progress = ProgressBar(len(paths))
     for path in paths:
+        name = path.resolve().relative_to(root).as_posix()
         try:
-            image = read_image(path)
+            output.save_picture(output.predict(read_image(path), name), name)
         except UsageError as error:
             skipped.append(str(error))
-        else:
-            name = path.resolve().relative_to(root).as_posix()
-            output.save_picture(output.predict(image, name), name)
+        except SIZE_ERRORS as error:
+            skipped.append(f'{path} cannot be predicted: {" ".join(str(error).split())}')
         progress.update()
     print()
     for reason in skipped:

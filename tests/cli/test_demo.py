@@ -235,6 +235,17 @@ def test_video(models, scene, tmp_path):
     assert names == ['a.avi/000001', 'a.avi/000002', 'a.avi/000003']
 
 
+def test_pictures_of_odd_sizes_are_predicted_or_skipped(models, scene, tmp_path):
+    (tmp_path / 'odd').mkdir()
+    scene_copy = tmp_path / 'odd/b.png'
+    scene_copy.write_bytes(scene.read_bytes())
+    picture(size=(3000, 7)).save(tmp_path / 'odd/a.png')  # resized to a height of 0
+    done = demo('mmdet', models, tmp_path / 'odd', '--out-dir', tmp_path / 'out', '--json', '--score-thr', '0.05')
+    assert '1 predicted, 1 skipped' in done.stdout and 'a.png cannot be predicted' in done.stderr
+    results = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert {(result['image_id'], result['file_name']) for result in results} == {(1, 'b.png')}
+
+
 @pytest.fixture(params=['mmdet', 'mmseg'])
 def predictor(request, models):
     cfg = Config.fromfile(ROOT / f'configs/{CONFIGS[request.param]}.py')
@@ -335,11 +346,15 @@ def test_checkpoints_that_lack_a_part_are_refused(models, tmp_path):
         (['SCENE', '--tile', '256'], '--tile: a classifier looks at the whole picture'),
         (['SCENE', '--out-dir', 'FOLDER'], 'holds the pictures themselves'),
         (['BROKEN'], '0 predicted, 1 skipped'),
+        (['VIDEO'], 'cannot be read as a video'),
+        (['SCENE', '--device', 'cuda:77'], '--device cuda:77 cannot be used'),
+        (['SCENE', '--device', 'toaster'], '--device toaster cannot be used'),
     ],
 )
 def test_mistakes_are_one_sentence(args, words, models, scene, tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'no picture')
-    places = dict(SCENE=scene, FOLDER=scene.parent, BROKEN=tmp_path / 'broken.jpg')
+    (tmp_path / 'a.mp4').write_bytes(b'no video')
+    places = dict(SCENE=scene, FOLDER=scene.parent, BROKEN=tmp_path / 'broken.jpg', VIDEO=tmp_path / 'a.mp4')
     args = [places.get(arg, arg) for arg in args]
     out = [] if '--out-dir' in args else ['--out-dir', tmp_path / 'out']
     before = scene.read_bytes()
