@@ -220,7 +220,8 @@ def test_one_process_looks_and_all_stop(tmp_path):
         subprocess.Popen([*command, str(rank), str(tmp_path / 'address')], stdout=subprocess.PIPE, text=True)
         for rank in (0, 1)
     ]
-    found = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    lines = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    found = [[line for line in of_one if line[:1].isdigit()] for of_one in lines]  # gloo of torch 2.9 prints too
     assert found == [['0 looks', '0 train.json is broken'], ['1 train.json is broken']]
 
 
