@@ -1,4 +1,4 @@
-"""Predict pictures or a video: see rmt_mm/commands/demo.py."""
+"""Predict images or a video: see rmt_mm/commands/demo.py."""
 
 from rmt_mm.commands.demo import main
 

@@ -49,9 +49,8 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tensor: (B, lines, L, heads, head_dim).
     """
-    if may_call_opaque():
-        if q.shape[2] <= MAX_SHORT_LINE and q.device.type == 'cpu' and q.dtype == torch.float32:
-            return attend_short_lines(q, k, v, bias)
+    if may_call_opaque() and q.shape[2] <= MAX_SHORT_LINE and q.device.type == 'cpu' and q.dtype == torch.float32:
+        return attend_short_lines(q, k, v, bias)
     batch_and_lines = q.shape[:2]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
     # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
@@ -113,13 +112,13 @@ def attend_full_at_once(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables)
 
 def attend_full_by_row(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Compute :func:`attend_full` one row of queries at a time, without holding the bias of all queries at once."""
-    if q.device.type == 'cpu' and may_call_opaque():
-        return attend_full_by_row_on_cpu(q, k, v, tables.log_decay)
+    if is_compiling() and may_call_opaque() and q.device.type == 'cpu':
+        return attend_full_by_row_compiled(q, k, v, tables.log_decay)
     return attend_rows_of_queries(q, k, v, tables.by_row(q.dtype))
 
 
 @opaque_to_compilers
-def attend_full_by_row_on_cpu(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float]) -> Tensor:
+def attend_full_by_row_compiled(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float]) -> Tensor:
     """Compute :func:`attend_full_by_row`. A compiler would hold the bias of all queries at once."""
     height, width = q.shape[1:3]
     return attend_rows_of_queries(q, k, v, manhattan_bias_by_row(tuple(log_decay), height, width, q.device, q.dtype))

@@ -152,11 +152,11 @@ class ResidualDWConv(nn.Conv2d):
 def ffn_in_strips(
     x: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
+    bias1: Optional[Tensor],
     depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
+    depthwise_bias: Optional[Tensor],
     weight2: Tensor,
-    bias2: Tensor,
+    bias2: Optional[Tensor],
     residual: bool,
     rows: int,
 ) -> Tensor:

@@ -1,7 +1,6 @@
-"""Predictions for single pictures, by the inferencers of mmdet, mmseg and mmpretrain behind one interface."""
+"""Predictions for single images, by the inferencers of mmdet, mmseg and mmpretrain behind one interface."""
 
 from abc import ABC, abstractmethod
-from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
 def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) -> 'Predictor':
-    """Build a model with its weights, for single pictures.
+    """Build a model with its weights, for single images.
 
     Args:
         cfg (Config): of a detector (mmdet), segmentor (mmseg) or classifier (mmpretrain).
@@ -35,17 +34,16 @@ def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) 
     """
     kinds: Dict[str, Callable[..., Predictor]] = dict(mmdet=Detector, mmseg=Segmentor, mmpretrain=Classifier)
     if library(cfg) not in kinds:
-        raise UsageError(f'the config is of {library(cfg)}: pictures are for configs of {", ".join(kinds)}.')
+        raise UsageError(f'the config is of {library(cfg)}: images are for configs of {", ".join(kinds)}.')
     if not cfg.get('test_dataloader'):
-        raise UsageError('the config has no test_dataloader, whose pipeline prepares pictures.')
+        raise UsageError('the config has no test_dataloader, whose pipeline prepares images.')
     predictor = kinds[library(cfg)](cfg, checkpoint, device)
     # The inferencers load without complaint what fits. Load again, and refuse a file that lacks tensors.
     content, report = read_checkpoint(checkpoint), LoadReportHook(checkpoint, 'test')
     predictor.set_dataset_meta(find_dataset_meta(cfg, content))
-    runner: Any = SimpleNamespace(model=predictor.model)
-    report.after_load_checkpoint(runner, content)
+    report.watch(predictor.model, content)
     predictor.model.load_state_dict(content.get('state_dict', content), strict=False)
-    report.before_test(runner)
+    report.stop()
     return predictor
 
 
@@ -65,7 +63,7 @@ def find_dataset_meta(cfg: Config, checkpoint: dict) -> dict:
 
 
 class Predictor(ABC):
-    """A model for single pictures. Pictures are (H, W, 3), RGB, uint8.
+    """A model for single images. Images are (H, W, 3), RGB, uint8.
 
     Args:
         cfg (Config): of the model.
@@ -99,15 +97,15 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, image: np.ndarray) -> Any:
-        """Return the library's data sample of a picture."""
+        """Return the library's data sample of an image."""
 
     def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
-        """Return the data sample of a picture, computed in square tiles of ``size`` pixels that share ``overlap``."""
-        raise UsageError(f'a {type(self).__name__} looks at the whole picture, not at tiles.')
+        """Return the data sample of an image, computed in square tiles of ``size`` pixels that share ``overlap``."""
+        raise NotImplementedError(f'{type(self).__name__} takes no tiles')
 
     @abstractmethod
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
-        """Return a picture with the predictions of at least the score ``threshold`` on it, RGB."""
+        """Return an image with the predictions of at least the score ``threshold`` on it, RGB."""
 
     @abstractmethod
     def describe(self, sample: Any, threshold: float) -> List[dict]:
@@ -126,7 +124,7 @@ class Detector(Predictor):
     @property
     def num_classes(self) -> int:
         heads = [module for module in self.model.modules() if hasattr(module, 'num_classes')]
-        return max((head.num_classes for head in heads if 'RPN' not in type(head).__name__), default=0)
+        return max(head.num_classes for head in heads)  # the RPN has one
 
     def set_dataset_meta(self, meta: dict) -> None:
         super().set_dataset_meta(meta)
@@ -158,7 +156,7 @@ class Detector(Predictor):
 
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
         visualizer = self._inferencer.visualizer
-        visualizer.add_datasample('picture', image, sample, draw_gt=False, pred_score_thr=threshold)
+        visualizer.add_datasample('image', image, sample, draw_gt=False, pred_score_thr=threshold)
         return visualizer.get_image()
 
     def describe(self, sample: Any, threshold: float) -> List[dict]:
@@ -204,7 +202,7 @@ class Segmentor(Predictor):
 
     @property
     def num_classes(self) -> int:
-        return self.model.decode_head.num_classes
+        return self.model.num_classes
 
     def predict(self, image: np.ndarray) -> Any:
         return self._inferencer(np.ascontiguousarray(image[..., ::-1]), return_datasamples=True).cpu()
@@ -231,7 +229,7 @@ class Segmentor(Predictor):
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
         visualizer = self._inferencer.visualizer
         visualizer.set_dataset_meta(**self.model.dataset_meta)
-        visualizer.add_datasample('picture', image, sample, draw_gt=False, draw_pred=True)
+        visualizer.add_datasample('image', image, sample, draw_gt=False, draw_pred=True)
         return visualizer.get_image()
 
     def labels(self, sample: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Large pictures by tiles: where the tiles lie, and how detections in them become those of the picture."""
+"""Large images by tiles: where the tiles lie, and how detections in them become those of the image."""
 
 from typing import Iterator, List, Tuple
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def tile_windows(height: int, width: int, size: int, overlap: int) -> Iterator[Tuple[slice, slice]]:
-    """Yield rows and columns of square tiles that cover a picture.
+    """Yield rows and columns of square tiles that cover an image.
 
     Args:
-        height, width (int): of the picture.
-        size (int): side of a tile, in pixels. The picture itself is one tile along a shorter side.
+        height, width (int): of the image.
+        size (int): side of a tile, in pixels. The image itself is one tile along a shorter side.
         overlap (int): least number of pixels that neighbours share. The last tile is moved back to the border.
     """
 

@@ -2,7 +2,7 @@
 
 import os.path as osp
 import re
-from typing import Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -130,8 +130,11 @@ class LoadReportHook(Hook):
         self._errors: List[str] = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Watch the loading that follows: add hooks to the model."""
-        model = runner.model
+        """Watch the loading that follows."""
+        self.watch(runner.model, checkpoint)
+
+    def watch(self, model: Any, checkpoint: dict) -> None:
+        """Add hooks to a model, which report on every loading until :meth:`stop`; ``checkpoint`` is the whole file."""
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         if is_marked_deployed(checkpoint) and any(isinstance(m, RMT) and not m.deploy for m in model.modules()):
@@ -151,13 +154,14 @@ class LoadReportHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Remove the hooks: later loads are not checked."""
-        self._stop()
+        self.stop()
 
     def before_test(self, runner: Runner) -> None:
         """Remove the hooks: later loads are not checked."""
-        self._stop()
+        self.stop()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

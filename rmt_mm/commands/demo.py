@@ -1,12 +1,12 @@
-"""Predict pictures or a video with a config of mmdetection, mmsegmentation or mmpretrain, and draw the predictions.
+"""Predict images or a video with a config of mmdetection, mmsegmentation or mmpretrain, and draw the predictions.
 
 python tools/demo.py configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py work_dirs/demo/epoch_5.pth scene.jpg
 rmt-demo mask-rcnn_rmt-t_fpn_amp-1x_coco epoch_12.pth 'photos/*.jpg' --json --tile 1024
 
-Pictures go to the folder of --out-dir under their own names, a video as .mp4. --json writes predictions.json there too:
+Images go to the folder of --out-dir under their own names, a video as .mp4. --json writes predictions.json there too:
 
 - detectors: COCO's format of results, with the names of file and class. bbox is left, top, width, height in pixels;
-  image_id counts pictures or frames from 1; category_id is COCO's for its 80 classes, else it counts from 1.
+  image_id counts images or frames from 1; category_id is COCO's for its 80 classes, else it counts from 1.
 - segmentors: the pixels of each class, and the class of every pixel as labels/NAME.png.
 - classifiers: the five most probable classes.
 """
@@ -31,7 +31,7 @@ from ..cli.images import VIDEO_SUFFIXES, find_images, read_image
 from ..cli.predictor import Detector, Predictor, Segmentor, build_predictor
 from ..errors import UsageError, printable
 
-# What the libraries' transforms, models and visualisers raise for a picture of a single pixel, or 400 times as wide as
+# What the libraries' transforms, models and visualisers raise for an image of a single pixel, or 400 times as wide as
 # high.
 SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
 
@@ -40,14 +40,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, or the name of one of ours')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('input', help='picture, video, folder of pictures, or pattern such as "photos/*.jpg"')
+    parser.add_argument('input', help='image, video, folder of images, or pattern such as "photos/*.jpg"')
     parser.add_argument('--out-dir', default='outputs', metavar='DIR', help='default: outputs')
     parser.add_argument('--score-thr', type=float, default=0.5, metavar='S', help='least score to show (default 0.5)')
     parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     parser.add_argument('--json', action='store_true', help='write the predictions to DIR/predictions.json too')
-    parser.add_argument(
-        '--tile', type=int, metavar='PIXELS', help='predict large pictures in square tiles of this side'
-    )
+    parser.add_argument('--tile', type=int, metavar='PIXELS', help='predict large images in square tiles of this side')
     parser.add_argument('--overlap', type=int, default=128, metavar='PIXELS', help='shared by tiles (default 128)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE', help='change the config'
@@ -78,12 +76,12 @@ def build(args: argparse.Namespace) -> Predictor:
     apply_options(cfg, args.cfg_options)
     cli.check_backbones(cfg, path)
     if args.tile is not None and cli.library(cfg) == 'mmpretrain':
-        raise UsageError('--tile: a classifier looks at the whole picture.')
+        raise UsageError('--tile: a classifier looks at the whole image.')
     return build_predictor(cfg, cli.check_file(args.checkpoint, 'CHECKPOINT'), args.device)
 
 
 class Output:
-    """The folder of results: pictures as they come, and the predictions at the end.
+    """The folder of results: images as they come, and the predictions at the end.
 
     Args:
         predictor (Predictor): the model.
@@ -97,14 +95,14 @@ class Output:
         self.count = 0
 
     def predict(self, image: np.ndarray, name: str) -> np.ndarray:
-        """Predict a picture, note the predictions under ``name``, and return the picture with them."""
+        """Predict an image, note the predictions under ``name``, and return the image with them."""
         args = self._args
         if args.tile is None:
             sample = self._predictor.predict(image)
         else:
             sample = self._predictor.predict_by_tiles(image, args.tile, args.overlap)
         found = self._predictor.describe(sample, args.score_thr)
-        picture = self._predictor.draw(image, sample, args.score_thr)
+        drawn = self._predictor.draw(image, sample, args.score_thr)
         self.count += 1
         if isinstance(self._predictor, Detector):
             self._predictions += [dict(image_id=self.count, file_name=name, **result) for result in found]
@@ -112,10 +110,10 @@ class Output:
             self._predictions.append(dict(file_name=name, predictions=found))
         if args.json and isinstance(self._predictor, Segmentor):
             self._save(self._predictor.labels(sample), Path('labels') / f'{name}.png')
-        return picture
+        return drawn
 
-    def save_picture(self, picture: np.ndarray, name: str) -> None:
-        self._save(picture, Path(name if name.lower().endswith(('.png', '.jpg', '.jpeg')) else f'{name}.png'))
+    def save_image(self, drawn: np.ndarray, name: str) -> None:
+        self._save(drawn, Path(name if name.lower().endswith(('.png', '.jpg', '.jpeg')) else f'{name}.png'))
 
     def _save(self, pixels: np.ndarray, name: Path) -> None:
         path = self._folder / name
@@ -127,17 +125,17 @@ class Output:
             (self._folder / 'predictions.json').write_text(json.dumps(self._predictions, indent=1))
 
 
-def predict_pictures(output: Output, paths: List[Path], folder: Path) -> int:
-    """Predict pictures, report those that cannot be read, and return their number."""
+def predict_images(output: Output, paths: List[Path], folder: Path) -> int:
+    """Predict images, report those that are skipped, and return how many are."""
     root = Path(osp.commonpath([path.resolve().parent for path in paths]))
     if any((folder / path.resolve().relative_to(root)).resolve() == path.resolve() for path in paths):
-        raise UsageError(f'--out-dir {folder} holds the pictures themselves, which would be replaced: name another.')
+        raise UsageError(f'--out-dir {folder} holds the images themselves, which would be replaced: name another.')
     skipped = []
     progress = ProgressBar(len(paths))
     for path in paths:
         name = path.resolve().relative_to(root).as_posix()
         try:
-            output.save_picture(output.predict(read_image(path), name), name)
+            output.save_image(output.predict(read_image(path), name), name)
         except UsageError as error:
             skipped.append(str(error))
         except SIZE_ERRORS as error:
@@ -168,13 +166,15 @@ def predict_video(output: Output, path: Path, folder: Path) -> None:
         raise UsageError(f'--out-dir {folder} holds the video itself, which would be replaced: name another.')
     writer = progress = None
     for number, (frames, rate, image) in enumerate(read_frames(path), start=1):
-        picture = output.predict(image, f'{path.name}/{number:06}')
+        drawn = output.predict(image, f'{path.name}/{number:06}')
         if writer is None or progress is None:
-            height, width = picture.shape[:2]
+            height, width = drawn.shape[:2]
             code = cv2.VideoWriter.fourcc(*'mp4v')
             writer = cv2.VideoWriter(str(target), code, rate or 25, (width, height))
+            if not writer.isOpened():
+                raise UsageError(f'{target} cannot be written as a video.')
             progress = ProgressBar(frames)
-        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        writer.write(np.ascontiguousarray(drawn[..., ::-1]))
         progress.update()
     if writer is not None:
         writer.release()
@@ -189,12 +189,12 @@ def main() -> None:
         predictor = build(args)
     folder, skipped = Path(args.out_dir), 0
     output = Output(predictor, args)
-    with cli.one_sentence():
+    with cli.one_sentence(OSError, *SIZE_ERRORS):
         try:
             if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
                 predict_video(output, paths[0], folder)
             else:
-                skipped = predict_pictures(output, paths, folder)
+                skipped = predict_images(output, paths, folder)
         finally:  # also of what was done before an interruption
             output.save_predictions()
     print(f'{output.count} predicted, {skipped} skipped: {folder}')

@@ -61,6 +61,8 @@ def test_gray_and_16_bits_are_gray_pictures(tmp_path):
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / '8.png')
     Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / '16.png')
     Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / '16.tif')
+    Image.fromarray(np.full((4, 4), 250, np.uint16)).save(tmp_path / 'dark.png')
+    assert read_image(tmp_path / 'dark.png').max() == 1
     for name in ('8.png', '16.png', '16.tif'):
         read = read_image(tmp_path / name)
         assert read.shape == (30, 40, 3) and read.dtype == np.uint8
@@ -92,7 +94,7 @@ def test_what_is_no_picture_is_named(content, tmp_path):
         picture(size=(400, 300)).save(path)
         content = path.read_bytes()[:800]
     path.write_bytes(content)
-    with pytest.raises(UsageError, match='a.jpg cannot be read as a picture'):
+    with pytest.raises(UsageError, match='a.jpg cannot be read as an image'):
         read_image(path)
 
 
@@ -108,7 +110,7 @@ def test_find_images(tmp_path):
     assert found(tmp_path / 'b.png') == ['b.png']
     assert found(tmp_path / '**/*.png') == ['b.png', 'c.png']
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UsageError, match='no picture in this folder'):
+    with pytest.raises(UsageError, match='no image in this folder'):
         find_images(str(tmp_path / 'empty'))
     with pytest.raises(UsageError, match='no such file'):
         find_images(str(tmp_path / 'x*.png'))
@@ -345,8 +347,8 @@ def test_checkpoints_that_lack_a_part_are_refused(models, tmp_path):
         (['nowhere.jpg'], 'nowhere.jpg: there is no such file'),
         (['SCENE', '--score-thr', '7'], '--score-thr 7.0: scores are from 0 to 1'),
         (['SCENE', '--tile', '64', '--overlap', '64'], 'the overlap is at least 0, and below the tile'),
-        (['SCENE', '--tile', '256'], '--tile: a classifier looks at the whole picture'),
-        (['SCENE', '--out-dir', 'FOLDER'], 'holds the pictures themselves'),
+        (['SCENE', '--tile', '256'], '--tile: a classifier looks at the whole image'),
+        (['SCENE', '--out-dir', 'FOLDER'], 'holds the images themselves'),
         (['BROKEN'], '0 predicted, 1 skipped'),
         (['VIDEO'], 'cannot be read as a video'),
         (['SCENE', '--device', 'cuda:77'], '--device cuda:77 cannot be used'),
