@@ -13,11 +13,12 @@ FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.ba
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
 .PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants lint \
-	demo demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
+	demo webui demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(VENV): minutes the first time, seconds later'
 	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves, in minutes on 2 cores; make demo-full: all epochs'
+	@echo 'make webui      a page in the browser to try what make demo trained, on pictures of your own'
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
@@ -75,6 +76,14 @@ endef
 
 demo: setup $(DIGITS)
 	$(call train_detector,$(DEMO_CONFIG),$(DEMO))
+
+# Only this target needs gradio, and installs it when it is missing.
+webui:
+	@test -s $(DEMO)/last_checkpoint || { echo '$(DEMO) holds no trained model: run `make demo` first.' >&2; exit 1; }
+	@tools/setup_env.sh $(STACK)
+	@$(PYTHON_ENV) -c 'import gradio' 2>/dev/null || \
+		$(PYTHON_ENV) -m pip install -q -c $(VENV)/.constraints.txt -e '.[webui]'
+	$(PYTHON_ENV) tools/webui.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)"
 
 demo-full: setup $(DIGITS)
 	$(call train_detector,$(DEMO_FULL_CONFIG),$(DEMO)-full)

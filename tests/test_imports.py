@@ -21,6 +21,7 @@ ALLOWED = {
     'flops': GROUND | {'backbone'},
     'reference': GROUND,
     'golden': GROUND | {'backbone', 'checkpoints'},
+    'webui': GROUND | {'analysis', 'backbone', 'cli', 'training'},
     '__main__': {'commands'},
     '__init__': GROUND | {'backbone', 'checkpoints', 'training'},
 }

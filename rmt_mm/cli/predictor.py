@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -18,6 +19,18 @@ from .weights import LoadReportHook
 
 # The 80 classes of COCO have the identifiers 1 to 90 without these.
 NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+# What the libraries' transforms, models and visualisers raise for an image of a single pixel, or 400 times as wide as
+# high.
+SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
+
+
+def check_device(name: Optional[str]) -> None:
+    """Raise UsageError if torch cannot use the device of ``--device``."""
+    if name is not None:
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
+            raise UsageError(f'--device {name} cannot be used: {str(error).splitlines()[0]}') from error
 
 
 def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) -> 'Predictor':
@@ -111,6 +124,10 @@ class Predictor(ABC):
     def describe(self, sample: Any, threshold: float) -> List[dict]:
         """Return predictions of at least the score ``threshold`` as values for JSON."""
 
+    def entries(self, sample: Any, threshold: float, name: str, number: int) -> List[dict]:
+        """Return the entries of predictions.json for the image ``name``, which is the ``number``-th."""
+        return [dict(file_name=name, predictions=self.describe(sample, threshold))]
+
 
 class Detector(Predictor):
     """Boxes, and masks where the model predicts them, by mmdet's ``DetInferencer``."""
@@ -180,6 +197,9 @@ class Detector(Predictor):
                 result['segmentation'] = dict(mask, counts=mask['counts'].decode())
             results.append(result)
         return results
+
+    def entries(self, sample: Any, threshold: float, name: str, number: int) -> List[dict]:
+        return [dict(image_id=number, file_name=name, **found) for found in self.describe(sample, threshold)]
 
     def _category(self, label: int) -> int:
         """Return COCO's identifier of a class for COCO's 80 classes, else its number from 1."""

@@ -1,0 +1,107 @@
+"""What the page computes, without the page: predictions of a picture, drawn again for another threshold."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, List
+
+import numpy as np
+from PIL import Image
+
+from ..cli.images import IMAGE_SUFFIXES, read_image
+from ..cli.predictor import SIZE_ERRORS, Classifier, Detector, Predictor
+from ..errors import UsageError, printable
+from .sizes import enlarge, shrink
+
+# The lowest threshold of the page. Detections below it are not kept.
+LEAST_SCORE = 0.05
+# Formats of strangers' files. Pillow reads more, among them PostScript, for which it starts another program.
+FORMATS = sorted({Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES})
+
+
+@dataclass
+class Result:
+    """The predictions of one picture, of one user.
+
+    Attributes:
+        name (str): the user's name of the file.
+        image (np.ndarray): (H, W, 3), RGB, uint8.
+        sample: the library's data sample, without what drawing does not need.
+    """
+
+    name: str
+    image: np.ndarray
+    sample: Any
+
+
+class Trial:
+    """A model that several users try at once. One thread at a time computes and draws.
+
+    Args:
+        predictor (Predictor): the model.
+        max_pixels (int): most pixels of a picture.
+    """
+
+    def __init__(self, predictor: Predictor, max_pixels: int) -> None:
+        self.predictor = predictor
+        self.max_pixels = max_pixels
+        # Models, inferencers and visualisers hold what they work on: two threads in one of them would mix pictures.
+        self.lock = threading.Lock()
+
+    def read(self, path: Path, name: str) -> np.ndarray:
+        """Return a picture as :func:`rmt_mm.cli.images.read_image` does; errors name it ``name``.
+
+        Raises:
+            UsageError: the file is no picture, is damaged, or has too many pixels.
+        """
+        name = printable(name, 80)
+        try:
+            with Image.open(path, formats=FORMATS) as opened:  # reads the size, and no pixels
+                width, height = opened.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            kinds = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            raise UsageError(f'{name} cannot be read as a picture ({kinds}).') from error
+        if width * height > self.max_pixels:
+            raise UsageError(
+                f'{name} has {width} x {height} pixels, and this page takes {self.max_pixels:,}: reduce it, or start '
+                'the page with a larger --max-pixels.'
+            )
+        try:
+            return read_image(path)
+        except UsageError as error:
+            reason = str(error.__cause__ or '').replace(str(path), name)
+            raise UsageError(f'{name} is damaged: {reason}.') from error
+
+    def predict(self, path: Path, name: str) -> Result:
+        """Read a picture and predict it.
+
+        Raises:
+            UsageError: the picture cannot be read, or the model's pipeline does not take its size.
+        """
+        image = self.read(path, name)
+        with self.lock:
+            try:
+                sample = self.predictor.predict(image)
+            except (*SIZE_ERRORS, MemoryError) as error:
+                reason = printable(' '.join(str(error).split()), 200)
+                height, width = image.shape[:2]
+                raise UsageError(
+                    f'{printable(name, 80)}, of {width} x {height} pixels, cannot be predicted by this model: {reason}'
+                ) from error
+        if 'seg_logits' in sample:  # a number for every pixel and class
+            del sample.seg_logits
+        if isinstance(self.predictor, Detector):
+            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= LEAST_SCORE]
+        return Result(name, image, sample)
+
+    def draw(self, result: Result, threshold: float) -> np.ndarray:
+        """Return the picture with the predictions of at least ``threshold`` on it, for the browser."""
+        image, sample = result.image, result.sample
+        if not isinstance(self.predictor, Classifier):  # whose visualiser enlarges
+            image, sample = enlarge(image, sample)
+        with self.lock:
+            return shrink(self.predictor.draw(image, sample, threshold))
+
+    def entries(self, result: Result, threshold: float) -> List[dict]:
+        """Return what ``demo.py --json`` writes for this picture."""
+        return self.predictor.entries(result.sample, threshold, result.name, 1)

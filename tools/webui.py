@@ -1,0 +1,6 @@
+"""Try a model in the browser: see rmt_mm/commands/webui.py."""
+
+from rmt_mm.commands.webui import main
+
+if __name__ == '__main__':
+    main()
