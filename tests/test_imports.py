@@ -18,6 +18,7 @@ ALLOWED = {
     'classification': GROUND,
     'backbone': GROUND | {'checkpoints'},
     'conversion': GROUND | {'backbone', 'checkpoints'},
+    'analysis': GROUND | {'backbone'},
     'flops': GROUND | {'backbone'},
     'reference': GROUND,
     'golden': GROUND | {'backbone', 'checkpoints'},
