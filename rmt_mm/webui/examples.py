@@ -18,9 +18,9 @@ def find_examples(cfg: Config, count: int) -> List[Path]:
     for name in ('val_dataloader', 'test_dataloader'):
         for dataset, _ in build_lazily(cfg.get(name), cfg.get('default_scope')):
             prefix = dataset.data_prefix
-            folders = [prefix] if isinstance(prefix, str) else [(prefix or {}).get(key) for key in ('img', 'img_path')]
-            for folder in folders:
-                found = _list(Path(folder)) if folder else []
+            prefixes = dict(img=prefix) if isinstance(prefix, str) else dict(prefix or {})
+            for folder in filter(None, (prefixes.get('img'), prefixes.get('img_path'))):
+                found = _list(Path(folder))
                 if found:
                     step = max(1, len(found) // count)
                     return found[::step][:count]

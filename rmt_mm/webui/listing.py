@@ -23,9 +23,7 @@ def list_predictions(predictor: Predictor, entries: List[dict], threshold: float
     if isinstance(predictor, Segmentor):
         total = sum(p['pixels'] for p in found)
         found = sorted(found, key=lambda p: -p['pixels'])
-        rows = [
-            (colours[p['label']], p['category'], p['pixels'] / total, f'{p["pixels"] / total:.1%}') for p in found
-        ]
+        rows = [(colours[p['label']], p['category'], p['pixels'] / total, f'{p["pixels"] / total:.1%}') for p in found]
         return _table('Share of the pixels', rows)
     assert isinstance(predictor, Classifier)
     rows = [(colours[p['label']], p['category'], p['score'], f'{p["score"]:.1%}') for p in found]

@@ -5,39 +5,21 @@ import json
 import tempfile
 from html import escape
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import gradio as gr
-from gradio.data_classes import ImageData
 
 from ..cli.predictor import Detector, Predictor
 from ..errors import UsageError
+from .attention import computed_stages, stride_of
 from .listing import list_predictions
-from .sizes import shrink
+from .sizes import clickable
 from .trial import LEAST_SCORE, Result, Trial
 
 WELCOME = 'Drop a picture on the left, paste one, or choose an example.'
-
-
-class Upload(gr.Image):
-    """gradio's picture field, which hands over the uploaded file as it is.
-
-    gradio's own would decode it, and answer a file that is no picture with a general error.
-    """
-
-    is_template = True  # the browser shows it as gradio's
-
-    def preprocess(self, payload: Optional[ImageData]) -> Optional[Tuple[Path, str]]:  # type: ignore[override]
-        """Return the file and the user's name of it. gradio has checked that the file is an upload."""
-        if payload is None or payload.path is None:
-            return None
-        return Path(payload.path), Path(payload.orig_name or payload.path).name
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> Optional[str]:
-        """Refuse addresses, which gradio would download."""
-        if '://' in str(url_or_file_path):
-            raise gr.Error('Upload a file: addresses are not read.')
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+CLICK = 'Click into the picture: the maps show what the token there receives from every other one.'
+MEAN = 'mean'
+MAPS = ('Decay', 'Softmax of the scores alone', 'Attention')
 
 
 class Page:
@@ -52,11 +34,12 @@ class Page:
         self.trial = trial
         self.examples = list(examples)
 
-    def upload(self, file: Optional[Tuple[Path, str]], threshold: float) -> List[Any]:
-        """Predict an uploaded file."""
+    def upload(self, file: Optional[dict], threshold: float) -> List[Any]:
+        """Predict an uploaded file, which gradio describes by its ``path`` and the user's name of it, ``orig_name``."""
         if file is None:
             return self.clear()
-        return self._predict(*file, threshold)
+        path = Path(file['path'])
+        return self._predict(path, Path(file.get('orig_name') or path).name, threshold)
 
     def example(self, number: int, threshold: float) -> List[Any]:
         """Predict an example, by its place in the row."""
@@ -64,7 +47,8 @@ class Page:
         return self._predict(path, path.name, threshold)
 
     def clear(self) -> List[Any]:
-        return [None, say(WELCOME), None, None, '', gr.update(interactive=False, value=None)]
+        """Forget the picture."""
+        return [None, say(WELCOME), None, *self._draw(None, 0), *self._attend(None, 0, 0, MEAN)]
 
     def _predict(self, path: Path, name: str, threshold: float) -> List[Any]:
         try:
@@ -73,16 +57,63 @@ class Page:
             return [None, say(str(error), is_error=True), *self.clear()[2:]]
         height, width = result.image.shape[:2]
         said = say(f'{name}, {width} x {height} pixels')
-        return [shrink(result.image), said, result, *self.redraw(result, threshold)]
+        nothing = self._attend(None, 0, 0, MEAN)
+        return [clickable(result.image), said, result, *self._draw(result, threshold), *nothing]
 
     def redraw(self, result: Optional[Result], threshold: float) -> List[Any]:
         """Draw and list the predictions again, without computing them."""
+        return self._draw(result, threshold)
+
+    def _draw(self, result: Optional[Result], threshold: float) -> List[Any]:
         if result is None:
-            return self.clear()[3:]
+            return [None, '', gr.update(interactive=False, value=None)]
         entries = self.trial.entries(result, threshold)
         listed = list_predictions(self.trial.predictor, entries, threshold)
         download = gr.update(interactive=True, value=save_json(entries))
         return [self.trial.draw(result, threshold), listed, download]
+
+    def click(
+        self, result: Optional[Result], stage: int, block: int, head: Union[int, str], at: gr.SelectData
+    ) -> List[Any]:
+        """Show the attention of the token at a pixel of the shown picture."""
+        if result is not None:
+            height, width = result.image.shape[:2]
+            shown = clickable(result.image)
+            x, y = ((i + 0.5) * n / m - 0.5 for i, n, m in zip(at.index, (width, height), shown.shape[1::-1]))
+            result.pixel = (min(max(x, 0), width - 1), min(max(y, 0), height - 1))
+        return self._attend(result, stage, block, head)
+
+    def choose_stage(self, result: Optional[Result], stage: int) -> List[Any]:
+        """Offer the blocks and heads of a stage, and show the last block."""
+        blocks, heads = self._choices(stage)
+        block = blocks[-1]
+        offers = [gr.update(choices=blocks, value=block), gr.update(choices=[MEAN, *heads], value=MEAN)]
+        return [*offers, *self._attend(result, stage, block, MEAN)]
+
+    def choose(self, result: Optional[Result], stage: int, block: int, head: Union[int, str]) -> List[Any]:
+        """Show another block or head."""
+        return self._attend(result, stage, block, head)
+
+    def _choices(self, stage: int) -> Tuple[List[int], List[int]]:
+        assert self.trial.backbone is not None
+        blocks = list(self.trial.backbone.stages)[stage]
+        return list(range(len(blocks))), list(range(blocks[0].attn.num_heads))
+
+    def _attend(self, result: Optional[Result], stage: int, block: int, head: Union[int, str]) -> List[Any]:
+        if self.trial.backbone is None:
+            return []
+        hidden = [gr.update(visible=False), *[None] * len(MAPS)]
+        if result is None or result.pixel is None:
+            return [say(CLICK), *hidden]
+        try:
+            panels = self.trial.attend(result, stage, block, None if head == MEAN else int(head))
+        except UsageError as error:
+            return [say(str(error), is_error=True), *hidden]
+        maps = [
+            gr.update(value=image, label=f'{name}: 0 to {top:.3g}')
+            for image, name, top in zip(panels.images, MAPS, panels.largest)
+        ]
+        return [say(panels.text), gr.update(visible=True), *maps]
 
     def build(self, title: str, facts: str) -> gr.Blocks:
         """Return the page.
@@ -91,40 +122,38 @@ class Page:
             title (str): heading.
             facts (str): line below it.
         """
+        # One event at a time, in order of arrival, and callable from the page only.
+        on = functools.partial(dict, concurrency_id='model', concurrency_limit=1, api_visibility='private')
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.HTML(f'<h1>{escape(title)}</h1><p>{escape(facts)}</p>', elem_id='heading')
             state = gr.State(None)
-            with gr.Row(equal_height=True, elem_id='pictures'):
-                image = Upload(
-                    label='Picture', sources=['upload', 'clipboard'], type='filepath', format='png', height=440,
+            with gr.Row(equal_height=True):
+                image = gr.Image(
+                    label='Picture', sources=['upload', 'clipboard'], type='filepath', height=440,
                     buttons=['fullscreen'], elem_id='picture',
                 )  # fmt: skip
-                drawn = gr.Image(
-                    label='Predictions', format='png', height=440, interactive=False, type='numpy',
-                    buttons=['download', 'fullscreen'], elem_id='predictions',
-                )  # fmt: skip
+                drawn = show('Predictions', 'predictions', buttons=['download', 'fullscreen'], height=440)
             status = gr.HTML(say(WELCOME), elem_id='status')
-            with gr.Row(elem_id='controls'):
+            with gr.Row():
                 with gr.Column():
                     threshold = gr.Slider(
                         LEAST_SCORE, 1, 0.5, step=0.01, label='Least score', buttons=[], elem_id='threshold',
                         visible=isinstance(self.trial.predictor, Detector),
                     )  # fmt: skip
                     download = gr.DownloadButton('Download JSON', interactive=False, size='md', elem_id='download')
-                with gr.Column():
-                    listed = gr.HTML('', elem_id='listing')
+                listed = gr.HTML('', elem_id='listing')
             if self.examples:
-                thumbnails = [[str(path)] for path in self.examples]
                 row = gr.Dataset(
-                    label='Examples', components=[gr.Image(render=False, format='png')], samples=thumbnails,
-                    type='index', samples_per_page=len(thumbnails), elem_id='examples',
+                    label='Examples', components=[gr.Image(render=False)], samples=[[str(p)] for p in self.examples],
+                    type='index', samples_per_page=len(self.examples), elem_id='examples',
                 )  # fmt: skip
+            maps = self._build_attention(state, image, on)
 
             shown = [drawn, listed, download]
-            every = [image, status, state, *shown]
-            # One at a time, in order of arrival, and callable from the page only.
-            on = functools.partial(dict, concurrency_id='model', concurrency_limit=1, api_visibility='private')
-            image.upload(self.upload, [image, threshold], every, **on(show_progress_on=[drawn]))
+            every = [image, status, state, *shown, *maps]
+            # gradio would decode the file before, and answer one that is no picture with a general error. Without that
+            # it still refuses files that are not uploads.
+            image.upload(self.upload, [image, threshold], every, **on(preprocess=False, show_progress_on=[drawn]))
             image.clear(self.clear, None, every, **on(show_progress='hidden'))
             threshold.change(
                 self.redraw, [state, threshold], shown, **on(show_progress='hidden', trigger_mode='always_last')
@@ -132,6 +161,37 @@ class Page:
             if self.examples:
                 row.click(self.example, [row, threshold], every, **on(show_progress_on=[drawn]))
         return blocks
+
+    def _build_attention(self, state: gr.State, image: gr.Image, on: Callable[..., dict]) -> List[Any]:
+        """Add the part for the attention, and return its outputs."""
+        with gr.Column(elem_id='attention'):
+            if self.trial.backbone is None:
+                gr.HTML(f'<h2>Attention</h2>{say(f"Not shown: {self.trial.no_attention}")}')
+                return []
+            stages = computed_stages(self.trial.backbone)
+            first = stages[max(0, len(stages) - 2)]
+            blocks, heads = self._choices(first)
+            gr.HTML('<h2>Attention</h2>')
+            with gr.Row():
+                choices = [(f'{i} (stride {stride_of(i)})', i) for i in stages]
+                stage = gr.Radio(choices, value=first, label='Stage', scale=3, elem_id='stage')
+                block = gr.Dropdown(blocks, value=blocks[-1], label='Block', min_width=100, elem_id='block')
+                head = gr.Dropdown([MEAN, *heads], value=MEAN, label='Head', min_width=100, elem_id='head')
+            told = gr.HTML(say(CLICK), elem_id='token')
+            with gr.Row(visible=False) as panels:
+                maps = [show(name, f'map-{i}', buttons=['download', 'fullscreen']) for i, name in enumerate(MAPS)]
+        outputs = [told, panels, *maps]
+        progress = dict(show_progress_on=maps)
+        image.select(self.click, [state, stage, block, head], outputs, **on(**progress))
+        stage.input(self.choose_stage, [state, stage], [block, head, *outputs], **on(**progress))
+        for picker in (block, head):
+            picker.input(self.choose, [state, stage, block, head], outputs, **on(**progress))
+        return outputs
+
+
+def show(label: str, name: str, **options: Any) -> gr.Image:
+    """Return a field that shows a picture."""
+    return gr.Image(label=label, elem_id=name, format='png', type='numpy', interactive=False, **options)
 
 
 def say(text: str, is_error: bool = False) -> str:
@@ -157,5 +217,3 @@ def describe_model(predictor: Predictor, checkpoint: str) -> str:
         f'{type(model).__name__} with {backbone}, {count / 1e6:.1f} M parameters, {len(predictor.classes)} classes; '
         f'{Path(checkpoint).name} on {device}'
     )
-
-

@@ -9,18 +9,31 @@ from mmengine.structures import PixelData
 
 # Pictures are sent to the browser with a longer side of at most this many pixels.
 LARGEST = 1600
-# Smaller ones are enlarged to about this many pixels: the visualisers' lines and letters would cover them.
-SMALLEST = 640
+# The picture to click into has at least this many, more than the page gives it: gradio computes wrong coordinates of
+# clicks into enlarged pictures.
+CLICKABLE = 960
+# Pictures to draw on are enlarged to at most this many: the visualisers' lines and letters would cover smaller ones.
+SMALLEST = 400
+# The longer side of the attention's panels.
+PANEL = 480
+
+
+def fit(image: np.ndarray, side: int) -> np.ndarray:
+    """Return an image whose longer side has ``side`` pixels."""
+    height, width = image.shape[:2]
+    ratio = side / max(height, width)
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
     """Return an image with a longer side of at most ``LARGEST`` pixels."""
-    height, width = image.shape[:2]
-    ratio = LARGEST / max(height, width)
-    if ratio >= 1:
-        return image
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image if max(image.shape[:2]) <= LARGEST else fit(image, LARGEST)
+
+
+def clickable(image: np.ndarray) -> np.ndarray:
+    """Return an image with a longer side of ``CLICKABLE`` to ``LARGEST`` pixels."""
+    return fit(image, min(max(*image.shape[:2], CLICKABLE), LARGEST))
 
 
 def enlarge(image: np.ndarray, sample: Any) -> Tuple[np.ndarray, Any]:
@@ -34,16 +47,17 @@ def enlarge(image: np.ndarray, sample: Any) -> Tuple[np.ndarray, Any]:
     times = SMALLEST // max(height, width)
     if times < 2:
         return image, sample
-    image = cv2.resize(image, (width * times, height * times), interpolation=cv2.INTER_CUBIC)
-    sample = sample.clone()
+
+    def repeat(values: Any) -> torch.Tensor:
+        return torch.as_tensor(values).repeat_interleave(times, -2).repeat_interleave(times, -1)
+
+    larger = sample.clone()
     if 'pred_sem_seg' in sample:
-        labels = sample.pred_sem_seg.data.repeat_interleave(times, -2).repeat_interleave(times, -1)
-        del sample.pred_sem_seg
-        sample.pred_sem_seg = PixelData(data=labels)
+        del larger.pred_sem_seg  # a PixelData keeps its size
+        larger.pred_sem_seg = PixelData(data=repeat(sample.pred_sem_seg.data))
     if 'pred_instances' in sample:
-        found = sample.pred_instances
+        found = larger.pred_instances
         found.bboxes = found.bboxes * times
         if 'masks' in found:
-            masks = torch.as_tensor(found.masks, dtype=torch.bool)
-            found.masks = masks.repeat_interleave(times, -2).repeat_interleave(times, -1)
-    return image, sample
+            found.masks = repeat(found.masks)
+    return cv2.resize(image, (width * times, height * times), interpolation=cv2.INTER_CUBIC), larger

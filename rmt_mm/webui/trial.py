@@ -1,16 +1,19 @@
-"""What the page computes, without the page: predictions of a picture, drawn again for another threshold."""
+"""What the page computes, without the page: predictions of a picture, and the attention at one of its pixels."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
 
+from ..analysis import Recorded, View, find_backbone, record
+from ..backbone import RMT
 from ..cli.images import IMAGE_SUFFIXES, read_image
 from ..cli.predictor import SIZE_ERRORS, Classifier, Detector, Predictor
 from ..errors import UsageError, printable
+from .attention import Panels, draw_panels
 from .sizes import enlarge, shrink
 
 # The lowest threshold of the page. Detections below it are not kept.
@@ -27,11 +30,15 @@ class Result:
         name (str): the user's name of the file.
         image (np.ndarray): (H, W, 3), RGB, uint8.
         sample: the library's data sample, without what drawing does not need.
+        pixel (tuple[float, float], optional): x and y in the image where the user clicked last.
+        recorded (dict): stage and block -> what their MaSA computed, for the last ones that the user chose.
     """
 
     name: str
     image: np.ndarray
     sample: Any
+    pixel: Optional[Tuple[float, float]] = None
+    recorded: Dict[Tuple[int, int], Recorded] = field(default_factory=dict)
 
 
 class Trial:
@@ -40,6 +47,10 @@ class Trial:
     Args:
         predictor (Predictor): the model.
         max_pixels (int): most pixels of a picture.
+
+    Attributes:
+        backbone (RMT | None): whose attention is shown.
+        no_attention (str): why none is shown.
     """
 
     def __init__(self, predictor: Predictor, max_pixels: int) -> None:
@@ -47,6 +58,12 @@ class Trial:
         self.max_pixels = max_pixels
         # Models, inferencers and visualisers hold what they work on: two threads in one of them would mix pictures.
         self.lock = threading.Lock()
+        self.backbone: Optional[RMT] = None
+        self.no_attention = ''
+        try:
+            self.backbone = find_backbone(predictor.model)
+        except ValueError as error:
+            self.no_attention = str(error)
 
     def read(self, path: Path, name: str) -> np.ndarray:
         """Return a picture as :func:`rmt_mm.cli.images.read_image` does; errors name it ``name``.
@@ -105,3 +122,26 @@ class Trial:
     def entries(self, result: Result, threshold: float) -> List[dict]:
         """Return what ``demo.py --json`` writes for this picture."""
         return self.predictor.entries(result.sample, threshold, result.name, 1)
+
+    def attend(self, result: Result, stage: int, block: int, head: Optional[int]) -> Panels:
+        """Draw the attention at ``result.pixel``, which is set.
+
+        Args:
+            result (Result): of :meth:`predict`. What the block computes is kept in it, for the next pixel or head.
+            stage (int): from 0.
+            block (int): from 0.
+            head (int, optional): from 0. Default: the mean of the heads.
+
+        Raises:
+            UsageError: the model does not see this pixel, does not compute the stage, or sees the image in parts.
+        """
+        assert self.backbone is not None and result.pixel is not None
+        with self.lock:
+            try:
+                if (stage, block) not in result.recorded:
+                    found = record(self.backbone, lambda: self.predictor.predict(result.image), stage, block)
+                    result.recorded = {(stage, block): found}
+                view = View.from_metainfo(result.sample.metainfo)
+                return draw_panels(result.image, view, result.recorded[stage, block], result.pixel, stage, head)
+            except (ValueError, IndexError) as error:
+                raise UsageError(str(error)) from error
