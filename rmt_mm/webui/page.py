@@ -53,12 +53,13 @@ class Page:
     def _predict(self, path: Path, name: str, threshold: float) -> List[Any]:
         try:
             result = self.trial.predict(path, name)
+            drawn = self._draw(result, threshold)
         except UsageError as error:
             return [None, say(str(error), is_error=True), *self.clear()[2:]]
         height, width = result.image.shape[:2]
         said = say(f'{name}, {width} x {height} pixels')
         nothing = self._attend(None, 0, 0, MEAN)
-        return [clickable(result.image), said, result, *self._draw(result, threshold), *nothing]
+        return [clickable(result.image), said, result, *drawn, *nothing]
 
     def redraw(self, result: Optional[Result], threshold: float) -> List[Any]:
         """Draw and list the predictions again, without computing them."""

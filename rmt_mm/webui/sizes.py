@@ -51,13 +51,14 @@ def enlarge(image: np.ndarray, sample: Any) -> Tuple[np.ndarray, Any]:
     def repeat(values: Any) -> torch.Tensor:
         return torch.as_tensor(values).repeat_interleave(times, -2).repeat_interleave(times, -1)
 
-    larger = sample.clone()
+    larger = sample.clone()  # which shares its parts with the sample
     if 'pred_sem_seg' in sample:
         del larger.pred_sem_seg  # a PixelData keeps its size
         larger.pred_sem_seg = PixelData(data=repeat(sample.pred_sem_seg.data))
     if 'pred_instances' in sample:
-        found = larger.pred_instances
+        found = sample.pred_instances.clone()
         found.bboxes = found.bboxes * times
         if 'masks' in found:
             found.masks = repeat(found.masks)
+        larger.pred_instances = found
     return cv2.resize(image, (width * times, height * times), interpolation=cv2.INTER_CUBIC), larger

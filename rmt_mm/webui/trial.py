@@ -1,9 +1,10 @@
 """What the page computes, without the page: predictions of a picture, and the attention at one of its pixels."""
 
+import contextlib
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -96,15 +97,8 @@ class Trial:
             UsageError: the picture cannot be read, or the model's pipeline does not take its size.
         """
         image = self.read(path, name)
-        with self.lock:
-            try:
-                sample = self.predictor.predict(image)
-            except (*SIZE_ERRORS, MemoryError) as error:
-                reason = printable(' '.join(str(error).split()), 200)
-                height, width = image.shape[:2]
-                raise UsageError(
-                    f'{printable(name, 80)}, of {width} x {height} pixels, cannot be predicted by this model: {reason}'
-                ) from error
+        with self.lock, self._name_size(name, image, 'predicted'):
+            sample = self.predictor.predict(image)
         if 'seg_logits' in sample:  # a number for every pixel and class
             del sample.seg_logits
         if isinstance(self.predictor, Detector):
@@ -112,12 +106,28 @@ class Trial:
         return Result(name, image, sample)
 
     def draw(self, result: Result, threshold: float) -> np.ndarray:
-        """Return the picture with the predictions of at least ``threshold`` on it, for the browser."""
+        """Return the picture with the predictions of at least ``threshold`` on it, for the browser.
+
+        Raises:
+            UsageError: the library's visualiser does not take its size.
+        """
         image, sample = result.image, result.sample
         if not isinstance(self.predictor, Classifier):  # whose visualiser enlarges
             image, sample = enlarge(image, sample)
-        with self.lock:
+        with self.lock, self._name_size(result.name, image, 'drawn'):
             return shrink(self.predictor.draw(image, sample, threshold))
+
+    @contextlib.contextmanager
+    def _name_size(self, name: str, image: np.ndarray, done: str) -> Iterator[None]:
+        """Turn what the libraries raise for odd sizes into a sentence."""
+        try:
+            yield
+        except (*SIZE_ERRORS, MemoryError) as error:
+            height, width = image.shape[:2]
+            raise UsageError(
+                f'{printable(name, 80)}, of {width} x {height} pixels, cannot be {done} with this model: '
+                f'{printable(" ".join(str(error).split()), 200)}'
+            ) from error
 
     def entries(self, result: Result, threshold: float) -> List[dict]:
         """Return what ``demo.py --json`` writes for this picture."""
