@@ -115,6 +115,7 @@ class Trial:
         if not isinstance(self.predictor, Classifier):  # whose visualiser enlarges
             image, sample = enlarge(image, sample)
         with self.lock, self._name_size(result.name, image, 'drawn'):
+            np.random.seed(0)  # mmdet varies the colours of masks at random: keep them while the threshold moves
             return shrink(self.predictor.draw(image, sample, threshold))
 
     @contextlib.contextmanager
