@@ -126,7 +126,7 @@ class Page:
         # One event at a time, in order of arrival, and callable from the page only.
         on = functools.partial(dict, concurrency_id='model', concurrency_limit=1, api_visibility='private')
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-            gr.HTML(f'<h1>{escape(title)}</h1><p>{escape(facts)}</p>', elem_id='heading')
+            gr.HTML(f'<h1>{escape(title)}</h1><p>{escape(facts)}</p>', elem_id='heading', padding=False)
             state = gr.State(None)
             with gr.Row(equal_height=True):
                 image = gr.Image(
@@ -134,7 +134,7 @@ class Page:
                     buttons=['fullscreen'], elem_id='picture',
                 )  # fmt: skip
                 drawn = show('Predictions', 'predictions', buttons=['download', 'fullscreen'], height=440)
-            status = gr.HTML(say(WELCOME), elem_id='status')
+            status = gr.HTML(say(WELCOME), elem_id='status', padding=False)
             with gr.Row():
                 with gr.Column():
                     threshold = gr.Slider(
@@ -142,7 +142,7 @@ class Page:
                         visible=isinstance(self.trial.predictor, Detector),
                     )  # fmt: skip
                     download = gr.DownloadButton('Download JSON', interactive=False, size='md', elem_id='download')
-                listed = gr.HTML('', elem_id='listing')
+                listed = gr.HTML('', elem_id='listing', padding=False)
             if self.examples:
                 row = gr.Dataset(
                     label='Examples', components=[gr.Image(render=False)], samples=[[str(p)] for p in self.examples],
@@ -167,18 +167,18 @@ class Page:
         """Add the part for the attention, and return its outputs."""
         with gr.Column(elem_id='attention'):
             if self.trial.backbone is None:
-                gr.HTML(f'<h2>Attention</h2>{say(f"Not shown: {self.trial.no_attention}")}')
+                gr.HTML(f'<h2>Attention</h2>{say(f"Not shown: {self.trial.no_attention}")}', padding=False)
                 return []
             stages = computed_stages(self.trial.backbone)
             first = stages[max(0, len(stages) - 2)]
             blocks, heads = self._choices(first)
-            gr.HTML('<h2>Attention</h2>')
+            gr.HTML('<h2>Attention</h2>', padding=False)
             with gr.Row():
                 choices = [(f'{i} (stride {stride_of(i)})', i) for i in stages]
                 stage = gr.Radio(choices, value=first, label='Stage', scale=3, elem_id='stage')
                 block = gr.Dropdown(blocks, value=blocks[-1], label='Block', min_width=100, elem_id='block')
                 head = gr.Dropdown([MEAN, *heads], value=MEAN, label='Head', min_width=100, elem_id='head')
-            told = gr.HTML(say(CLICK), elem_id='token')
+            told = gr.HTML(say(CLICK), elem_id='token', padding=False)
             with gr.Row(visible=False) as panels:
                 maps = [show(name, f'map-{i}', buttons=['download', 'fullscreen']) for i, name in enumerate(MAPS)]
         outputs = [told, panels, *maps]

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from rmt_mm.webui.trial import Trial  # noqa: E402
 from support import ROOT  # noqa: E402
 
 CONFIG = ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py'
-CHROMIUM = '/usr/bin/chromium'
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 OPTIONS = (
     '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
     '--disable-component-update --disable-sync'
@@ -157,8 +158,6 @@ def test_the_page_calls_nobody(address, calls):
     ],
 )
 def test_mistakes_are_one_sentence(options, words, folder, monkeypatch):
-    import re
-
     names = dict(CONFIG=str(CONFIG), CHECKPOINT=str(folder / 'a.pth'))
     if options[0] in names:
         names[options[0]], options = options[1], []
@@ -191,8 +190,8 @@ def test_the_port_is_asked_for_on_the_host_itself():
 @pytest.fixture(scope='module')
 def browser():
     sync_api = pytest.importorskip('playwright.sync_api', reason='the browser is driven by playwright')
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f'there is no {CHROMIUM}')
+    if CHROMIUM is None:
+        pytest.skip('there is no Chromium')
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser
@@ -229,18 +228,21 @@ def test_a_visit(address, browser, folder, tmp_path):
     page.press('#threshold input[type=number]', 'Enter')
     wait_for(page, '#listing', 'score of 0.06 or more')
     found = page.locator('#listing li').count()
-    page.locator('#threshold input[type=range]').focus()
-    for _ in range(6):
-        page.keyboard.press('ArrowRight')
-    wait_for(page, '#listing', 'score of 0.12 or more')
-    assert 0 < page.locator('#listing li').count() < found
     page.wait_for_timeout(500)
     with page.expect_download() as download:
         page.click('#download')
     download.value.save_as(tmp_path / 'a.json')
     entries = json.loads((tmp_path / 'a.json').read_text())
-    assert len(entries) == page.locator('#listing li').count()
-    assert download.value.suggested_filename == 'predictions.json' and entries[0]['file_name'] == 'wide.png'
+    assert len(entries) == found > 0 and entries[0]['file_name'] == 'wide.png'
+    assert download.value.suggested_filename == 'predictions.json'
+
+    page.locator('#threshold input[type=range]').focus()
+    for hundredth in range(7, 100):
+        page.keyboard.press('ArrowRight')
+        wait_for(page, '#listing', f'score of {hundredth / 100:.2f} or more')
+        if page.locator('#listing li').count() < found:
+            break
+    assert page.locator('#listing li').count() < found
 
     box = page.locator('#picture img').bounding_box()
     # The picture has the shape 4:3, and touches the sides of its frame or its top and bottom.
