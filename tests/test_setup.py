@@ -359,3 +359,8 @@ def test_wheel_compiled_from_nothing(tmp_path):
     wheel = wheels.build(requirement, Path(tmp_path / 'wheels'))
     assert wheel.stat().st_size < 32e6
     assert wheels.find_operator_problem(wheel) is None
+
+
+def test_the_page_of_a_demo_that_was_not_trained_is_refused(tmp_path):
+    done = subprocess.run(['make', 'webui', f'DEMO={tmp_path}'], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode and f'{tmp_path} holds no trained model: run `make demo` first.' in done.stderr

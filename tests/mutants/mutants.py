@@ -617,6 +617,53 @@ MUTANTS = [
             'tests/cli/test_demo.py -k names',
         ),
     ),
+    # The page to try a model
+    *_group(
+        'rmt_mm/webui/trial.py',
+        'tests/webui/test_page.py',
+        ('page: two threads in the model', 'self.lock = threading.Lock()', 'self.lock = contextlib.nullcontext()'),
+        ('page: any number of pixels', 'if width * height > self.max_pixels:', 'if False:'),
+        ('page: formats that start programs', 'Image.open(path, formats=FORMATS)', 'Image.open(path)'),
+        (
+            'page: an error of the library',
+            'except (*SIZE_ERRORS, MemoryError) as error:',
+            'except MemoryError as error:',
+        ),
+        ('page: every click computes again', 'result.recorded = {(stage, block): found}', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/webui/page.py',
+        'tests/webui/test_page.py',
+        ('page: clicks of x and y exchanged', 'in zip(at.index,', 'in zip(at.index[::-1],'),
+        ('page: names of files are HTML', '{escape(text)}</p>', '{text}</p>'),
+        ('page: the mean for every head', 'None if head == MEAN else int(head)', 'None'),
+    ),
+    *_group(
+        'rmt_mm/webui/sizes.py',
+        'tests/webui/test_page.py',
+        ('page: boxes of the small picture', 'found.bboxes * times', 'found.bboxes'),
+        ('page: the sample is enlarged itself', 'sample.pred_instances.clone()', 'sample.pred_instances'),
+    ),
+    *_group(
+        'rmt_mm/webui/attention.py',
+        'tests/webui/test_page.py',
+        ('page: heat where the model is blind', 'np.isnan(heat)[..., None], 0,', 'np.isnan(heat)[..., None], 1,'),
+        ('page: maps of the transposed token', 'view.token(*pixel, stride)', 'view.token(*pixel[::-1], stride)'),
+    ),
+    *_group(
+        'rmt_mm/webui/listing.py',
+        'tests/webui/test_page.py',
+        ('page: names of classes are HTML', '{escape(name)}', '{name}'),
+    ),
+    *_group(
+        'rmt_mm/webui/server.py',
+        'tests/webui/test_server.py',
+        ('page: addresses are fetched', "'/proxy=' in path or", 'False and'),
+        ('page: any name of the machine', 'if host in LOOPBACK:', 'if False:'),
+        ('page: uploads of any size', 'max_file_size=int(max_megabytes * 1e6)', 'max_file_size=None'),
+        ('page: the whole disk', 'share=False,', "share=False, allowed_paths=['/'],"),
+        ('page: the port of another host', 'socket.create_server((host, port)', "socket.create_server(('', port)"),
+    ),
     # Checkpoints
     *_group(
         'rmt_mm/checkpoints/official_names.py',
