@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -11,13 +12,40 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ..checkpoints import read_checkpoint
+from ..checkpoints.files import force_safe_loading
 from ..errors import UsageError
+from .cfg_options import apply_options
+from .config import find_config, read_config
+from .model_check import check_backbones
 from .tiles import merge_boxes, tile_windows
 from .types import library
-from .weights import LoadReportHook
+from .weights import LoadReportHook, check_file
 
 # The 80 classes of COCO have the identifiers 1 to 90 without these.
 NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+# What the libraries' transforms, models and visualisers raise for an image of a single pixel, or 400 times as wide as
+# high.
+SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
+
+
+def check_device(name: Optional[str]) -> None:
+    """Raise UsageError if torch cannot use the device of ``--device``."""
+    if name is not None:
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
+            raise UsageError(f'--device {name} cannot be used: {str(error).splitlines()[0]}') from error
+
+
+def load_predictor(config: str, checkpoint: str, device: Optional[str], cfg_options: Dict[str, Any]) -> 'Predictor':
+    """Build the model of a command line: CONFIG, CHECKPOINT, --device and --cfg-options."""
+    check_device(device)
+    force_safe_loading()
+    path = find_config(config)
+    cfg = read_config(path)
+    apply_options(cfg, cfg_options)
+    check_backbones(cfg, path)
+    return build_predictor(cfg, check_file(checkpoint, 'CHECKPOINT'), device)
 
 
 def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) -> 'Predictor':
@@ -111,6 +139,10 @@ class Predictor(ABC):
     def describe(self, sample: Any, threshold: float) -> List[dict]:
         """Return predictions of at least the score ``threshold`` as values for JSON."""
 
+    def entries(self, sample: Any, threshold: float, name: str, number: int) -> List[dict]:
+        """Return the entries of predictions.json for the image ``name``, which is the ``number``-th."""
+        return [dict(file_name=name, predictions=self.describe(sample, threshold))]
+
 
 class Detector(Predictor):
     """Boxes, and masks where the model predicts them, by mmdet's ``DetInferencer``."""
@@ -180,6 +212,9 @@ class Detector(Predictor):
                 result['segmentation'] = dict(mask, counts=mask['counts'].decode())
             results.append(result)
         return results
+
+    def entries(self, sample: Any, threshold: float, name: str, number: int) -> List[dict]:
+        return [dict(image_id=number, file_name=name, **found) for found in self.describe(sample, threshold)]
 
     def _category(self, label: int) -> int:
         """Return COCO's identifier of a class for COCO's 80 classes, else its number from 1."""

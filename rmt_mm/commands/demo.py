@@ -21,19 +21,14 @@ from typing import Iterator, List, Tuple
 
 import cv2
 import numpy as np
-import torch
 from mmengine.utils import ProgressBar
 from PIL import Image
 
 from .. import cli
-from ..cli.cfg_options import CfgOptions, apply_options
+from ..cli.cfg_options import CfgOptions
 from ..cli.images import VIDEO_SUFFIXES, find_images, read_image
-from ..cli.predictor import Detector, Predictor, Segmentor, build_predictor
+from ..cli.predictor import SIZE_ERRORS, Classifier, Predictor, Segmentor, load_predictor
 from ..errors import UsageError, printable
-
-# What the libraries' transforms, models and visualisers raise for an image of a single pixel, or 400 times as wide as
-# high.
-SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,11 +53,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(f'--score-thr {args.score_thr}: scores are from 0 to 1.')
     if args.tile is not None and not 0 <= args.overlap < args.tile:
         raise UsageError(f'--tile {args.tile} --overlap {args.overlap}: the overlap is at least 0, and below the tile.')
-    if args.device is not None:
-        try:
-            torch.empty(1, device=args.device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
-            raise UsageError(f'--device {args.device} cannot be used: {str(error).splitlines()[0]}') from error
     try:
         os.makedirs(args.out_dir, exist_ok=True)
     except OSError as error:
@@ -70,14 +60,10 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> Predictor:
-    cli.force_safe_loading()
-    path = cli.find_config(args.config)
-    cfg = cli.read_config(path)
-    apply_options(cfg, args.cfg_options)
-    cli.check_backbones(cfg, path)
-    if args.tile is not None and cli.library(cfg) == 'mmpretrain':
+    predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    if args.tile is not None and isinstance(predictor, Classifier):
         raise UsageError('--tile: a classifier looks at the whole image.')
-    return build_predictor(cfg, cli.check_file(args.checkpoint, 'CHECKPOINT'), args.device)
+    return predictor
 
 
 class Output:
@@ -101,13 +87,10 @@ class Output:
             sample = self._predictor.predict(image)
         else:
             sample = self._predictor.predict_by_tiles(image, args.tile, args.overlap)
-        found = self._predictor.describe(sample, args.score_thr)
+        entries = self._predictor.entries(sample, args.score_thr, name, self.count + 1)
         drawn = self._predictor.draw(image, sample, args.score_thr)
         self.count += 1
-        if isinstance(self._predictor, Detector):
-            self._predictions += [dict(image_id=self.count, file_name=name, **result) for result in found]
-        else:
-            self._predictions.append(dict(file_name=name, predictions=found))
+        self._predictions += entries
         if args.json and isinstance(self._predictor, Segmentor):
             self._save(self._predictor.labels(sample), Path('labels') / f'{name}.png')
         return drawn
