@@ -2,7 +2,7 @@
 the attention that results.
 """
 
-from typing import Any, Callable, NamedTuple, Tuple
+from typing import Any, Callable, NamedTuple, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..backbone import RMT
 from ..backbone.attention import MaSA
 from ..backbone.layers import to_image
 from ..backbone.position import rotate
+from ..backbone.rmt import RMTBlock, RMTStage
 
 
 class AttentionMaps(NamedTuple):
@@ -56,10 +57,10 @@ def record(backbone: RMT, run: Callable[[], Any], stage: int, block: int) -> Rec
         IndexError: there is no such stage or block, or the model does not compute it (``out_indices``).
         ValueError: ``run`` calls the backbone several times, or with several images.
     """
-    blocks = list(backbone.stages)[stage]
+    blocks = cast(RMTStage, backbone.stages[stage])
     if not -len(blocks) <= block < len(blocks):
         raise IndexError(f'stage {stage % 4} has {len(blocks)} blocks, which count from 0: there is no block {block}.')
-    masa = blocks[block].attn
+    masa = cast(RMTBlock, blocks[block]).attn
     images, calls = [], []
     handles = [
         backbone.register_forward_pre_hook(lambda module, args: images.append(args[0].detach().clone())),

@@ -32,7 +32,7 @@ def receptive_fields(backbone: nn.Module, images: Tensor) -> List[Tensor]:
             with torch.enable_grad():
                 image = image[None].detach().clone().requires_grad_()
                 outs = backbone(image)
-                gradients = []
+                gradients: List[Tensor] = []
                 for out in outs:
                     centre = out[0, :, out.shape[2] // 2, out.shape[3] // 2]
                     signs = (torch.randint(2, centre.shape, generator=generator) * 2 - 1).to(centre)

@@ -12,10 +12,14 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ..checkpoints import read_checkpoint
+from ..checkpoints.files import force_safe_loading
 from ..errors import UsageError
+from .cfg_options import apply_options
+from .config import find_config, read_config
+from .model_check import check_backbones
 from .tiles import merge_boxes, tile_windows
 from .types import library
-from .weights import LoadReportHook
+from .weights import LoadReportHook, check_file
 
 # The 80 classes of COCO have the identifiers 1 to 90 without these.
 NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -31,6 +35,17 @@ def check_device(name: Optional[str]) -> None:
             torch.empty(1, device=name)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
             raise UsageError(f'--device {name} cannot be used: {str(error).splitlines()[0]}') from error
+
+
+def load_predictor(config: str, checkpoint: str, device: Optional[str], cfg_options: Dict[str, Any]) -> 'Predictor':
+    """Build the model of a command line: CONFIG, CHECKPOINT, --device and --cfg-options."""
+    check_device(device)
+    force_safe_loading()
+    path = find_config(config)
+    cfg = read_config(path)
+    apply_options(cfg, cfg_options)
+    check_backbones(cfg, path)
+    return build_predictor(cfg, check_file(checkpoint, 'CHECKPOINT'), device)
 
 
 def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) -> 'Predictor':
@@ -51,6 +66,7 @@ def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) 
     if not cfg.get('test_dataloader'):
         raise UsageError('the config has no test_dataloader, whose pipeline prepares images.')
     predictor = kinds[library(cfg)](cfg, checkpoint, device)
+    predictor.cfg = cfg
     # The inferencers load without complaint what fits. Load again, and refuse a file that lacks tensors.
     content, report = read_checkpoint(checkpoint), LoadReportHook(checkpoint, 'test')
     predictor.set_dataset_meta(find_dataset_meta(cfg, content))
@@ -84,10 +100,12 @@ class Predictor(ABC):
         device (str, optional): Default: a GPU if there is one.
 
     Attributes:
+        cfg (Config): of the model.
         model (nn.Module): the model.
         classes (Sequence[str]): names of the classes: their numbers, if unknown.
     """
 
+    cfg: Config
     model: Any
     classes: Sequence[str] = ()
 

@@ -25,9 +25,9 @@ from mmengine.utils import ProgressBar
 from PIL import Image
 
 from .. import cli
-from ..cli.cfg_options import CfgOptions, apply_options
+from ..cli.cfg_options import CfgOptions
 from ..cli.images import VIDEO_SUFFIXES, find_images, read_image
-from ..cli.predictor import SIZE_ERRORS, Predictor, Segmentor, build_predictor, check_device
+from ..cli.predictor import SIZE_ERRORS, Classifier, Predictor, Segmentor, load_predictor
 from ..errors import UsageError, printable
 
 
@@ -53,7 +53,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(f'--score-thr {args.score_thr}: scores are from 0 to 1.')
     if args.tile is not None and not 0 <= args.overlap < args.tile:
         raise UsageError(f'--tile {args.tile} --overlap {args.overlap}: the overlap is at least 0, and below the tile.')
-    check_device(args.device)
     try:
         os.makedirs(args.out_dir, exist_ok=True)
     except OSError as error:
@@ -61,14 +60,10 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> Predictor:
-    cli.force_safe_loading()
-    path = cli.find_config(args.config)
-    cfg = cli.read_config(path)
-    apply_options(cfg, args.cfg_options)
-    cli.check_backbones(cfg, path)
-    if args.tile is not None and cli.library(cfg) == 'mmpretrain':
+    predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    if args.tile is not None and isinstance(predictor, Classifier):
         raise UsageError('--tile: a classifier looks at the whole image.')
-    return build_predictor(cfg, cli.check_file(args.checkpoint, 'CHECKPOINT'), args.device)
+    return predictor
 
 
 class Output:

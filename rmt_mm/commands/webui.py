@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import cli
-from ..cli.cfg_options import CfgOptions, apply_options
-from ..cli.predictor import build_predictor, check_device
+from ..cli.cfg_options import CfgOptions
+from ..cli.predictor import check_device, load_predictor
 from ..errors import UsageError
 
 
@@ -45,31 +45,32 @@ def check_options(args: argparse.Namespace) -> None:
     check_device(args.device)
 
 
+def run(args: argparse.Namespace) -> None:
+    check_options(args)
+    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # before gradio is imported
+    from ..webui.server import check_address, private_folder, serve
+
+    check_address(args.host, args.port)  # before the model is built, which takes longer
+    predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+
+    from ..webui.examples import find_examples
+    from ..webui.page import Page, describe_model
+    from ..webui.trial import Trial
+
+    with private_folder():
+        page = Page(Trial(predictor, args.max_pixels), find_examples(predictor.cfg, 8))
+        name = Path(args.config).name.removesuffix('.py')
+        blocks = page.build(name, describe_model(predictor, args.checkpoint))
+        serve(blocks, args.host, args.port, args.max_megabytes, name)
+
+
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
-        check_options(args)
-        os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # before gradio is imported
-        from ..webui.server import check_address, private_folder, serve
-
-        check_address(args.host, args.port)  # before the model is built, which takes longer
-        cli.force_safe_loading()
-        path = cli.find_config(args.config)
-        cfg = cli.read_config(path)
-        apply_options(cfg, args.cfg_options)
-        cli.check_backbones(cfg, path)
-        checkpoint = cli.check_file(args.checkpoint, 'CHECKPOINT')
-        predictor = build_predictor(cfg, checkpoint, args.device)
-
-        from ..webui.examples import find_examples
-        from ..webui.page import Page, describe_model
-        from ..webui.trial import Trial
-
-        with private_folder():
-            page = Page(Trial(predictor, args.max_pixels), find_examples(cfg, 8))
-            name = Path(path).stem
-            blocks = page.build(name, describe_model(predictor, checkpoint))
-            serve(blocks, args.host, args.port, args.max_megabytes, name)
+    try:
+        with cli.one_sentence(*cli.BUILD_ERRORS):
+            run(args)
+    except KeyboardInterrupt:  # Ctrl-C, at any time
+        print()
 
 
 if __name__ == '__main__':  # python -m

@@ -89,13 +89,11 @@ def start(blocks: gr.Blocks, host: str, port: int, max_megabytes: float) -> str:
 
 
 def serve(blocks: gr.Blocks, host: str, port: int, max_megabytes: float, name: str) -> None:
-    """Serve a page until Ctrl-C."""
+    """Serve a page until Ctrl-C, which raises KeyboardInterrupt."""
     address = start(blocks, host, port, max_megabytes)
     print(f'{name}: {address} (Ctrl-C ends)', flush=True)
     try:
         threading.Event().wait()
-    except KeyboardInterrupt:
-        print()
     finally:
         blocks.close(verbose=False)
 

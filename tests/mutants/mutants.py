@@ -664,6 +664,22 @@ MUTANTS = [
         ('page: the whole disk', 'share=False,', "share=False, allowed_paths=['/'],"),
         ('page: the port of another host', 'socket.create_server((host, port)', "socket.create_server(('', port)"),
     ),
+    *_group(
+        'rmt_mm/analysis/attention_maps.py',
+        'tests/analysis',
+        ('maps: rows of the query alone', 'q[:, column], k)', 'q[row, column].expand_as(q[:, column]), k)'),
+        ('maps: row and column bias exchanged', 'weights(to_columns, to_rows)', 'weights(to_rows, to_columns)'),
+        ('maps: the softmax has the decay', 'weights(0, 0)', 'weights(to_columns, to_rows)'),
+        ('maps: without the rotation', '(rotate(t[None], phases)[0] for t in (q, k))', '(q, k)'),
+        ('maps: without LCE', '(received + lce)', '(received + 0 * lce)'),
+        ('maps: hooks stay', 'handle.remove()', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/analysis/view.py',
+        'tests/analysis -k view or lies',
+        ('view: without the window', '- self.top\n        x = (torch', '\n        x = (torch'),
+        ('view: x and y exchanged', 'return x, y', 'return y, x'),
+    ),
     # Checkpoints
     *_group(
         'rmt_mm/checkpoints/official_names.py',

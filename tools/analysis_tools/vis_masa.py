@@ -1,0 +1,6 @@
+"""Predict images or a video: see rmt_mm/commands/vis_masa.py."""
+
+from rmt_mm.commands.vis_masa import main
+
+if __name__ == '__main__':
+    main()
