@@ -10,7 +10,7 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 import gradio as gr
 
 from ..cli.predictor import Detector, Predictor
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from .attention import computed_stages, stride_of
 from .listing import list_predictions
 from .sizes import clickable
@@ -48,30 +48,29 @@ class Page:
 
     def clear(self) -> List[Any]:
         """Forget the picture."""
-        return [None, say(WELCOME), None, *self._draw(None, 0), *self._attend(None, 0, 0, MEAN)]
+        return [None, say(WELCOME), None, *self.redraw(None, 0), *self._attend(None, 0, 0, MEAN)]
 
     def _predict(self, path: Path, name: str, threshold: float) -> List[Any]:
         try:
             result = self.trial.predict(path, name)
-            drawn = self._draw(result, threshold)
         except UsageError as error:
             return [None, say(str(error), is_error=True), *self.clear()[2:]]
         height, width = result.image.shape[:2]
-        said = say(f'{name}, {width} x {height} pixels')
-        nothing = self._attend(None, 0, 0, MEAN)
+        said = say(f'{printable(name, 80)}, {width} x {height} pixels')
+        drawn, nothing = self.redraw(result, threshold), self._attend(None, 0, 0, MEAN)
         return [clickable(result.image), said, result, *drawn, *nothing]
 
     def redraw(self, result: Optional[Result], threshold: float) -> List[Any]:
-        """Draw and list the predictions again, without computing them."""
-        return self._draw(result, threshold)
-
-    def _draw(self, result: Optional[Result], threshold: float) -> List[Any]:
+        """Draw and list the predictions for another threshold, without computing them again."""
         if result is None:
             return [None, '', gr.update(interactive=False, value=None)]
         entries = self.trial.entries(result, threshold)
-        listed = list_predictions(self.trial.predictor, entries, threshold)
         download = gr.update(interactive=True, value=save_json(entries))
-        return [self.trial.draw(result, threshold), listed, download]
+        try:
+            drawn = self.trial.draw(result, threshold)
+        except UsageError as error:
+            return [None, say(str(error), is_error=True), download]
+        return [drawn, list_predictions(self.trial.predictor, entries, threshold), download]
 
     def click(
         self, result: Optional[Result], stage: int, block: int, head: Union[int, str], at: gr.SelectData

@@ -289,7 +289,9 @@ def test_odd_sizes_are_predicted_or_refused(size, page, tmp_path):
     if answer.state is None:
         assert 'cannot be predicted' in answer.status
     else:
-        assert page.redraw(answer.state, 0.5)[0] is not None
+        drawn, listed, download = page.redraw(answer.state, 0.5)
+        assert drawn is not None or 'cannot be drawn' in listed
+        assert download['interactive']
         said = click(page, answer.state, 0, 0)[0]
         assert 'token' in said or 'class="error"' in said
 

@@ -255,6 +255,13 @@ def test_a_visit(address, browser, folder, tmp_path):
     assert abs(x - 100) <= 1 and abs(y - 30) <= 1
     page.locator('#stage input').first.check()
     wait_for(page, '#token', '32 x 40 tokens')
+    # Stage 3 has more heads than the stage that the page began with.
+    page.locator('#stage input').last.check()
+    wait_for(page, '#token', '4 x 5 tokens')
+    label = page.locator('#map-2 label').inner_text()
+    page.locator('#head input').click()
+    page.get_by_role('option').last.click()
+    page.wait_for_function('old => document.querySelector("#map-2 label").innerText != old', arg=label)
 
     (tmp_path / 'text.png').write_text('no picture')
     page.get_by_label('Remove Image').click()
