@@ -96,7 +96,7 @@ class Page:
 
     def _choices(self, stage: int) -> Tuple[List[int], List[int]]:
         assert self.trial.backbone is not None
-        blocks = list(self.trial.backbone.stages)[stage]
+        blocks: Any = list(self.trial.backbone.stages)[stage]
         return list(range(len(blocks))), list(range(blocks[0].attn.num_heads))
 
     def _attend(self, result: Optional[Result], stage: int, block: int, head: Union[int, str]) -> List[Any]:
@@ -123,7 +123,9 @@ class Page:
             facts (str): line below it.
         """
         # One event at a time, in order of arrival, and callable from the page only.
-        on = functools.partial(dict, concurrency_id='model', concurrency_limit=1, api_visibility='private')
+        on: Callable[..., dict] = functools.partial(
+            dict, concurrency_id='model', concurrency_limit=1, api_visibility='private'
+        )
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             gr.HTML(f'<h1>{escape(title)}</h1><p>{escape(facts)}</p>', elem_id='heading', padding=False)
             state = gr.State(None)
