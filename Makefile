@@ -68,7 +68,7 @@ $(DIGITS): setup
 # $(1): config, $(2): work dir. Trains from the start or, after an interruption, from the last epoch;
 # `make clean` deletes the training.
 define train_detector
-	$(PYTHON_ENV) tools/train.py $(1) --work-dir $(2) --resume
+	$(PYTHON_ENV) tools/train.py $(1) --work-dir $(2) --resume --brief
 	$(PYTHON_ENV) tools/test.py $(1) "$$(cat $(2)/last_checkpoint)" --work-dir $(2) --show-dir $(2)/predictions
 	$(PYTHON_ENV) tools/analysis_tools/plot_curves.py $(2) $(2)/curves.png
 	@echo 'Predictions on validation scenes, truth on the left: $(2)/predictions; loss and AP: $(2)/curves.png'

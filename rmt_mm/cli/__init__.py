@@ -6,7 +6,16 @@ from ..errors import UsageError
 from .config import find_config, load_config, read_config
 from .data_files import check_annotations, check_datasets
 from .model_check import check_backbones
-from .options import add_common_arguments, draw_predictions, one_sentence, program, use_amp, use_auto_scale_lr, use_tta
+from .options import (
+    add_common_arguments,
+    draw_predictions,
+    one_sentence,
+    program,
+    use_amp,
+    use_auto_scale_lr,
+    use_tta,
+    use_vis_backend,
+)
 from .runner import BUILD_ERRORS, build_runner, process_group
 from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
@@ -35,5 +44,6 @@ __all__ = [
     'use_amp',
     'use_auto_scale_lr',
     'use_tta',
+    'use_vis_backend',
     'watch_loading',
 ]

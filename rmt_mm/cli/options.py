@@ -6,10 +6,12 @@ import os
 import os.path as osp
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator, Type
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import VISBACKENDS
 
 from ..errors import RMTError, UsageError, printable
 from .cfg_options import CfgOptions
@@ -172,6 +174,29 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         cfg.visualizer.save_dir = folder
     else:
         hook.update(enable=True, out_dir=folder)
+
+
+def use_vis_backend(cfg: Config, name: str) -> None:
+    """Write scalars and pictures to a visualiser backend of mmengine too (``--vis-backend``).
+
+    Args:
+        cfg (Config): of which ``visualizer`` is changed.
+        name (str): such as ``'tensorboard'`` for ``TensorboardVisBackend``.
+
+    Raises:
+        UsageError: mmengine has no such backend, or its package is not installed.
+    """
+    backends = {key[: -len('VisBackend')].lower(): key for key in VISBACKENDS.module_dict if key.endswith('VisBackend')}
+    if name.lower() not in backends:
+        raise UsageError(f'--vis-backend {name}: mmengine has {", ".join(sorted(backends))}.')
+    package = name.lower()
+    if package != 'local' and find_spec(package) is None:
+        raise UsageError(f'--vis-backend {name} needs the package {package}, which is not installed.')
+    if not isinstance(cfg.get('visualizer'), dict):
+        cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    used = list(cfg.visualizer.get('vis_backends') or [])
+    if all(type_name(backend['type']) != backends[package] for backend in used):
+        cfg.visualizer.vis_backends = [*used, dict(type=backends[package])]
 
 
 def use_auto_scale_lr(cfg: Config) -> None:

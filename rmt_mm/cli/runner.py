@@ -12,6 +12,8 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..errors import UsageError
+from .brief import BriefLogHook, BriefRunner
 from .search import find_dicts
 from .types import type_name
 
@@ -43,11 +45,22 @@ def process_group() -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build mmengine's Runner, or the one that the config names in ``runner_type``, for the hardware at hand."""
+def build_runner(cfg: Config, brief: bool = False) -> Runner:
+    """Build mmengine's Runner, or the one that the config names in ``runner_type``, for the hardware at hand.
+
+    Args:
+        cfg (Config): the config. Without a GPU, parts that need one are replaced in it.
+        brief (bool): show a line an epoch, instead of the log. Default False.
+    """
     if not torch.cuda.is_available():
         _adapt_to_cpu(cfg)
-    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    if not brief:
+        return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    if 'runner_type' in cfg:
+        raise UsageError(f"a line an epoch is shown by mmengine's Runner alone, not by {cfg.runner_type}.")
+    runner = BriefRunner.from_cfg(cfg)
+    runner.register_hook(BriefLogHook())
+    return runner
 
 
 def _adapt_to_cpu(cfg: Config) -> None:

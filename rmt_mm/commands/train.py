@@ -28,6 +28,10 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate by actual batch size / auto_scale_lr.base_batch_size',
     )
+    parser.add_argument('--brief', action='store_true', help='show a line an epoch; the log file has everything')
+    parser.add_argument(
+        '--vis-backend', metavar='NAME', help='write curves to this backend of mmengine too, such as tensorboard'
+    )
     return parser.parse_args()
 
 
@@ -40,11 +44,13 @@ def run(args: argparse.Namespace) -> None:
             cli.use_amp(cfg)
         if args.auto_scale_lr:
             cli.use_auto_scale_lr(cfg)
+        if args.vis_backend:
+            cli.use_vis_backend(cfg, args.vis_backend)
         cli.choose_checkpoint(cfg, args.resume)
         cli.check_init_cfgs(cfg)
 
     with cli.one_sentence(*cli.BUILD_ERRORS):
-        runner = cli.build_runner(cfg)
+        runner = cli.build_runner(cfg, args.brief)
         cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
         build_data(runner, 'train', 'val')
     try:

@@ -177,16 +177,26 @@ def scene(folder):
     return path
 
 
-def demo(scope, models, *args, **kwargs):
-    return call('tools/demo.py', f'configs/{CONFIGS[scope]}.py', models[scope], *args, **kwargs)
+@pytest.fixture
+def demo(models, monkeypatch, capsys):
+    """Run the tool in this process, and return what it prints to stdout and stderr."""
+
+    def run(scope, *args):
+        config = str(ROOT / f'configs/{CONFIGS[scope]}.py')
+        monkeypatch.setattr(sys, 'argv', ['demo.py', config, models[scope], *map(str, args), '--device', 'cpu'])
+        with DefaultScope.overwrite_default_scope(scope):
+            main()
+        return capsys.readouterr()
+
+    return run
 
 
-def test_detector(models, scene, tmp_path):
+def test_detector(demo, scene, tmp_path):
     (scene.parent / 'broken.jpg').write_bytes(b'no picture')
     picture('L').save(scene.parent / 'gray.jpg')
-    done = demo('mmdet', models, scene.parent, '--out-dir', tmp_path, '--json', '--score-thr', '0.05')
-    assert '2 predicted, 1 skipped' in done.stdout
-    assert 'skipped: ' in done.stderr and 'broken.jpg cannot be read' in done.stderr
+    done = demo('mmdet', scene.parent, '--out-dir', tmp_path, '--json', '--score-thr', '0.05')
+    assert '2 predicted, 1 skipped' in done.out
+    assert 'skipped: ' in done.err and 'broken.jpg cannot be read' in done.err
     results = json.loads((tmp_path / 'predictions.json').read_text())
     assert {result['file_name'] for result in results} <= {'gray.jpg', 'scene.png'} and results
     assert all(result['score'] >= 0.05 for result in results)
@@ -210,7 +220,7 @@ def test_detector(models, scene, tmp_path):
 
 
 def test_segmentor(models, scene, tmp_path):
-    demo('mmseg', models, scene, '--out-dir', tmp_path, '--json')
+    call('tools/demo.py', f'configs/{CONFIGS["mmseg"]}.py', models['mmseg'], scene, '--out-dir', tmp_path, '--json')
     labels = np.array(Image.open(tmp_path / 'labels/scene.png.png'))
     [entry] = json.loads((tmp_path / 'predictions.json').read_text())
     assert labels.shape == (120, 160) and sum(p['pixels'] for p in entry['predictions']) == labels.size
@@ -218,34 +228,34 @@ def test_segmentor(models, scene, tmp_path):
     assert (tmp_path / 'scene.png').is_file()
 
 
-def test_classifier(models, scene, tmp_path):
-    demo('mmpretrain', models, scene, '--out-dir', tmp_path, '--json')
+def test_classifier(demo, scene, tmp_path):
+    demo('mmpretrain', scene, '--out-dir', tmp_path, '--json')
     [entry] = json.loads((tmp_path / 'predictions.json').read_text())
     scores = [p['score'] for p in entry['predictions']]
     assert entry['file_name'] == 'scene.png' and len(scores) == 5 and scores == sorted(scores, reverse=True)
     assert all(p['category'] == CLASSES[p['label'] + 1] for p in entry['predictions'])
 
 
-def test_video(models, scene, tmp_path):
+def test_video(demo, scene, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / 'a.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 10, (160, 120))
     for _ in range(3):
         writer.write(cv2.imread(str(scene)))
     writer.release()
     out = tmp_path / 'out'
-    demo('mmseg', models, tmp_path / 'a.avi', '--out-dir', out, '--json')
+    demo('mmseg', tmp_path / 'a.avi', '--out-dir', out, '--json')
     video = cv2.VideoCapture(str(out / 'a.mp4'))
     assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 10)
     names = [entry['file_name'] for entry in json.loads((out / 'predictions.json').read_text())]
     assert names == ['a.avi/000001', 'a.avi/000002', 'a.avi/000003']
 
 
-def test_pictures_of_odd_sizes_are_predicted_or_skipped(models, scene, tmp_path):
+def test_pictures_of_odd_sizes_are_predicted_or_skipped(demo, scene, tmp_path):
     (tmp_path / 'odd').mkdir()
     scene_copy = tmp_path / 'odd/b.png'
     scene_copy.write_bytes(scene.read_bytes())
     picture(size=(3000, 7)).save(tmp_path / 'odd/a.png')  # resized to a height of 0
-    done = demo('mmdet', models, tmp_path / 'odd', '--out-dir', tmp_path / 'out', '--json', '--score-thr', '0.05')
-    assert '1 predicted, 1 skipped' in done.stdout and 'a.png cannot be predicted' in done.stderr
+    done = demo('mmdet', tmp_path / 'odd', '--out-dir', tmp_path / 'out', '--json', '--score-thr', '0.05')
+    assert '1 predicted, 1 skipped' in done.out and 'a.png cannot be predicted' in done.err
     results = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert {(result['image_id'], result['file_name']) for result in results} == {(1, 'b.png')}
 

@@ -665,6 +665,13 @@ MUTANTS = [
         ('page: the port of another host', 'socket.create_server((host, port)', "socket.create_server(('', port)"),
     ),
     *_group(
+        'rmt_mm/cli/brief.py',
+        'tests/cli/test_brief.py',
+        ('brief: stdout after an error', 'sys.stdout = stdout', 'pass'),
+        ('brief: everything is shown', 'handler.setLevel(logging.WARNING)', 'pass'),
+        ('brief: an epoch with a validation has two lines', 'if not self._validates(runner):', 'if True:'),
+    ),
+    *_group(
         'rmt_mm/analysis/attention_maps.py',
         'tests/analysis',
         ('maps: rows of the query alone', 'q[:, column], k)', 'q[row, column].expand_as(q[:, column]), k)'),
