@@ -1,6 +1,7 @@
 """Serve the page on one port, to this machine unless told otherwise, and keep everything else out."""
 
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -89,7 +90,8 @@ def start(blocks: gr.Blocks, host: str, port: int, max_megabytes: float) -> str:
 
 
 def serve(blocks: gr.Blocks, host: str, port: int, max_megabytes: float, name: str) -> None:
-    """Serve a page until Ctrl-C, which raises KeyboardInterrupt."""
+    """Serve a page until Ctrl-C or SIGTERM, which raise KeyboardInterrupt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its default would leave the uploads behind
     address = start(blocks, host, port, max_megabytes)
     print(f'{name}: {address} (Ctrl-C ends)', flush=True)
     try:

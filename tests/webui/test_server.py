@@ -292,10 +292,12 @@ def test_two_visitors_at_once(address, browser, folder):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_tool_with_a_page_open(browser, folder):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_tool_with_a_page_open_and_deletes_uploads(number, browser, folder, tmp_path):
     port = free_port()
     command = [sys.executable, 'tools/webui.py', CONFIG, folder / 'a.pth', '--port', port]
     environment = {k: v for k, v in os.environ.items() if not k.startswith('GRADIO')}
+    environment['TMPDIR'] = str(tmp_path)
     tool = subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -306,8 +308,10 @@ def test_ctrl_c_ends_the_tool_with_a_page_open(browser, folder):
         page, _, _ = open_page(browser, f'http://127.0.0.1:{port}/')
         choose(page, folder / 'wide.png')
         wait_for(page, '#status', 'wide.png')
-        tool.send_signal(signal.SIGINT)
+        assert list(tmp_path.glob('rmt-webui-*/*'))
+        tool.send_signal(number)
         out, err = tool.communicate(timeout=30)
     finally:
         tool.kill()
+    assert not list(tmp_path.glob('rmt-webui-*'))
     assert tool.returncode == 0 and 'Traceback' not in out + err and 'Error' not in err
