@@ -115,12 +115,15 @@ def paste_mask(mask, box, height, width):
     return weights[0] @ mask @ weights[1].T
 
 
-def draw_label(canvas, left, top, text, colour):
-    font = ImageFont.load_default(max(11, canvas.im.size[0] // 45))
-    box = canvas.textbbox((left, max(0, top)), text, font=font)
-    canvas.rectangle((box[0] - 2, box[1] - 1, box[2] + 2, box[3] + 1), fill=colour)
+def draw_label(canvas, left, bottom, text, colour):
+    """Write above ``bottom``, or below it where there is no room."""
+    font = ImageFont.load_default(max(10, canvas.im.size[0] // 45))
+    _, _, width, height = canvas.textbbox((0, 0), text, font=font)
+    left = max(0, min(left, canvas.im.size[0] - width - 4))
+    top = bottom - height - 4 if bottom - height - 4 >= 0 else bottom
+    canvas.rectangle((left, top, left + width + 4, top + height + 3), fill=colour)
     bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
-    canvas.text((left, max(0, top)), text, fill='black' if bright else 'white', font=font)
+    canvas.text((left + 2, top), text, fill='black' if bright else 'white', font=font)
 
 
 def draw_detections(model, picture, outputs, size, threshold):
@@ -162,7 +165,7 @@ def draw_classes(model, picture, outputs, size, threshold):
     image = Image.fromarray(picture)
     if min(image.size) < 256:
         image = ImageOps.scale(image, 256 / min(image.size), Image.Resampling.BICUBIC)
-    draw_label(ImageDraw.Draw(image), 4, 4, f'{found[0]["category"]} {found[0]["score"]:.2f}', (0, 0, 0))
+    draw_label(ImageDraw.Draw(image), 0, 0, f'{found[0]["category"]} {found[0]["score"]:.2f}', (0, 0, 0))
     return image, found
 
 
