@@ -24,7 +24,7 @@ from .. import RMT, cli
 from ..cli.cfg_options import CfgOptions, apply_options
 from ..cli.predictor import build_predictor
 from ..deployment.detectors import detector_graph
-from ..deployment.files import check_target, require
+from ..deployment.files import check_target, replace_file, require
 from ..deployment.graphs import Graph, classifier_graph, feature_graph, segmentor_graph
 from ..deployment.inputs import ImageNorm, Preparation, read_preprocessor
 from ..deployment.onnx_file import OPSETS, operators, run_onnx, write_onnx
@@ -177,18 +177,18 @@ def fixed_size(pipeline: Optional[Sequence[dict]]) -> Optional[Tuple[int, int]]:
     return None
 
 
-def write(args: argparse.Namespace, graph: Graph, example: Tensor, metadata: dict) -> None:
-    """Write the file in the format of the command line."""
+def write(args: argparse.Namespace, path: str, graph: Graph, example: Tensor, metadata: dict) -> None:
+    """Write a file in the format of the command line."""
     if args.format == 'onnx':
-        write_onnx(graph, example, args.out, args.dynamic, args.opset, metadata)
+        write_onnx(graph, example, path, args.dynamic, args.opset, metadata)
     elif args.format == 'openvino':
-        write_openvino(graph, example, args.out, args.dynamic, args.opset, metadata, args.half)
+        write_openvino(graph, example, path, args.dynamic, args.opset, metadata, args.half)
     else:
         writer = write_program if args.format == 'torch-export' else write_compiled
-        writer(graph, example, args.out, args.dynamic)
+        writer(graph, example, path, args.dynamic)
 
 
-def compare(args: argparse.Namespace, graph: Graph, shapes: Sequence[Tuple[int, int, int]]) -> None:
+def compare(args: argparse.Namespace, path: str, graph: Graph, shapes: Sequence[Tuple[int, int, int]]) -> None:
     """Run the file, and compare its outputs with the graph's.
 
     Raises:
@@ -199,7 +199,7 @@ def compare(args: argparse.Namespace, graph: Graph, shapes: Sequence[Tuple[int, 
         with torch.no_grad():
             expected = graph(image)
         expected = expected if isinstance(expected, (tuple, list)) else (expected,)
-        found = RUNNERS[args.format](args.out, image)
+        found = RUNNERS[args.format](path, image)
         place = f'{batch} x {height} x {width}'
         if [tuple(out.shape) for out in expected] != [out.shape for out in found]:
             print(f'{place}: {len(found[0])} boxes, PyTorch {len(expected[0])}')
@@ -208,7 +208,7 @@ def compare(args: argparse.Namespace, graph: Graph, shapes: Sequence[Tuple[int, 
         print(f'{place}: equal to PyTorch to {max(errors):.1e} of the largest value')
         limit = HALF_TOLERANCE if args.half else TOLERANCE
         if graph.task != 'detection' and not max(errors) < limit:
-            raise UsageError(f'{args.out} does not compute what PyTorch computes for images of {place}: do not use it.')
+            raise UsageError(f'the file does not compute what PyTorch computes for images of {place}: it is not kept.')
 
 
 def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
@@ -236,16 +236,17 @@ def export(args: argparse.Namespace) -> None:
         version=__version__,
         input=dict(axes=axes, dtype='uint8' if args.normalize else 'float32', channels='RGB', dynamic=args.dynamic),
     )
-    write(args, graph, graph.prepare.example(batch, *shape), metadata)
-    print(f'{args.out}: {graph.task}, {", ".join(graph.outputs)}')
-    if args.format == 'onnx':
-        counts = operators(require('onnx').load(args.out))
-        print(f'operators of opset {args.opset}: ' + ', '.join(f'{name} {count}' for name, count in counts.items()))
     shapes = [(batch, *shape)] + ([(batch + graph.takes_batches, 97, 131)] if args.dynamic else [])
-    if args.format == 'onnx' and not has_runtime():
-        print('not compared with PyTorch: onnxruntime is not installed (pip install "rmt-mm[deploy]").')
-        return
-    compare(args, graph, shapes)
+    with replace_file(args.out) as path:
+        write(args, path, graph, graph.prepare.example(batch, *shape), metadata)
+        print(f'{args.out}: {graph.task}, {", ".join(graph.outputs)}')
+        if args.format == 'onnx':
+            counts = operators(require('onnx').load(path))
+            print(f'operators of opset {args.opset}: ' + ', '.join(f'{name} {count}' for name, count in counts.items()))
+        if args.format == 'onnx' and not has_runtime():
+            print('not compared with PyTorch: onnxruntime is not installed (pip install "rmt-mm[deploy]").')
+        else:
+            compare(args, path, graph, shapes)
 
 
 def has_runtime() -> bool:

@@ -29,7 +29,7 @@ def detector_graph(model: Any, prepare: Preparation) -> Graph:
     if type(model) in (FasterRCNN, MaskRCNN):
         _check_two_stages(model)
         return RegionGraph(model, prepare)
-    if isinstance(model, SingleStageDetector) and _has_plain_predictions(model.bbox_head):
+    if isinstance(model, SingleStageDetector) and _has_plain_predictions(getattr(model, 'bbox_head', None)):
         _check_nms(model.test_cfg.nms)
         _check_coder(model.bbox_head)
         return DenseGraph(model, prepare)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .files import replace_file, require
+from .files import require
 from .graphs import Graph
 
 # RoiAlign with half-pixel centres needs 16, LayerNormalization 17; torch writes up to 20 this way.
@@ -41,25 +41,25 @@ def write_onnx(graph: Graph, example: Tensor, path: str, dynamic: bool, opset: i
     onnx = require('onnx')
     if opset not in OPSETS:
         raise UsageError(f'opset {opset} cannot be written: choose from {OPSETS[0]} to {OPSETS[-1]}.')
-    with replace_file(path) as temporary, torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the tracer's, about values that the graphs do not branch on
         newer = dict(dynamo=False) if torch.__version__ >= '2.5' else {}
         torch.onnx.export(
             graph,
             (example,),
-            temporary,
+            path,
             input_names=[INPUT],
             output_names=list(graph.outputs),
             dynamic_axes=free_axes(graph, dynamic),
             opset_version=opset,
             **newer,  # type: ignore[arg-type]
         )
-        model = onnx.load(temporary)
-        model.producer_name = 'rmt-mm'
-        onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
-        onnx.save(model, temporary)
-        onnx.checker.check_model(temporary, full_check=True)
-        check_operators(model)
+    model = onnx.load(path)
+    model.producer_name = 'rmt-mm'
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+    check_operators(model)
 
 
 def free_axes(graph: Graph, dynamic: bool) -> Dict[str, Dict[int, str]]:

@@ -8,7 +8,7 @@ from typing import List
 import numpy as np
 from torch import Tensor
 
-from .files import replace_file, require
+from .files import require
 from .graphs import Graph
 from .onnx_file import write_onnx
 
@@ -24,13 +24,13 @@ def write_openvino(
         half (bool): store weights in fp16. OpenVINO chooses what it computes in by itself. Default False.
     """
     openvino = require('openvino')
-    with replace_file(path) as temporary, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         onnx_file = osp.join(folder, 'model.onnx')
         write_onnx(graph, example, onnx_file, dynamic, opset, metadata)
         model = openvino.Core().read_model(onnx_file)
         for key, value in metadata.items():
             model.set_rt_info(json.dumps(value), ['rmt_mm', key])
-        openvino.save_model(model, temporary, compress_to_fp16=half)
+        openvino.save_model(model, path, compress_to_fp16=half)
 
 
 def run_openvino(path: str, image: Tensor) -> List[np.ndarray]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .files import replace_file
 from .graphs import Graph
 
 # Below this size a map has one token in a row or column somewhere, and torch.export records another program for it.
@@ -39,9 +38,7 @@ def record(graph: Graph, example: Tensor, dynamic: bool) -> Any:
 
 def write_program(graph: Graph, example: Tensor, path: str, dynamic: bool) -> None:
     """Write a .pt2 file, for ``torch.export.load``."""
-    program = record(graph, example, dynamic)
-    with replace_file(path) as temporary:
-        torch.export.save(program, temporary)
+    torch.export.save(record(graph, example, dynamic), path)
 
 
 def write_compiled(graph: Graph, example: Tensor, path: str, dynamic: bool) -> None:
@@ -51,11 +48,11 @@ def write_compiled(graph: Graph, example: Tensor, path: str, dynamic: bool) -> N
         UsageError: as :func:`record`; Inductor cannot compile the program, for example without a C++ compiler.
     """
     program = record(graph, example, dynamic)
-    with replace_file(path) as temporary, torch.no_grad():
-        try:
-            _inductor().aoti_compile_and_package(program, package_path=temporary)
-        except RuntimeError as error:  # the base of Inductor's own errors
-            raise UsageError(f'Inductor cannot compile the model: {str(error).splitlines()[0]}') from error
+    try:
+        with torch.no_grad():
+            _inductor().aoti_compile_and_package(program, package_path=path)
+    except RuntimeError as error:  # the base of Inductor's own errors
+        raise UsageError(f'Inductor cannot compile the model: {str(error).splitlines()[0]}') from error
 
 
 def _inductor() -> Any:
