@@ -265,7 +265,7 @@ MUTANTS = [
             'if may_call_opaque() and q.shape[2]',
             'if not is_compiling() and q.shape[2]',
         ),
-        ('large maps: no limit of memory', 'if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'if True:'),
+        ('large maps: no limit of memory', 'or heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'or True:'),
         (
             'large maps: keys are not counted backward',
             '(t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))',
@@ -865,7 +865,7 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/deployment/detectors.py',
-        'tests/deployment/test_export_tool.py -k "graph"',
+        'tests/deployment/test_export_tool.py -k graph',
         ('export: NMS across classes', "if not cfg.get('class_agnostic', False):", 'if False:'),
         ('export: boxes beyond the image', 'return torch.minimum(boxes.clamp(min=0), limits)', 'return boxes'),
         ('export: features in the order of levels', '[torch.cat(order).argsort()]', ''),
@@ -882,13 +882,18 @@ MUTANTS = [
     ),
     *_group(
         'tools/deployment/run.py',
-        'tests/deployment/test_export_tool.py -k "resized or pasted or prepared"',
+        'tests/deployment/test_export_tool.py -k resized',
         (
             'run.py: corners instead of centres',
             '(np.arange(new) + 0.5) * (old / new) - 0.5',
             'np.arange(new) * (old / new)',
         ),
-        ('run.py: masks half a cell away', '* cells - 0.5', '* cells'),
+        (
+            'run.py: masks half a cell away',
+            '* cells - 0.5',
+            '* cells',
+            'tests/deployment/test_export_tool.py -k pasted',
+        ),
     ),
     *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
 ]
