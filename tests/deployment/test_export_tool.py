@@ -15,6 +15,7 @@ from PIL import Image
 from rmt_mm.cli.predictor import build_predictor
 from rmt_mm.commands import export as tool
 from rmt_mm.deployment.detectors import detector_graph
+from rmt_mm.deployment.graphs import segmentor_graph
 from rmt_mm.deployment.inputs import ImageNorm, Preparation, read_preprocessor
 from rmt_mm.deployment.onnx_file import operators, run_onnx, write_onnx
 from rmt_mm.deployment.pipeline import describe_pipeline
@@ -273,6 +274,28 @@ def test_a_detector_without_detections(files, tmp_path):
         path = str(tmp_path / 'a.onnx')
         write_onnx(graph, image, path, True, 17, {})
     assert [out.shape for out in run_onnx(path, image)] == [(0, 4), (0,), (0,), (0, 28, 28)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['upernet', 'segformer'])
+def test_other_segmentors_at_another_size(head, tmp_path):
+    """UPerNet pools maps into grids, SegFormer resizes them: layers of which recorders fix the sizes."""
+    pytest.importorskip('mmseg.utils').register_all_modules(init_default_scope=False)
+    cfg = Config.fromfile(ROOT / f'configs/segmentation/rmt-tiny_{head}_8xb2-amp-160k_ade20k-512x512.py')
+    channels = list(LEAST_ARCH['embed_dims'])
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(arch=dict(LEAST_ARCH, _delete_=True)))))
+    cfg.model.decode_head.update(in_channels=channels, channels=16, num_classes=5)
+    if cfg.model.get('auxiliary_head'):
+        cfg.model.auxiliary_head.update(in_channels=channels[2], channels=16, num_classes=5)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+    prepare = Preparation(read_preprocessor(model.data_preprocessor), True)
+    image = prepare.example(2, 97, 131)
+    with torch.no_grad():  # the library's own, before any layer is replaced
+        expected = torch.stack([sample.seg_logits.data for sample in model.predict(prepare(image))])
+    path = str(tmp_path / 'a.onnx')
+    write_onnx(segmentor_graph(model, prepare).eval(), prepare.example(2, 64, 96), path, True, 17, {})
+    np.testing.assert_allclose(run_onnx(path, image)[0], expected.numpy(), atol=1e-4)
 
 
 # Mistakes.
