@@ -95,7 +95,9 @@ def attend_full(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tens
 
 def choose_full(height: int, width: int, heads: int, head_dim: int, is_cuda: bool) -> Callable[..., Tensor]:
     """Return the function that attends over a whole map of this size."""
-    if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:
+    # While torch.jit or torch.export records a program for any size, sizes are symbols and no integers: a comparison
+    # would bind the program to the sizes that it is recorded with.
+    if not isinstance(height, int) or heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:
         return attend_full_at_once
     is_flex = is_cuda and HAS_FLEX_KERNEL and head_dim >= 16  # the smallest that the kernel takes
     return attend_full_flex if is_flex else attend_full_by_row

@@ -265,7 +265,7 @@ MUTANTS = [
             'if may_call_opaque() and q.shape[2]',
             'if not is_compiling() and q.shape[2]',
         ),
-        ('large maps: no limit of memory', 'if heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'if True:'),
+        ('large maps: no limit of memory', 'or heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'or True:'),
         (
             'large maps: keys are not counted backward',
             '(t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))',
@@ -921,6 +921,49 @@ MUTANTS = [
         'tests/cli/test_gpu_report.py',
         ('GPU report: any error passes', 'ours <= max(2 * its, 1e-4)', 'ours <= max(2 * its, 1e-1)'),
         ('GPU report: begins anew', '    results = read_results(path)\n', '    results = {}\n'),
+    ),
+    *_group(
+        'rmt_mm/backbone/attention.py',
+        'tests/deployment/test_exported_sizes.py -k traced',
+        ('export: a program for one size alone', 'if not isinstance(height, int) or heads', 'if heads'),
+    ),
+    *_group(
+        'rmt_mm/deployment/inputs.py',
+        'tests/deployment/test_exported_sizes.py -k normalisation',
+        ('export: channels in the wrong order', 'image = image.flip(1)', 'pass'),
+        ('export: padded before normalisation', 'value=self.norm.pad_value', 'value=0'),
+    ),
+    *_group(
+        'rmt_mm/deployment/detectors.py',
+        'tests/deployment/test_export_tool.py -k graph',
+        ('export: NMS across classes', "if not cfg.get('class_agnostic', False):", 'if False:'),
+        ('export: boxes beyond the image', 'return torch.minimum(boxes.clamp(min=0), limits)', 'return boxes'),
+        ('export: features in the order of levels', '[torch.cat(order).argsort()]', ''),
+    ),
+    *_group(
+        'rmt_mm/deployment/files.py',
+        'tests/deployment/test_exported_sizes.py -k interrupted',
+        ('export: half a file', "tempfile.mkdtemp(prefix='.export-', dir=folder)", 'folder'),
+    ),
+    *_group(
+        'rmt_mm/commands/export.py',
+        'tests/deployment/test_export_tool.py -k something_else',
+        ('export: wrong values are kept', 'not max(errors) < limit', 'not max(errors) < 1'),
+    ),
+    *_group(
+        'tools/deployment/run.py',
+        'tests/deployment/test_export_tool.py -k resized',
+        (
+            'run.py: corners instead of centres',
+            '(np.arange(new) + 0.5) * (old / new) - 0.5',
+            'np.arange(new) * (old / new)',
+        ),
+        (
+            'run.py: masks half a cell away',
+            '* cells - 0.5',
+            '* cells',
+            'tests/deployment/test_export_tool.py -k pasted',
+        ),
     ),
     *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
 ]
