@@ -19,6 +19,7 @@ ALLOWED = {
     'backbone': GROUND | {'checkpoints'},
     'conversion': GROUND | {'backbone', 'checkpoints'},
     'flops': GROUND | {'backbone'},
+    'report': GROUND,
     'reference': GROUND,
     'golden': GROUND | {'backbone', 'checkpoints'},
     '__main__': {'commands'},

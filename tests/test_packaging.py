@@ -12,7 +12,7 @@ import rmt_mm
 
 from support import ROOT
 
-SCRIPTS = ('rmt-train', 'rmt-test', 'rmt-demo', 'rmt-convert')
+SCRIPTS = ('rmt-train', 'rmt-test', 'rmt-demo', 'rmt-report', 'rmt-convert')
 
 
 def read_setup():

@@ -3,14 +3,18 @@
     python tools/analysis_tools/report.py work_dirs/demo
     rmt-report work_dirs/demo work_dirs/demo-full --out comparison.html
 
-Predictions are read from predictions.pkl of the work dir, as `tools/test.py --out` writes it. Without this file the last
-checkpoint is evaluated on the validation set, which runs the config. With --no-eval nothing of the work dir is executed.
-Further work dirs are compared with the first one. A contact sheet of scenes, predictions.png, is written next to the
-page.
+Predictions are read from predictions.pkl of the work dir, as `tools/test.py --out` writes it. Without this file the
+last checkpoint is evaluated on the validation set, which runs the config. With --no-eval nothing of the work dir is
+executed. Further work dirs are compared with the first one. A contact sheet of scenes, predictions.png, is written next
+to the page.
 """
 
 import argparse
+import contextlib
+import importlib
 import importlib.util
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -31,8 +35,8 @@ from .get_flops import measure
 
 EXTRA = ('plotly', 'matplotlib', 'jinja2')
 TASKS = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')
-# What data sets and metrics of the libraries raise for files and values that do not fit.
-EVALUATION_ERRORS = (*cli.BUILD_ERRORS, OSError, RuntimeError, LookupError, AttributeError)
+# What models of the libraries raise for images of a size that does not fit.
+MODEL_ERRORS = (*cli.BUILD_ERRORS, RuntimeError, LookupError, AttributeError)
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,6 +60,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(f'--score-thr {args.score_thr}: scores are from 0 to 1.')
     if args.show < 1:
         raise UsageError(f'--show {args.show}: it takes 1 or more pictures.')
+    for folder in args.work_dirs:
+        if not folder.is_dir():
+            raise UsageError(f'{folder} is no folder: name the work dir of a training.')
     args.out = args.out or args.work_dirs[0] / 'report.html'
     if args.out.suffix not in ('.html', '.htm'):
         raise UsageError(f'--out {args.out}: the page is an .html file.')
@@ -84,17 +91,14 @@ def find_predictions(args: argparse.Namespace, run: Any) -> Tuple[Optional[List[
     from ..report.predictions import read_predictions
 
     path = args.predictions or run.folder / 'predictions.pkl'
-    try:
-        checkpoint = cli_checkpoint(run.folder)
-    except UsageError as error:
-        checkpoint = None
-        if not path.is_file():
-            return None, str(error)
+    checkpoint = last_checkpoint(run.folder)
     if not path.is_file():
         if args.predictions:
             raise UsageError(f'--predictions {path}: there is no such file.')
         if args.no_eval:
             return None, f'{path} does not exist, and --no-eval evaluates no checkpoint.'
+        if checkpoint is None:
+            return None, f'{run.folder} has no checkpoint to evaluate, and no predictions.pkl.'
         problem = predict(run, checkpoint, path)
         if problem:
             return None, problem
@@ -104,19 +108,17 @@ def find_predictions(args: argparse.Namespace, run: Any) -> Tuple[Optional[List[
         return None, str(error)
     written = path.stat().st_mtime
     origin = f'Predictions: {path}, of {time.strftime("%Y-%m-%d %H:%M", time.localtime(written))}.'
-    if checkpoint is not None and checkpoint.stat().st_mtime > written:
+    if checkpoint is not None and checkpoint.stat().st_mtime > written + 60:
         origin += f' They are older than the last checkpoint, {checkpoint}: delete the file to evaluate it.'
     return samples, origin
 
 
-def cli_checkpoint(folder: Path) -> Path:
+def last_checkpoint(folder: Path) -> Optional[Path]:
     """Return the last checkpoint of a work dir: the one of this name in the folder, which may have been moved."""
     record = folder / 'last_checkpoint'
     name = record.read_text(errors='replace').strip() if record.is_file() else ''
-    for path in (folder / Path(name).name, Path(name)) if name else ():
-        if path.is_file():
-            return path
-    raise UsageError(f'{folder} has no checkpoint to evaluate, and no predictions.pkl.')
+    found = [path for path in (folder / Path(name).name, Path(name)) if name and path.is_file()]
+    return found[0] if found else None
 
 
 def predict(run: Any, checkpoint: Path, target: Path) -> str:
@@ -149,12 +151,15 @@ def build_dataset(cfg: Config) -> Any:
     if scope not in TASKS:
         raise UsageError(f'the config is of {scope}: evaluation takes configs of {", ".join(TASKS)}.')
     # A name with other dots could name any module.
-    known = find_classes(kind, scope, [DATASETS]) if str(kind).rpartition('.')[0] in ('', scope) else []
-    if not known or known[0].__module__.split('.')[0] not in LIBRARIES or 'dataset' in settings or 'datasets' in settings:
+    found = find_classes(kind, scope, [DATASETS]) if str(kind).rpartition('.')[0] in ('', scope) else []
+    if not found or found[0].__module__.split('.')[0] not in LIBRARIES or {'dataset', 'datasets'} & set(settings):
         raise UsageError(f'the validation set is of type {kind}: evaluation takes data sets of {scope} itself.')
     settings.update(pipeline=[], test_mode=True)
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        dataset = registry.build(settings)
+    try:
+        with DATASETS.switch_scope_and_registry(scope) as registry, contextlib.redirect_stdout(io.StringIO()):
+            dataset = registry.build(settings)
+    except cli.BUILD_ERRORS as error:
+        raise DataError(f'the validation set cannot be read: {error} (from this folder: {os.getcwd()})') from error
     if not isinstance(dataset, BaseDataset):
         raise UsageError(f'the validation set is of type {kind}: evaluation takes images with annotations.')
     return dataset
@@ -174,9 +179,8 @@ def evaluate(args: argparse.Namespace, run: Any) -> Tuple[Any, str, Tuple[int, i
         if scope == 'mmdet' and not hasattr(dataset, 'cat_ids'):
             raise DataError('evaluation of detectors takes annotations in the format of COCO.')
         return task.evaluate(dataset, samples, args.score_thr, lambda path: read_image(Path(path))), origin, shape
-    except (RMTError, *EVALUATION_ERRORS) as error:
-        reason = str(error) if isinstance(error, RMTError) else f'{type(error).__name__}: {error}'
-        return None, f'The predictions could not be evaluated: {printable(" ".join(reason.split()), 600)}', shape
+    except (RMTError, OSError) as error:
+        return None, f'The predictions could not be evaluated: {printable(" ".join(str(error).split()), 600)}', shape
 
 
 def count(args: argparse.Namespace, run: Any, shape: Tuple[int, int]) -> Tuple[Optional[dict], str]:
@@ -185,14 +189,15 @@ def count(args: argparse.Namespace, run: Any, shape: Tuple[int, int]) -> Tuple[O
         return None, 'Nothing was counted: --no-eval builds no model.' if args.no_eval else run.problem
     try:
         return measure(str(run.config_path), shape if min(shape) > 0 else None), ''
-    except (RMTError, *EVALUATION_ERRORS) as error:
+    except (RMTError, *MODEL_ERRORS) as error:
         return None, f'Nothing could be counted: {printable(" ".join(str(error).split()), 600)}'
 
 
 def write(args: argparse.Namespace) -> None:
     from ..report import sections
-    from ..report.evaluation import draw_sheet
+    from ..report.evaluation import draw_selected
     from ..report.page import Note, Section, Text, render
+    from ..report.scenes import contact_sheet
 
     runs = [sections.read_run(folder) for folder in args.work_dirs]
     run = runs[0]
@@ -208,24 +213,27 @@ def write(args: argparse.Namespace) -> None:
         classes = sections.scores(evaluation)
         classes.blocks.insert(1, Text(origin))
         parts = [sections.precision_recall(evaluation), sections.confusion(evaluation)]
-        page += [sections.pictures(evaluation, args.score_thr, args.show), classes, *parts]
+        drawn, problems = draw_selected(evaluation, args.show)
+        page += [sections.pictures(evaluation, args.score_thr, drawn, problems), classes, *parts]
     page += [sections.speed(run.logs), sections.model_size(size, gap)]
     page += [sections.config(run, *find_base(run, args.base)), sections.environment(run)]
     subtitle = f'{run.folder}, written {time.strftime("%Y-%m-%d %H:%M")}'
     args.out.write_text(render(run.name, subtitle, page), encoding='utf-8')
     print(f'Report: {args.out}')
-    if evaluation is not None:
+    if evaluation is None:
+        print(f'note: {origin}', file=sys.stderr)
+        return
+    if drawn:
         sheet = args.out.parent / 'predictions.png'
         title = f'{run.name}: validation scenes by {evaluation.score_note}'
-        draw_sheet(evaluation, title).save(sheet, optimize=True)
+        groups = {heading: [picture for _, picture in pictures[:2]] for heading, pictures in drawn.items()}
+        contact_sheet(groups, title).save(sheet)
         print(f'Best, median and worst scenes: {sheet}')
-        if args.show_dir:
-            args.show_dir.mkdir(parents=True, exist_ok=True)
-            for rank, scene in enumerate(evaluation.ranked(), start=1):
-                scene.draw().save(args.show_dir / f'{rank:04}_{Path(scene.name).stem}.jpg', quality=90)
-            print(f'All scenes, the best first: {args.show_dir}')
-    else:
-        print(f'note: {origin}', file=sys.stderr)
+    if args.show_dir:
+        args.show_dir.mkdir(parents=True, exist_ok=True)
+        for rank, scene in enumerate(evaluation.ranked(), start=1):
+            scene.draw().save(args.show_dir / f'{rank:04}_{Path(scene.name).stem}.jpg', quality=90)
+        print(f'All scenes, the best first: {args.show_dir}')
 
 
 def name_runs(runs: Any) -> dict:

@@ -9,14 +9,14 @@ import plotly.graph_objects as go
 from .evaluation import Curve, Evaluation
 from .logs import Points
 
-COLOURS = ('#4c8dff', '#f28e2b', '#2fb67c', '#e5536b', '#a176e8', '#c0844f', '#e377c2', '#8a95a5', '#b5a800', '#1fb6cc')
+COLOURS = ('#4c8dff', '#f28e2b', '#2fb67c', '#e5536b', '#a176e8', '#c0844f', '#e377c2', '#7cb342', '#b5a800', '#1fb6cc')
 MAX_CLASSES = 50  # in a confusion matrix
 MAX_BARS = 100
 
 
 def escape(text: object) -> str:
-    """Return a text that plotly shows as it is: it takes tags of HTML in names and labels."""
-    return html.escape(str(text), quote=False)
+    """Return a text that plotly shows as it is: in names and labels it takes tags of HTML, and TeX between dollars."""
+    return html.escape(str(text), quote=False).replace('$', '&#36;')
 
 
 def _figure(x: str, y: str, height: int = 380, **layout) -> go.Figure:
@@ -121,7 +121,7 @@ def precision_recall(curves: Sequence[Curve]) -> go.Figure:
             y=curve.precision,
             name=escape(curve.name),
             mode='lines',
-            line=dict(width=4 if mean else 1.5, color='#8a95a5' if mean else None),
+            line=dict(width=3, color='#8a95a5', dash='dash') if mean else dict(width=1.5),
             hovertemplate='%{y:.3f}',
             showlegend=True,
         )

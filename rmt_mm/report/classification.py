@@ -44,9 +44,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     tops = tuple(k for k in (1, 5) if k < len(classes))
     for k, values in zip(tops, Accuracy.calculate(probabilities, truth, topk=tops)):
         result.summary[f'top-{k} accuracy'] = float(values[0])
-    precision, recall, f1, support = SingleLabelMetric.calculate(
-        probabilities, truth, thrs=0.0, average=None, items=('precision', 'recall', 'f1-score', 'support')
-    )[0]
+    precision, recall, f1, support = SingleLabelMetric.calculate(probabilities, truth, average=None)[0]
     target = torch.nn.functional.one_hot(truth, len(classes))
     average = np.asarray(AveragePrecision.calculate(probabilities, target, average=None))
     columns = dict(AP=average, precision=precision, recall=recall, F1=f1, images=support)

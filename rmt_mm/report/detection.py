@@ -6,9 +6,11 @@ import os.path as osp
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
+import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor
 
 from ..errors import DataError
 from .evaluation import Curve, Evaluation, Scene
@@ -95,9 +97,11 @@ def _check(sample: dict, num_classes: int, image: dict) -> None:
     found = sample.get('pred_instances')
     if not isinstance(found, dict):
         raise DataError('the predictions have no pred_instances: they are not of a detector.')
-    shapes = {key: tuple(getattr(found.get(key), 'shape', ())) for key in ('bboxes', 'scores', 'labels')}
+    tensors = {key: found.get(key) for key in ('bboxes', 'scores', 'labels')}
+    shapes = {key: tuple(t.shape) if isinstance(t, Tensor) else () for key, t in tensors.items()}
     count = shapes['scores'][:1]
-    if shapes != dict(bboxes=(*count, 4), scores=count, labels=count) or not count:
+    right = bool(count) and shapes == dict(bboxes=(*count, 4), scores=count, labels=count)
+    if not right or found['labels'].dtype != torch.int64 or not found['scores'].is_floating_point():
         raise DataError(
             f'the predictions of image {image["id"]} are damaged: boxes, scores and labels differ in number.'
         )

@@ -6,7 +6,9 @@ from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from .scenes import contact_sheet
+from ..errors import DataError, UsageError
+
+Drawn = Tuple[str, Image.Image]
 
 
 class Scene(NamedTuple):
@@ -83,22 +85,28 @@ class Evaluation:
         return {heading: scenes for heading, scenes in groups.items() if scenes}
 
 
-def draw_sheet(evaluation: Evaluation, title: str, each: int = 2) -> Image.Image:
-    """Return the contact sheet of the best, median and worst scenes."""
-    groups = evaluation.selected(each).items()
-    return contact_sheet({heading: [scene.draw() for scene in scenes] for heading, scenes in groups}, title)
+def draw_selected(evaluation: Evaluation, each: int) -> Tuple[Dict[str, List[Drawn]], List[str]]:
+    """Return captions and pictures of the best, median and worst scenes, and why others could not be drawn."""
+    groups: Dict[str, List[Drawn]] = {}
+    problems: List[str] = []
+    for heading, scenes in evaluation.selected(each).items():
+        for scene in scenes:
+            try:
+                groups.setdefault(heading, []).append((scene.caption, scene.draw()))
+            except UsageError as error:
+                problems.append(str(error))
+    return {heading: pictures for heading, pictures in groups.items() if pictures}, problems
 
 
-def check_order(names: Sequence[str], samples: Sequence[dict], title: str) -> List[Tuple[int, dict]]:
-    """Return (index in the data set, sample) of predictions that are in the data set's order.
+def check_order(names: Sequence[str], samples: Sequence[dict]) -> None:
+    """Check that predictions are of the images of these names, in their order.
 
     Raises:
-        ValueError: they are of other images.
+        DataError: they are of other images.
     """
     if len(samples) != len(names):
-        raise ValueError(f'{title} are of {len(samples)} images, the data set of the config has {len(names)}')
+        raise DataError(f'the predictions are of {len(samples)} images, the validation set has {len(names)}.')
     for index, sample in enumerate(samples):
         path = str(sample.get('img_path', ''))
         if path.replace('\\', '/').rsplit('/', 1)[-1] != names[index]:
-            raise ValueError(f'{title} are of other images: {path!r} stands at the place of {names[index]!r}')
-    return list(enumerate(samples))
+            raise DataError(f'the predictions are of other images: {path!r} stands in the place of {names[index]!r}.')

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+# The metrics that a result is known by.
+MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 # Keys of a training's line that are no measurement.
 _COUNTERS = ('epoch', 'iter', 'step')
 _SPEED = ('time', 'data_time', 'memory')
@@ -54,8 +56,8 @@ class Logs:
 
     @property
     def by_epoch(self) -> bool:
-        """Whether validations are counted in epochs: their steps are not those of the training."""
-        return bool(self.val and self.train) and self.val[-1]['step'] < self.train[-1]['iter']
+        """Whether validations are counted in epochs: mmengine names no epoch in trainings by iterations."""
+        return bool(self.train) and 'epoch' in self.train[-1]
 
 
 def _is_number(value: Any) -> bool:
@@ -84,7 +86,7 @@ def read_logs(work_dir: Path) -> Logs:
         trained = False
         for scalars in _read_lines(path, logs.notes):
             is_train = 'loss' in scalars
-            step = scalars.get('iter' if is_train else 'step')
+            step: Any = scalars.get('iter' if is_train else 'step')
             if not _is_number(step) or not math.isfinite(step):
                 logs.notes.append(f'{path}: a line without its {"iteration" if is_train else "step"} is left out.')
             elif is_train or step > 0:

@@ -60,10 +60,11 @@ class Code:
 
 @dataclass
 class Chart:
-    """A figure of plotly, with a title."""
+    """A figure of plotly, with a title; ``half`` as wide as the page, beside another one."""
 
     title: str
     figure: go.Figure
+    half: bool = False
     kind: str = 'chart'
 
     @property
@@ -78,22 +79,26 @@ class Chart:
 
 
 @dataclass
-class Picture:
-    """An image with its caption."""
+class Gallery:
+    """Images with their captions, two in a row."""
 
     title: str
-    image: Image.Image
-    kind: str = 'picture'
+    images: Sequence[Tuple[str, Image.Image]]
+    kind: str = 'gallery'
 
     @property
-    def source(self) -> str:
-        """The image as a data URI."""
-        stream = io.BytesIO()
-        self.image.save(stream, 'JPEG', quality=88)
-        return 'data:image/jpeg;base64,' + base64.b64encode(stream.getvalue()).decode()
+    def sources(self) -> List[Tuple[str, str]]:
+        """The captions, and the images as data URIs."""
+        return [(caption, _data_uri(image)) for caption, image in self.images]
 
 
-Block = Union[Text, Cards, Table, Code, Chart, Picture]
+def _data_uri(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, 'JPEG', quality=88)
+    return 'data:image/jpeg;base64,' + base64.b64encode(stream.getvalue()).decode()
+
+
+Block = Union[Text, Cards, Table, Code, Chart, Gallery]
 
 
 @dataclass

@@ -79,12 +79,16 @@ def compare(base: Config, run: Config) -> List[Change]:
     return [Change(key, before.get(key, ''), after.get(key, '')) for key in sorted(keys)]
 
 
+def _holds_dict(node: Any) -> bool:
+    return isinstance(node, dict) or (isinstance(node, (list, tuple)) and any(map(_holds_dict, node)))
+
+
 def _flatten(node: Any, path: str = '') -> Dict[str, str]:
     """Return the leaves of nested dicts and lists of dicts as text, so that 1 and 1.0, or list and tuple, are equal."""
     children: List[Tuple[Any, Any]] = []
     if isinstance(node, dict):
         children = list(node.items())
-    elif isinstance(node, (list, tuple)) and any(isinstance(item, dict) for item in node):
+    elif isinstance(node, (list, tuple)) and _holds_dict(node):
         children = list(enumerate(node))
     if children:
         found: Dict[str, str] = {}

@@ -7,7 +7,7 @@ same colour in truth and prediction.
 import colorsys
 from functools import cache
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import matplotlib
@@ -26,7 +26,7 @@ BRIGHT = (
     (165, 105, 255),
     (195, 125, 75),
     (255, 115, 215),
-    (150, 165, 185),
+    (125, 220, 50),
     (215, 205, 0),
     (25, 205, 230),
 )
@@ -92,7 +92,7 @@ def draw_instances(
             # Scale the mask as a picture of gray, for a smooth contour.
             gray = cv2.resize(instances.masks[i].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
             mask = (gray >= 0.5).astype(np.uint8)
-            large[mask > 0] = large[mask > 0] * 0.45 + np.array(colour) * 0.55
+            _tint(large, mask > 0, colour)
             contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(large, contours, -1, colour, 2, cv2.LINE_AA)
             covered |= mask
@@ -166,10 +166,16 @@ def draw_label_map(
         # Scale each class as a picture of gray, for smooth borders.
         gray = cv2.resize((labels == label).astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
         mask = gray >= 0.5
-        large[mask] = large[mask] * 0.4 + np.array(colours[label]) * 0.6
+        _tint(large, mask, colours[label])
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(large, contours, -1, colours[label], 1, cv2.LINE_AA)
     return Image.fromarray(large)
+
+
+def _tint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+    """Give the pixels of a mask a colour, in place. Their own colours, which would change it, go."""
+    light = image[mask] @ np.array([0.299, 0.587, 0.114])
+    image[mask] = 0.4 * light[:, None] + 0.6 * np.array(colour)
 
 
 def draw_probabilities(names: Sequence[str], values: Sequence[float], truth: str, size: Tuple[int, int]) -> Image.Image:
@@ -225,7 +231,7 @@ def _legend_rows(legend: Sequence[Tuple[str, Colour]], width: int) -> List[List[
     return rows
 
 
-def contact_sheet(groups: Dict[str, Sequence[Image.Image]], title: str, columns: int = 2) -> Image.Image:
+def contact_sheet(groups: Mapping[str, Sequence[Image.Image]], title: str, columns: int = 2) -> Image.Image:
     """Put pictures on one sheet: groups such as 'best' below each other, each with a heading.
 
     Args:

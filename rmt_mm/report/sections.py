@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.config import Config
@@ -11,12 +11,9 @@ from mmengine.config import Config
 from ..errors import UsageError
 from . import charts
 from .evaluation import Evaluation
-from .logs import Logs, Points, read_environment, read_logs
-from .page import Block, Cards, Chart, Code, Note, Picture, Section, Table, Text
+from .logs import MAIN_METRICS, Logs, Points, read_environment, read_logs
+from .page import Block, Cards, Chart, Code, Gallery, Note, Section, Table, Text
 from .run_config import compare, find_dumped, read_dumped
-
-# The metrics that a result is known by.
-MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 
 
 @dataclass
@@ -50,10 +47,8 @@ def read_run(folder: Path) -> Run:
     """Read a work dir.
 
     Raises:
-        UsageError: it does not exist, or has neither a log nor a config.
+        UsageError: it has neither a log nor a config.
     """
-    if not folder.is_dir():
-        raise UsageError(f'{folder} is no folder: name the work dir of a training.')
     logs = read_logs(folder)
     path = find_dumped(folder, logs.last_run)
     if path is None and not logs.train and not logs.val:
@@ -70,7 +65,7 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def number(value: object) -> str:
+def number(value: Any) -> str:
     """Return a number with three significant digits; a dash for NaN."""
     if not isinstance(value, (int, float, np.floating)):
         return '–'
@@ -113,9 +108,9 @@ def summary(run: Run, evaluation: Optional[Evaluation], size: Optional[dict]) ->
         cards.append((f'multiply-adds at {size["shape"][0]} × {size["shape"][1]}', f'{size["gmac"]:.2f} G'))
     if run.logs.train:
         last = run.logs.train[-1]
-        epoch = f'{last["epoch"]} epochs, ' if run.logs.by_epoch and 'epoch' in last else ''
-        cards.append((f'{epoch}iterations', f'{last["iter"]:,}'))
-        cards.append(('in iterations', duration(training_time(run.logs))))
+        epochs = f' in {last["epoch"]} epochs' if run.logs.by_epoch and 'epoch' in last else ''
+        cards.append((f'iterations{epochs}', f'{last["iter"]:,}'))
+        cards.append(('of training, validations aside', duration(training_time(run.logs))))
     blocks: List[Block] = [Cards(cards)] if cards else []
     if not run.logs.train:
         blocks.append(Note('There is no log of a training: curves, speed and memory are missing.'))
@@ -186,21 +181,27 @@ def curves(logs: Logs) -> Section:
         blocks.append(Chart('Training loss and its parts', charts.lines(series, 'iteration', 'loss')))
     metrics = {name: metric_curve(logs, name) for name in logs.metrics()}
     metrics = {name: points for name, points in metrics.items() if points}
-    if metrics:
+    x = 'epoch' if logs.by_epoch else 'iteration'
+    if metrics and all(len(points) == 1 for points in metrics.values()):
+        step = next(iter(metrics.values()))[0][0]
+        blocks.append(Text(f'There was one validation, after {x} {step:g}:'))
+        blocks.append(
+            Table(['metric', 'value'], [(name, number(points[0][1])) for name, points in metrics.items()], True)
+        )
+    elif metrics:
         main = [name for name in metrics if name in MAIN_METRICS] or list(metrics)[:2]
         hidden = [name for name in metrics if name not in main]
-        x = 'epoch' if logs.by_epoch else 'iteration'
         figure = charts.lines({name: metrics[name] for name in (*main, *hidden)}, x, 'metric', hidden)
         blocks.append(Chart('Metrics of the validations (click a name to show or hide it)', figure))
     else:
         blocks.append(Note('There was no validation yet: no metrics.'))
     rates = {key: logs.curve(key) for key in keys['rates'] if key != 'base_lr' or 'lr' not in keys['rates']}
     if rates:
-        blocks.append(Chart('Learning rate', charts.lines(rates, 'iteration', 'learning rate')))
+        blocks.append(Chart('Learning rate', charts.lines(rates, 'iteration', 'learning rate'), half=True))
     if keys['others']:
         series = {key: logs.curve(key) for key in keys['others']}
         figure = charts.lines(series, 'iteration', 'value', keys['others'][1:])
-        blocks.append(Chart('Other scalars of the training', figure))
+        blocks.append(Chart('Other scalars of the training', figure, half=True))
     if not keys['losses']:
         blocks.insert(0, Note('There is no log of a training: no loss.'))
     return Section('curves', 'Curves', blocks)
@@ -248,14 +249,14 @@ def precision_recall(evaluation: Evaluation) -> Section:
     return Section('pr', 'Precision and recall', blocks)
 
 
-def pictures(evaluation: Evaluation, threshold: float, each: int) -> Section:
+def pictures(evaluation: Evaluation, threshold: float, drawn: Dict[str, list], problems: Sequence[str]) -> Section:
     """Best, median and worst scenes, truth beside the prediction."""
     text = f'Scenes by {evaluation.score_note}, truth on the left.'
     if evaluation.curves_note.startswith('At an IoU'):
         text += f' Predictions with a score of at least {threshold:g} are drawn; a class has one colour in both.'
     blocks: List[Block] = [Text(text)]
-    for heading, scenes in evaluation.selected(each).items():
-        blocks += [Picture(f'{heading}: {scene.caption}', scene.draw()) for scene in scenes]
+    blocks += [Gallery(heading, images) for heading, images in drawn.items()]
+    blocks += [Note(problem) for problem in problems]
     return Section('pictures', 'Best and worst pictures', blocks)
 
 

@@ -38,13 +38,13 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     load = LoadAnnotations()
     areas: List[Sequence[torch.Tensor]] = []
     counts = np.zeros((len(classes), len(classes)), int)
-    for index, sample in check_order(names, samples):
-        info = infos[index]
+    check_order(names, samples)
+    for name, info, sample in zip(names, infos, samples):
         truth = load(dict(info))['gt_seg_map'].astype(np.int64)
         found = sample.get('pred_sem_seg')
         data = found.get('data') if isinstance(found, dict) else None
         if not isinstance(data, torch.Tensor) or tuple(data.shape) != (1, *truth.shape):
-            raise DataError(f'the prediction of {names[index]} is no map of its {truth.shape} pixels.')
+            raise DataError(f'the prediction of {name} is no map of its {truth.shape} pixels.')
         labels = data[0].long()
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise DataError(f'the predictions are of other classes than the {len(classes)} of the data set.')
@@ -55,10 +55,10 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
         counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
         there = area[1] > 0
         score = float((area[0][there] / area[1][there]).mean()) if bool(there.any()) else 1.0
-        caption = f'{names[index]}   mIoU {100 * score:.1f} of the classes there'
+        caption = f'{name}   mIoU {100 * score:.1f} of the classes there'
         result.scenes.append(
             Scene(
-                names[index],
+                name,
                 score,
                 caption,
                 _drawer(read, info['img_path'], truth, labels.numpy(), classes, colours, background, caption),
