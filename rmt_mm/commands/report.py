@@ -197,7 +197,7 @@ def write(args: argparse.Namespace) -> None:
     from ..report import sections
     from ..report.evaluation import draw_selected
     from ..report.page import Note, Section, Text, render
-    from ..report.scenes import contact_sheet
+    from ..report.scenes import add_caption, contact_sheet
 
     runs = [sections.read_run(folder) for folder in args.work_dirs]
     run = runs[0]
@@ -226,13 +226,15 @@ def write(args: argparse.Namespace) -> None:
     if drawn:
         sheet = args.out.parent / 'predictions.png'
         title = f'{run.name}: validation scenes by {evaluation.score_note}'
-        groups = {heading: [picture for _, picture in pictures[:2]] for heading, pictures in drawn.items()}
+        groups = {name: [add_caption(picture, text) for text, picture in pairs[:2]] for name, pairs in drawn.items()}
         contact_sheet(groups, title).save(sheet)
         print(f'Best, median and worst scenes: {sheet}')
     if args.show_dir:
         args.show_dir.mkdir(parents=True, exist_ok=True)
         for rank, scene in enumerate(evaluation.ranked(), start=1):
-            scene.draw().save(args.show_dir / f'{rank:04}_{Path(scene.name).stem}.jpg', quality=90)
+            add_caption(scene.draw(), scene.caption).save(
+                args.show_dir / f'{rank:04}_{Path(scene.name).stem}.jpg', quality=90
+            )
         print(f'All scenes, the best first: {args.show_dir}')
 
 

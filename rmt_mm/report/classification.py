@@ -62,7 +62,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
         score = float(values[label])
         caption = f'{name}   is {shorten(classes[label])} (probability {score:.3f})'
         result.scenes.append(
-            Scene(name, score, caption, _drawer(read, info['img_path'], values.numpy(), label, classes, caption))
+            Scene(name, score, caption, _drawer(read, info['img_path'], values.numpy(), label, classes))
         )
     result.score_note = 'probability of the true class'
     return result
@@ -76,11 +76,11 @@ def _curve(name: str, scores: np.ndarray, positive: np.ndarray) -> Curve:
     return Curve(name, recall, np.maximum.accumulate(precision[::-1])[::-1])
 
 
-def _drawer(read, path, values, label, classes, caption):
+def _drawer(read, path, values, label, classes):
     def draw():
         image = Image.fromarray(enlarge(read(path), SIDE * 2 // 3))
         top = np.argsort(-values)[:5]
         bars = draw_probabilities([classes[i] for i in top], values[top], classes[label], (SIDE, image.height))
-        return pair(image, bars, caption)
+        return pair(image, bars)
 
     return draw

@@ -79,7 +79,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
                 image['file_name'],
                 score,
                 caption,
-                _drawer(read, path, corners, truth_labels, truth_masks, shown, classes, colours, caption),
+                _drawer(read, path, corners, truth_labels, truth_masks, shown, classes, colours),
             )
         )
     result.score_note = 'panoptic quality of the scene'
@@ -214,13 +214,13 @@ def _count(counts: np.ndarray, overlaps: np.ndarray, predicted: np.ndarray, trut
         counts[truth[t], -1] += 1
 
 
-def _drawer(read, path, corners, labels, masks, shown, classes, colours, caption):
+def _drawer(read, path, corners, labels, masks, shown, classes, colours):
     def draw():
         image = read(path)
         truth_masks = None if masks is None else [rle.decode(mask).astype(bool) for mask in masks]
         found_masks = None if shown['masks'] is None else [rle.decode(mask).astype(bool) for mask in shown['masks']]
         truth = Instances(corners, labels, truth_masks)
         found = Instances(shown['boxes'], shown['labels'], found_masks, shown['scores'])
-        return pair(*(draw_instances(image, part, classes, colours) for part in (truth, found)), caption)
+        return pair(*(draw_instances(image, part, classes, colours) for part in (truth, found)))
 
     return draw

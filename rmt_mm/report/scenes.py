@@ -195,26 +195,31 @@ def draw_probabilities(names: Sequence[str], values: Sequence[float], truth: str
     return picture
 
 
-def pair(
-    truth: Image.Image, prediction: Image.Image, caption: str, legend: Sequence[Tuple[str, Colour]] = ()
-) -> Image.Image:
-    """Put truth left and prediction right, with headings above, a caption below, and a legend of classes."""
+def pair(truth: Image.Image, prediction: Image.Image, legend: Sequence[Tuple[str, Colour]] = ()) -> Image.Image:
+    """Put truth left and prediction right, with headings above and a legend of classes below."""
     width = truth.width + prediction.width + GAP
     rows = _legend_rows(legend, width)
-    top, low = 24, 28 + 24 * len(rows)
-    height = max(truth.height, prediction.height)
-    picture = Image.new('RGB', (width, top + height + low), PAPER)
+    top, height = 28, max(truth.height, prediction.height)
+    picture = Image.new('RGB', (width, top + height + (6 + 24 * len(rows) if rows else 0)), PAPER)
     draw = ImageDraw.Draw(picture)
     for x, heading, part in ((0, 'truth', truth), (truth.width + GAP, 'prediction', prediction)):
-        draw.text((x, 2), heading, fill=FAINT, font=font(15))
+        draw.text((x, 2), heading, fill=FAINT, font=font(18))
         picture.paste(part, (x, top))
-    draw.text((0, top + height + 6), shorten(caption, width // 9), fill=INK, font=font(15))
     for i, row in enumerate(rows):
-        y = top + height + 30 + 24 * i
+        y = top + height + 6 + 24 * i
         for x, name, colour in row:
             draw.rounded_rectangle((x, y + 2, x + 14, y + 16), 3, fill=colour, outline=FAINT)
             draw.text((x + 20, y), name, fill=INK, font=font(14))
     return picture
+
+
+def add_caption(picture: Image.Image, caption: str) -> Image.Image:
+    """Return a picture with a line of text below it."""
+    captioned = Image.new('RGB', (picture.width, picture.height + 28), PAPER)
+    captioned.paste(picture)
+    text = shorten(caption, picture.width // 9)
+    ImageDraw.Draw(captioned).text((0, picture.height + 6), text, fill=INK, font=font(15))
+    return captioned
 
 
 def _legend_rows(legend: Sequence[Tuple[str, Colour]], width: int) -> List[List[Tuple[int, str, Colour]]]:

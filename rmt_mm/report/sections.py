@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.config import Config
@@ -65,13 +65,11 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def number(value: Any) -> str:
-    """Return a number with three significant digits; a dash for NaN."""
-    if not isinstance(value, (int, float, np.floating)):
+def number(value: float) -> str:
+    """Return a metric as text: three decimals below 1, else one; a dash for NaN."""
+    if math.isnan(value):
         return '–'
-    if not math.isfinite(value):
-        return '–' if math.isnan(value) else str(value)
-    return f'{value:.3g}' if abs(value) < 100 else f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.1f}'
+    return f'{value:.3f}' if abs(value) < 1 else f'{value:.1f}'
 
 
 def duration(seconds: float) -> str:
@@ -197,10 +195,10 @@ def curves(logs: Logs) -> Section:
         blocks.append(Note('There was no validation yet: no metrics.'))
     rates = {key: logs.curve(key) for key in keys['rates'] if key != 'base_lr' or 'lr' not in keys['rates']}
     if rates:
-        blocks.append(Chart('Learning rate', charts.lines(rates, 'iteration', 'learning rate'), half=True))
+        blocks.append(Chart('Learning rate', charts.lines(rates, 'iteration', ''), half=True))
     if keys['others']:
         series = {key: logs.curve(key) for key in keys['others']}
-        figure = charts.lines(series, 'iteration', 'value', keys['others'][1:])
+        figure = charts.lines(series, 'iteration', '', keys['others'][1:])
         blocks.append(Chart('Other scalars of the training', figure, half=True))
     if not keys['losses']:
         blocks.insert(0, Note('There is no log of a training: no loss.'))
@@ -215,8 +213,9 @@ def scores(evaluation: Evaluation) -> Section:
     if names:
         shown = [name for name in names if 'AP50' not in name and name not in ('images', 'precision', 'recall', 'F1')]
         blocks.append(Chart(f'{" and ".join(shown)} of each class', charts.per_class(evaluation, shown)))
+        columns = list(evaluation.per_class.items())
         rows = [
-            (name, *(number(float(evaluation.per_class[column][i])) for column in names))
+            (name, *(f'{values[i]:,.0f}' if column == 'images' else number(values[i]) for column, values in columns))
             for i, name in enumerate(evaluation.classes)
         ]
         blocks.append(Table(['class', *names], rows, True))

@@ -61,7 +61,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
                 name,
                 score,
                 caption,
-                _drawer(read, info['img_path'], truth, labels.numpy(), classes, colours, background, caption),
+                _drawer(read, info['img_path'], truth, labels.numpy(), classes, colours, background),
             )
         )
     totals = [sum(parts) for parts in zip(*areas)]
@@ -81,13 +81,13 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     return result
 
 
-def _drawer(read, path, truth, labels, classes, colours, background, caption):
+def _drawer(read, path, truth, labels, classes, colours, background):
     labels = labels.astype(np.int32)  # half of what is kept until the scene is drawn
 
     def draw():
         image = read(path)
         there = [i for i in np.union1d(truth, labels) if i < len(classes) and i not in background]
         parts = (draw_label_map(image, part, colours, background) for part in (truth, labels))
-        return pair(*parts, caption, [(classes[i], colours[i]) for i in there])
+        return pair(*parts, [(classes[i], colours[i]) for i in there])
 
     return draw

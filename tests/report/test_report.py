@@ -26,6 +26,7 @@ from rmt_mm.report.predictions import read_predictions
 from rmt_mm.report.run_config import compare, read_dumped
 from rmt_mm.report.scenes import (
     Instances,
+    add_caption,
     choose_colours,
     contact_sheet,
     draw_instances,
@@ -143,7 +144,7 @@ def test_other_runs_are_compared(detector, tmp_path):
     write_report(detector, other, '--no-eval', '--out', tmp_path / 'both.html')
     text = (tmp_path / 'both.html').read_text()
     assert 'id="comparison"' in text and 'optim_wrapper.lr' in text and 'other_config' in text
-    assert '<td>0.7</td>' in text and '<td>0.2</td>' in text  # the best of each
+    assert '<td>0.700</td>' in text and '<td>0.200</td>' in text  # the best of each
 
 
 # Scores.
@@ -223,7 +224,7 @@ def test_a_class_has_one_colour_in_truth_and_prediction():
 
 def test_sheets_hold_pictures_of_any_size():
     wide, high = Image.new('RGB', (300, 20)), Image.new('RGB', (10, 400))
-    sheet = contact_sheet({'Best': [pair(wide, high, 'x' * 500), high], 'Worst': [wide]}, 'title')
+    sheet = contact_sheet({'Best': [add_caption(pair(wide, high), 'x' * 500), high], 'Worst': [wide]}, 'title')
     assert sheet.size[0] > 600 and sheet.size[1] > 500
     empty = Instances(np.zeros((0, 4)), np.zeros(0, int), [])
     assert draw_instances(np.zeros((1, 3000, 3), np.uint8), empty, [], []).size == (480, 1)
