@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.config import Config
@@ -276,33 +276,33 @@ def speed(logs: Logs) -> Section:
     return Section('speed', 'Speed and memory', blocks)
 
 
+def _of_finite(run: Run, key: str, summarise: Callable, form: str) -> str:
+    values = [y for _, y in run.logs.curve(key) if math.isfinite(y)]
+    return format(float(summarise(values)), form) if values else '–'
+
+
 def comparison(runs: Sequence[Run], named: Dict[str, Run]) -> Section:
     """A table of several runs, their differences in the config, and their curves."""
     shared = list(dict.fromkeys(name for run in runs for name in run.logs.metrics()))
     main = [name for name in MAIN_METRICS if name in shared] or shared[:2]
-    rows = []
-    for name, run in named.items():
-        last = run.logs.train[-1] if run.logs.train else {}
-        best = []
-        for metric in main:
-            points = metric_curve(run.logs, metric)
-            best += [number(points[-1][1]), number(max(y for _, y in points))] if points else ['–', '–']
-        seconds = [y for _, y in run.logs.curve('time') if math.isfinite(y)]
-        memory = [y for _, y in run.logs.curve('memory') if math.isfinite(y)]
-        middle = number(float(np.median(seconds))) if seconds else '–'
-        steps = f'{last["iter"]:,}' if last else '–'
-        rows.append((name, run.name, *best, steps, middle, f'{max(memory):,.0f}' if memory else '–'))
-    header = ['run', 'config', *(f'{m}{part}' for m in main for part in (', last', ', best'))]
-    header += ['iterations', 'seconds an iteration', 'memory, MB']
-    blocks: List[Block] = [Table(header, rows)]
+    rows: List[List[str]] = [['config', *(run.name for run in runs)]]
+    for metric in main:
+        found = [metric_curve(run.logs, metric) for run in runs]
+        rows.append([f'{metric}, last', *(number(points[-1][1]) if points else '–' for points in found)])
+        rows.append([f'{metric}, best', *(number(max(y for _, y in points)) if points else '–' for points in found)])
+    rows.append(['iterations', *(f'{run.logs.train[-1]["iter"]:,}' if run.logs.train else '–' for run in runs)])
+    rows.append(['seconds an iteration, median', *(_of_finite(run, 'time', np.median, '.3f') for run in runs)])
+    rows.append(['memory of the GPU, MB, largest', *(_of_finite(run, 'memory', np.max, ',.0f') for run in runs)])
+    blocks: List[Block] = [Table(['', *named], rows)]
     losses = {name: run.logs.curve('loss') for name, run in named.items() if run.logs.curve('loss')}
     if losses:
         blocks.append(Chart('Training loss', charts.lines(losses, 'iteration', 'loss')))
     for metric in main:
         series = {name: metric_curve(run.logs, metric) for name, run in named.items()}
         series = {name: points for name, points in series.items() if points}
-        x = 'epoch' if runs[0].logs.by_epoch else 'iteration'
-        blocks.append(Chart(f'{metric} of the validations', charts.lines(series, x, metric)))
+        if any(len(points) > 1 for points in series.values()):
+            x = 'epoch' if runs[0].logs.by_epoch else 'iteration'
+            blocks.append(Chart(f'{metric} of the validations', charts.lines(series, x, '')))
     first = runs[0]
     for name, run in list(named.items())[1:]:
         if first.config is not None and run.config is not None:

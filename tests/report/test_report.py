@@ -36,6 +36,7 @@ from rmt_mm.report.scenes import (
 from rmt_mm.report.sections import read_run
 
 from support import ROOT
+from support.miniature import call, make_data, shorten
 from support.work_dirs import CLASSES, IMAGES, make_classifier, make_detector, make_segmentor, make_work_dir
 
 CHROMIUM = '/usr/bin/chromium'
@@ -140,11 +141,13 @@ def test_sheet_and_all_scenes(detector):
 
 def test_other_runs_are_compared(detector, tmp_path):
     cfg = dict(default_scope='mmdet', optim_wrapper=dict(lr=0.5))
-    other = make_work_dir(tmp_path / 'other', cfg, 'other_config', [{'coco/bbox_mAP': 0.7, 'time': 1.0, 'step': 1}])
+    lines = [{'coco/bbox_mAP': value, 'step': step} for step, value in ((1, 0.7), (2, 0.6))]
+    other = make_work_dir(tmp_path / 'other', cfg, 'other_config', lines)
     write_report(detector, other, '--no-eval', '--out', tmp_path / 'both.html')
     text = (tmp_path / 'both.html').read_text()
     assert 'id="comparison"' in text and 'optim_wrapper.lr' in text and 'other_config' in text
-    assert '<td>0.700</td>' in text and '<td>0.200</td>' in text  # the best of each
+    for row in ('mAP, best</td><td>0.200</td><td>0.700', 'mAP, last</td><td>0.200</td><td>0.600'):
+        assert row in text
 
 
 # Scores.
@@ -421,3 +424,30 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         write_report(tmp_path)
     assert 'the report needs no_such_library: run `pip install rmt-mm[report]`' in str(stop.value.code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_a_training_without_predictions_is_evaluated(scope, tmp_path):
+    names = dict(
+        mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
+        mmseg='segmentation/rmt-mini_fpn_digits',
+        mmpretrain='classification/rmt-digits',
+    )
+    cfg = Config.fromfile(ROOT / f'configs/{names[scope]}.py')
+    shorten(cfg, make_data(tmp_path / 'data'))
+    cfg.dump(tmp_path / 'tiny.py')
+    call('tools/train.py', tmp_path / 'tiny.py', '--work-dir', tmp_path / 'work')
+    done = call('tools/analysis_tools/report.py', tmp_path / 'work')
+    text = (tmp_path / 'work/report.html').read_text()
+    assert (tmp_path / 'work/predictions.pkl').is_file() and 'id="confusion"' in text and 'id="size"' in text
+    assert 'note: ' not in done.stderr and 'Nothing was counted' not in text
+    read = read_predictions(tmp_path / 'work/predictions.pkl')
+    assert len(read) > 1 and 'seg_logits' not in read[0]
+    # The last checkpoint is cut off: a gap, and the rest of the page.
+    (tmp_path / 'work/predictions.pkl').unlink()
+    checkpoint = Path((tmp_path / 'work/last_checkpoint').read_text())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    done = call('tools/analysis_tools/report.py', tmp_path / 'work')
+    assert 'is cut off: its end is missing' in done.stderr and 'could not be evaluated' in done.stderr
+    assert 'id="curves"' in (tmp_path / 'work/report.html').read_text()
