@@ -856,7 +856,6 @@ MUTANTS = [
     *_group(
         'rmt_mm/report/predictions.py',
         REPORT,
-        ('report: nested pickles run', "map_location='cpu', weights_only=True", 'weights_only=False'),
         ('report: a tensor without data', 'tensor.numel() * tensor.element_size() <= storage', 'True or storage'),
     ),
     *_group(
