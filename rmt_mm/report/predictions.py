@@ -1,6 +1,7 @@
 """Read the predictions that ``tools/test.py --out`` pickles, without executing what the file holds."""
 
 import io
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -39,9 +40,14 @@ def _storage(data: Any) -> TypedStorage:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """Stand for ``torch._utils._rebuild_tensor_v2``; no more elements than the file has data for."""
     _require(type(storage) is TypedStorage, 'a tensor without a storage')
-    tensor = torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
-    _require(tensor.numel() * tensor.element_size() <= storage._untyped_storage.nbytes(), 'a tensor without data')
-    return tensor
+    numbers = (offset, *size, *stride)
+    _require(all(type(number) is int and number >= 0 for number in numbers), 'a tensor of no shape')
+    _require(len(size) == len(stride), 'a tensor of no shape')
+    count = math.prod(size)
+    end = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1 if count else 0
+    # Check before torch makes the tensor: it enlarges a storage that is too small, by memory that nobody has written.
+    _require(max(end, count) * storage.element_size() <= storage._untyped_storage.nbytes(), 'a tensor without data')
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
 
 
 class PredictionsUnpickler(Unpickler):

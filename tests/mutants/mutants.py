@@ -856,7 +856,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/report/predictions.py',
         REPORT,
-        ('report: a tensor without data', 'tensor.numel() * tensor.element_size() <= storage', 'True or storage'),
+        ('report: a tensor without data', '_require(max(end, count)', '_require(0 * max(end, count)'),
     ),
     *_group(
         'rmt_mm/report/logs.py',

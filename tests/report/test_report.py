@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -301,8 +300,8 @@ def storage(payload):
         [dict(a=Attack(eval, 'open("ran", "w")'))],
         storage(Attack(os.system, 'touch ran')),
         Attack(torch.storage._load_from_bytes, pickle.dumps(Attack(os.system, 'touch ran'))),
-        [Attack(torch._utils._rebuild_tensor_v2, torch.ones(2).storage(), 0, (10**9,), (0,), False, OrderedDict())],
-        [Attack(torch._utils._rebuild_tensor_v2, torch.ones(2).storage(), 0, (100,), (1,), False, OrderedDict())],
+        [dict(a=Attack(torch._utils._rebuild_tensor_v2, torch.ones(2).storage(), 0, (9**9,), (0,), False, {}))],
+        [dict(a=Attack(torch._utils._rebuild_tensor_v2, torch.ones(2).storage(), 0, (100,), (1,), False, {}))],
         dict(a=1),
         [],
         [1],
