@@ -46,7 +46,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
     count = math.prod(size)
     end = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1 if count else 0
     # Check before torch makes the tensor: it enlarges a storage that is too small, by memory that nobody has written.
-    _require(max(end, count) * storage.element_size() <= storage._untyped_storage.nbytes(), 'a tensor without data')
+    _require(max(end, count) * storage.dtype.itemsize <= storage._untyped_storage.nbytes(), 'a tensor without data')
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
 
 
