@@ -17,7 +17,7 @@ FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.ba
 
 help:
 	@echo 'make setup      the environment in $(VENV): minutes the first time, seconds later'
-	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and curves, in minutes on 2 cores; make demo-full: all epochs'
+	@echo 'make demo       digit scenes, a trained and evaluated Mask R-CNN, pictures and a report, in minutes on 2 cores; make demo-full: all epochs'
 	@echo 'make webui      a page in the browser to try what make demo trained, on pictures of your own'
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
@@ -69,20 +69,18 @@ $(DIGITS): setup
 # `make clean` deletes the training.
 define train_detector
 	$(PYTHON_ENV) tools/train.py $(1) --work-dir $(2) --resume --brief
-	$(PYTHON_ENV) tools/test.py $(1) "$$(cat $(2)/last_checkpoint)" --work-dir $(2) --show-dir $(2)/predictions
+	$(PYTHON_ENV) tools/test.py $(1) "$$(cat $(2)/last_checkpoint)" --work-dir $(2) --out $(2)/predictions.pkl
 	$(PYTHON_ENV) tools/analysis_tools/plot_curves.py $(2) $(2)/curves.png
-	@echo 'Predictions on validation scenes, truth on the left: $(2)/predictions; loss and AP: $(2)/curves.png'
+	$(PYTHON_ENV) tools/analysis_tools/report.py $(2) --show-dir $(2)/predictions
+	@echo 'Open $(2)/report.html in a browser. Loss and AP: $(2)/curves.png'
 endef
 
 demo: setup $(DIGITS)
 	$(call train_detector,$(DEMO_CONFIG),$(DEMO))
 
-# Only this target needs gradio, and installs it when it is missing.
 webui:
 	@test -s $(DEMO)/last_checkpoint || { echo '$(DEMO) holds no trained model: run `make demo` first.' >&2; exit 1; }
 	@tools/setup_env.sh $(STACK)
-	@$(PYTHON_ENV) -c 'import gradio' 2>/dev/null || \
-		$(PYTHON_ENV) -m pip install -q -c $(VENV)/.constraints.txt -e '.[webui]'
 	$(PYTHON_ENV) tools/webui.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)"
 
 demo-full: setup $(DIGITS)
@@ -94,10 +92,12 @@ demo-resnet18: setup $(DIGITS)
 demo-segmentation: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(SEG_CONFIG) --work-dir $(DEMO)-segmentation --resume
 	$(PYTHON_ENV) tools/test.py $(SEG_CONFIG) "$$(cat $(DEMO)-segmentation/last_checkpoint)" \
-		--work-dir $(DEMO)-segmentation --show-dir $(DEMO)-segmentation/predictions
+		--work-dir $(DEMO)-segmentation --out $(DEMO)-segmentation/predictions.pkl
+	$(PYTHON_ENV) tools/analysis_tools/report.py $(DEMO)-segmentation --show-dir $(DEMO)-segmentation/predictions
 
 demo-classifier: setup $(DIGITS)
 	$(PYTHON_ENV) tools/train.py $(CLS).py --work-dir $(DEMO)-classification --resume
+	$(PYTHON_ENV) tools/analysis_tools/report.py $(DEMO)-classification
 
 # Make label maps with that classifier, and train a classifier on them. A newly trained classifier makes other maps:
 # run `make clean` first, or name another folder.

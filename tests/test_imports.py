@@ -21,6 +21,7 @@ ALLOWED = {
     'analysis': GROUND | {'backbone'},
     'deployment': GROUND | {'backbone'},
     'flops': GROUND | {'backbone'},
+    'report': GROUND,
     'reference': GROUND,
     'golden': GROUND | {'backbone', 'checkpoints'},
     'webui': GROUND | {'analysis', 'backbone', 'cli', 'training'},

@@ -12,7 +12,16 @@ import rmt_mm
 
 from support import ROOT
 
-SCRIPTS = ('rmt-train', 'rmt-test', 'rmt-demo', 'rmt-webui', 'rmt-vis-masa', 'rmt-export', 'rmt-convert')
+SCRIPTS = (
+    'rmt-train',
+    'rmt-test',
+    'rmt-demo',
+    'rmt-vis-masa',
+    'rmt-report',
+    'rmt-webui',
+    'rmt-export',
+    'rmt-convert',
+)
 
 
 def read_setup():

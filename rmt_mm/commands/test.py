@@ -5,6 +5,7 @@ rmt-test mask-rcnn_rmt-t_fpn_amp-1x_coco work_dirs/.../epoch_12.pth
 """
 
 import argparse
+from typing import Sequence
 
 import torch
 from mmengine.evaluator import DumpResults
@@ -50,8 +51,23 @@ def run(args: argparse.Namespace) -> None:
         runner.test()
 
 
+class DumpLabelMaps(DumpResults):
+    """Pickle a segmentor's predictions without logits, which are as many floats a pixel as there are classes."""
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        left_out = ('seg_logits', 'gt_sem_seg')
+        kept = [{key: sample[key] for key in sample.keys() if key not in left_out} for sample in data_samples]
+        for sample in kept:
+            labels = sample['pred_sem_seg']['data']
+            if labels.max() < 256:
+                sample['pred_sem_seg'] = dict(data=labels.to(torch.uint8))
+        super().process(data_batch, kept)
+
+
 def dump_metric(cfg, path: str) -> DumpResults:
     """Return the metric that pickles predictions to ``path``; mmdet's stores masks as RLE."""
+    if cli.library(cfg) == 'mmseg':
+        return DumpLabelMaps(out_file_path=path)
     if cli.library(cfg) == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 

@@ -42,6 +42,7 @@ SAFETY = 'tests/checkpoints/test_safety.py'
 DATA_CHECK = 'tests/training/test_data_check.py'
 TOOLS = 'tests/cli/test_tools.py'
 OPTIONS = 'tests/cli/test_options_take_effect.py'
+REPORT = 'tests/report/test_report.py'
 
 _MODELS, _DATASETS, _SCHEDULES = (f'configs/_base_/{folder}' for folder in ('models', 'datasets', 'schedules'))
 
@@ -964,6 +965,36 @@ MUTANTS = [
             '* cells',
             'tests/deployment/test_export_tool.py -k pasted',
         ),
+    ),
+    *_group(
+        'rmt_mm/report/predictions.py',
+        REPORT,
+        ('report: a tensor without data', '_require(max(end, count)', '_require(0 * max(end, count)'),
+    ),
+    *_group(
+        'rmt_mm/report/logs.py',
+        REPORT,
+        (
+            'report: the earlier run counts',
+            'steps[is_train, step] = scalars',
+            'steps.setdefault((is_train, step), scalars)',
+        ),
+        ('report: a test is a validation', 'elif is_train or step > 0:', 'else:'),
+    ),
+    *_group(
+        'rmt_mm/report/detection.py',
+        REPORT,
+        ('report: an object is found twice', 'free[row.argmax()] = False', 'pass'),
+        ('report: AP at one IoU', "{'AP': slice(None)", "{'AP': slice(0, 1)"),
+        ('report: other classes match', 'np.where(same, overlaps, 0)', 'overlaps'),
+    ),
+    *_group('rmt_mm/report/scenes.py', REPORT, ('report: names on masks', 'cost = hidden + 4', 'cost = 4')),
+    *_group('rmt_mm/report/page.py', REPORT, ('report: texts are not escaped', 'autoescape=True', 'autoescape=False')),
+    *_group('rmt_mm/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')),
+    *_group(
+        'rmt_mm/commands/report.py',
+        REPORT,
+        ('report: any class is built', "in ('', scope) else []", "in ('', scope, 'mmengine.dataset') else []"),
     ),
     *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
 ]

@@ -76,7 +76,8 @@ def shorten(cfg: Config, data: Path, batch_size: int = 2) -> None:
                 dataset.metainfo = dict(classes=[str(digit) for digit in range(10)])
             shrink(dataset.pipeline)
     if 'num_classes' in cfg.model.get('head', {}):
-        cfg.model.head.num_classes = cfg.model.get('data_preprocessor', cfg.data_preprocessor).num_classes = 10
+        preprocessor = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+        cfg.model.head.num_classes = preprocessor.num_classes = 10
     cfg.train_dataloader.batch_size = batch_size
     shrink(cfg.get('tta_pipeline', []))
     shrink(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
