@@ -35,11 +35,9 @@ from rmt_mm.report.scenes import (
 from rmt_mm.report.sections import read_run
 
 from support import ROOT
+from support.browser import open_browser
 from support.miniature import call, make_data, shorten
 from support.work_dirs import CLASSES, IMAGES, make_classifier, make_detector, make_segmentor, make_work_dir
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-QUIET = '--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update'
 
 
 def write_report(*args):
@@ -88,13 +86,8 @@ def evaluate(folder, *options):
 
 @pytest.fixture(scope='module')
 def browser():
-    playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    if not os.path.exists(CHROMIUM):
-        pytest.skip(f'no browser at {CHROMIUM}')
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize(

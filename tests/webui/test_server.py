@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,13 +28,9 @@ from rmt_mm.webui.server import check_address, private_folder, start  # noqa: E4
 from rmt_mm.webui.trial import Trial  # noqa: E402
 
 from support import ROOT  # noqa: E402
+from support.browser import open_browser  # noqa: E402
 
 CONFIG = ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py'
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-OPTIONS = (
-    '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-    '--disable-component-update --disable-sync'
-).split()
 
 
 def free_port():
@@ -189,13 +184,8 @@ def test_the_port_is_asked_for_on_the_host_itself():
 
 @pytest.fixture(scope='module')
 def browser():
-    sync_api = pytest.importorskip('playwright.sync_api', reason='the browser is driven by playwright')
-    if CHROMIUM is None:
-        pytest.skip('there is no Chromium')
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield browser
-        browser.close()
+    with open_browser() as chromium:
+        yield chromium
 
 
 def open_page(browser, address):
