@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import RMT, cli
-from ..cli.cfg_options import CfgOptions, apply_options
-from ..cli.predictor import build_predictor
+from ..cli.cfg_options import CfgOptions
+from ..cli.predictor import load_predictor
 from ..deployment.detectors import detector_graph
 from ..deployment.files import check_target, replace_file, require
 from ..deployment.graphs import Graph, classifier_graph, feature_graph, segmentor_graph
@@ -125,20 +125,16 @@ def fold(model: nn.Module) -> None:
 
 def build(args: argparse.Namespace) -> Tuple[Graph, dict, Tuple[int, int]]:
     """Return the graph of the command line, its metadata, and the size of images without ``--shape``."""
-    cli.force_safe_loading()
     if args.arch:
+        cli.force_safe_loading()
         backbone = load_backbone(args.arch, args.checkpoint)
         fold(backbone)
         prepare = Preparation(ImageNorm(), False)
         graph: Graph = feature_graph(backbone, prepare, prepare.example(1, 64, 64))
         return graph, dict(task=graph.task), SHAPES['mmpretrain']
-    path = cli.find_config(args.config)
-    cfg = cli.read_config(path)
-    apply_options(cfg, args.cfg_options)
-    cli.check_backbones(cfg, path)
+    predictor = load_predictor(args.config, args.checkpoint, 'cpu', args.cfg_options)
+    cfg, model = predictor.cfg, predictor.model
     library = cli.library(cfg)
-    predictor = build_predictor(cfg, cli.check_file(args.checkpoint, 'CHECKPOINT'), 'cpu')
-    model = predictor.model
     fold(model)
     norm = read_preprocessor(model.data_preprocessor)
     prepare = Preparation(norm, args.normalize)
@@ -154,7 +150,7 @@ def build(args: argparse.Namespace) -> Tuple[Graph, dict, Tuple[int, int]]:
         mean=norm.mean,
         std=norm.std,
         pipeline=pipeline,
-        config=osp.basename(path),
+        config=osp.basename(cfg.filename),
     )
     if graph.task == 'detection' and getattr(model, 'roi_head', None) is not None and model.roi_head.with_mask:
         metadata['mask_threshold'] = model.test_cfg.rcnn.mask_thr_binary

@@ -16,9 +16,7 @@ OPTIONS = (
 @contextlib.contextmanager
 def open_browser():
     """Yield playwright's Chromium; skip the test where there is none."""
-    sync_api = pytest.importorskip(
-        'playwright.sync_api', reason='playwright drives the browser'
-    )
+    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright drives the browser')
     if CHROMIUM is None:
         pytest.skip('there is no Chromium on PATH')
     with sync_api.sync_playwright() as driver:
