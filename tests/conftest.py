@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from support import ROOT
@@ -18,7 +19,8 @@ def root():
 
 @pytest.fixture(autouse=True)
 def _scope():
-    """Start and end without mmengine's default scope: tools that run in the process of the tests set it."""
+    """Start and end without mmengine's default scope and loggers: tools that run in this process set them."""
     DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
+    MMLogger._instance_dict.clear()  # they write to files and streams of this test

@@ -218,7 +218,7 @@ class Built(Exception):
 def main(monkeypatch, tmp_path):
     """Run a tool up to the Runner, and return the config."""
 
-    def stop(cfg):
+    def stop(cfg, brief=False):
         raise Built(cfg)
 
     def run(tool, *args):

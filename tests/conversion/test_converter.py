@@ -559,7 +559,7 @@ def run_tool(tmp_path, monkeypatch):
         class Built(BaseException):
             pass
 
-        def build_runner(cfg):
+        def build_runner(cfg, brief=False):
             if at_runner:
                 at_runner()
             raise Built(cfg)
