@@ -19,6 +19,7 @@ from torch import nn  # noqa: E402
 
 from rmt_mm.classification.dense import dense_logits, timm_dense_logits  # noqa: E402
 from rmt_mm.classification.label_map import load_label_map  # noqa: E402
+from rmt_mm.commands import make_token_labels  # noqa: E402
 
 from support import ROOT  # noqa: E402
 
@@ -186,12 +187,23 @@ def test_unreadable_images_are_named_and_the_others_done(workplace):
     assert not (workplace / 'labels/dog/3.pt').exists()
 
 
-def test_mistakes_are_named(workplace):
-    check_error(run(workplace, config='nowhere.py'), 'config nowhere.py does not exist')
-    check_error(run(workplace, checkpoint='nowhere.pth'), 'checkpoint nowhere.pth does not exist')
-    check_error(run(workplace, images='nowhere'), 'image folder nowhere does not exist')
+def test_mistakes_are_named(workplace, monkeypatch):
+    """The tool runs in this process: starting Python takes longer than finding a mistake."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # undo the tool's change at the end
+
+    def mistake(config='resnet.py', checkpoint='resnet.pth', images='images'):
+        monkeypatch.setattr(sys, 'argv', [str(TOOL), config, checkpoint, images, 'labels', '--size', '96'])
+        with pytest.raises(SystemExit) as stop:
+            make_token_labels.main()
+        assert stop.value.code.startswith('error: ') and '\n' not in stop.value.code
+        return stop.value.code
+
+    assert 'config nowhere.py does not exist' in mistake(config='nowhere.py')
+    assert 'checkpoint nowhere.pth does not exist' in mistake(checkpoint='nowhere.pth')
+    assert 'image folder nowhere does not exist' in mistake(images='nowhere')
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), workplace / 'other.pth')
-    check_error(run(workplace, checkpoint='other.pth'), 'other.pth cannot be loaded into resnet.py')
+    assert 'other.pth cannot be loaded into resnet.py' in mistake(checkpoint='other.pth')
     assert not (workplace / 'labels').exists()
     (workplace / 'images/cat/1.jpg').write_bytes((workplace / 'images/cat/deep/2.jpg').read_bytes())
-    check_error(run(workplace), 'would have the same label map')
+    assert 'would have the same label map' in mistake()

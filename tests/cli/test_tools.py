@@ -1,5 +1,6 @@
-"""tools/train.py and tools/test.py, run as processes."""
+"""tools/train.py and tools/test.py: trainings and tests as processes, mistakes in this process."""
 
+import runpy
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_evaluation_writes_predictions_and_pictures(trained, options, tmp_path):
     assert len(list((tmp_path / 'shown').rglob('*.jpg'))) == 2
 
 
-def test_reparameterized_checkpoint_evaluates(trained, options, tmp_path):
+def test_reparameterized_checkpoint_evaluates(failing, trained, options, tmp_path):
     checkpoint = (trained / 'last_checkpoint').read_text()
     out = tmp_path / 'deploy.pth'
     result = run('tools/model_converters/reparameterize_model.py', CONFIG, checkpoint, out)
@@ -148,18 +149,30 @@ def write_config(folder, text):
     return path
 
 
-def failing(*args):
-    """Run a tool that must fail with one sentence, and return it."""
-    result = run(*args)
-    assert result.returncode not in (0, None)
-    assert 'Traceback' not in result.stderr, result.stderr
+@pytest.fixture
+def failing(monkeypatch):
+    """Run a tool, in this process, that must fail with one sentence, and return it."""
+    # Undo the tools' changes of the environment at the end of the test.
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(ROOT)
+
+    def run_tool(tool, *args):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(tool, run_name='__main__')
+        sentence = stop.value.code
+        assert isinstance(sentence, str) and sentence.startswith('error: ') and '\n' not in sentence
+        return sentence
+
+    return run_tool
+
+
+def test_a_mistake_is_one_sentence_on_stderr():
+    result = run('tools/train.py', 'configs/none.py')
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
     sentence = result.stderr.strip().splitlines()[-1]
-    assert sentence.startswith('error: '), result.stderr
-    return sentence
-
-
-def test_missing_config():
-    assert 'configs/none.py does not exist' in failing('tools/train.py', 'configs/none.py')
+    assert sentence.startswith('error: ') and 'configs/none.py does not exist' in sentence
 
 
 @pytest.mark.parametrize(
@@ -210,14 +223,14 @@ def test_configs_that_cannot_be_read(tmp_path, text):
         cli.read_config(str(path))
 
 
-def test_missing_data_folder(tmp_path):
+def test_missing_data_folder(failing, tmp_path):
     sentence = failing(
         'tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_dataloader.dataset.data_root=nowhere/'
     )
     assert 'nowhere/' in sentence and 'docs/datasets.md' in sentence
 
 
-def test_missing_annotation_file(tmp_path, options):
+def test_missing_annotation_file(failing, tmp_path, options):
     sentence = failing(
         'tools/train.py',
         CONFIG,
@@ -230,20 +243,20 @@ def test_missing_annotation_file(tmp_path, options):
     assert 'annotations/none.json' in sentence
 
 
-def test_work_dir_that_cannot_be_written(tmp_path):
+def test_work_dir_that_cannot_be_written(failing, tmp_path):
     (tmp_path / 'file').write_text('')
     sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path / 'file')
     assert str(tmp_path / 'file') in sentence and '--work-dir' in sentence
 
 
-def test_option_that_does_not_exist(tmp_path):
+def test_option_that_does_not_exist(failing, tmp_path):
     sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', 'trian_cfg.max_epochs=3')
     assert "'trian_cfg'" in sentence and "'train_cfg'" in sentence
     sentence = failing('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_epoch=3')
     assert "'max_epoch'" in sentence and "'max_epochs'" in sentence
 
 
-def test_config_that_does_not_import_rmt_mm(tmp_path):
+def test_config_that_does_not_import_rmt_mm(failing, tmp_path):
     config = write_config(tmp_path, "default_scope = 'mmdet'\nmodel = dict(backbone=dict(type='RMT', arch='tiny'))\n")
     sentence = failing('tools/train.py', config, '--work-dir', tmp_path)
     assert "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)" in sentence
@@ -256,7 +269,7 @@ def test_config_that_does_not_import_rmt_mm(tmp_path):
         ('huge', ["'huge'", 'tiny, small, base, large']),
     ],
 )
-def test_arch_that_does_not_fit_or_exist(arch, words, tmp_path):
+def test_arch_that_does_not_fit_or_exist(failing, arch, words, tmp_path):
     config = 'configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py'
     option = f'model.backbone.arch={arch}'
     sentence = failing('tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', option)
@@ -264,7 +277,7 @@ def test_arch_that_does_not_fit_or_exist(arch, words, tmp_path):
 
 
 @pytest.mark.parametrize('content', [b'', b'<!DOCTYPE html><html></html>', None])
-def test_checkpoint_that_cannot_be_read(tmp_path, options, content):
+def test_checkpoint_that_cannot_be_read(failing, tmp_path, options, content):
     path = tmp_path / 'weights.pth'
     if content is not None:
         path.write_bytes(content)
