@@ -14,7 +14,7 @@ from PIL import Image
 
 from rmt_mm.cli.predictor import build_predictor
 from rmt_mm.commands import export as tool
-from rmt_mm.deployment.detectors import detector_graph
+from rmt_mm.deployment.detectors import detector_graph, pool
 from rmt_mm.deployment.graphs import segmentor_graph
 from rmt_mm.deployment.inputs import ImageNorm, Preparation, read_preprocessor
 from rmt_mm.deployment.onnx_file import operators, run_onnx, write_onnx
@@ -241,6 +241,18 @@ def test_dense_detectors(name, with_file, tmp_path):
     assert 'NonMaxSuppression' in operators(onnx.load(path))
     for out, expected in zip(run_onnx(path, image), outs):
         np.testing.assert_allclose(out, expected.numpy(), rtol=1e-4, atol=1e-3)
+
+
+def test_features_of_a_graph_are_those_of_mmdet():
+    """Boxes of every level, in mixed order, get the features that mmdet's extractor gives them."""
+    models = pytest.importorskip('mmdet.models')
+    layer = dict(type='RoIAlign', output_size=5, sampling_ratio=0)
+    extractor = models.SingleRoIExtractor(layer, out_channels=3, featmap_strides=[4, 8, 16, 32])
+    maps = [torch.rand(1, 3, 512 // stride, 512 // stride) for stride in (4, 8, 16, 32)]
+    sides = torch.tensor([300.0, 20, 130, 500, 60, 250])
+    boxes = torch.stack([torch.full_like(sides, 5), torch.full_like(sides, 3), 5 + sides, 3 + sides], dim=1)
+    expected = extractor(tuple(maps), torch.cat([torch.zeros(len(boxes), 1), boxes], dim=1))
+    torch.testing.assert_close(pool(extractor, maps, boxes), expected)
 
 
 def test_the_graph_of_mask_rcnn_finds_what_mmdet_finds(files, picture):
