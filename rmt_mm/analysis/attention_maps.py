@@ -7,6 +7,7 @@ from typing import Any, Callable, NamedTuple, Tuple, cast
 import torch
 from torch import Tensor, nn
 
+from ..arch import NUM_STAGES
 from ..backbone import RMT
 from ..backbone.attention import MaSA
 from ..backbone.layers import to_image
@@ -57,9 +58,9 @@ def record(backbone: RMT, run: Callable[[], Any], stage: int, block: int) -> Rec
         IndexError: there is no such stage or block, or the model does not compute it (``out_indices``).
         ValueError: ``run`` calls the backbone several times, or with several images.
     """
-    blocks = cast(RMTStage, backbone.stages[stage])
+    blocks, name = cast(RMTStage, backbone.stages[stage]), f'stage {stage % NUM_STAGES}'
     if not -len(blocks) <= block < len(blocks):
-        raise IndexError(f'stage {stage % 4} has {len(blocks)} blocks, which count from 0: there is no block {block}.')
+        raise IndexError(f'{name} has {len(blocks)} blocks, which count from 0: there is no block {block}.')
     masa = cast(RMTBlock, blocks[block]).attn
     images, calls = [], []
     handles = [
@@ -79,7 +80,7 @@ def record(backbone: RMT, run: Callable[[], Any], stage: int, block: int) -> Rec
             "windows (a segmentor's test_cfg.mode='slide') or test-time augmentation."
         )
     if not calls:
-        raise IndexError(f'stage {stage % 4} is not computed: the last of out_indices is {backbone.out_indices[-1]}.')
+        raise IndexError(f'{name} is not computed: the last of out_indices is {backbone.out_indices[-1]}.')
     [(x, out)] = calls
     return Recorded(masa, x[0], out[0], images[0][0])
 

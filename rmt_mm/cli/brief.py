@@ -13,14 +13,9 @@ from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-# The metrics to show, with their names for people. Of other metrics, the first SHOWN are shown by their own names.
-METRICS = {
-    'coco/bbox_mAP': 'box AP',
-    'coco/segm_mAP': 'mask AP',
-    'mIoU': 'mIoU',
-    'accuracy/top1': 'top-1',
-}
-SHOWN = 2
+from ..report.logs import MAIN_METRICS
+
+SHOWN = 2  # metrics that are shown by their own names, where there is none of MAIN_METRICS
 WINDOW = 100  # iterations whose mean loss is shown
 
 
@@ -91,7 +86,7 @@ class BriefLogHook(Hook):
         losses = runner.message_hub.log_scalars.get('train/loss')
         if losses is not None:
             parts.append(f'loss {losses.mean(WINDOW):.3f}')
-        shown = {name: metrics[key] for key, name in METRICS.items() if key in metrics}
+        shown = {name: metrics[key] for key, name in MAIN_METRICS.items() if key in metrics}
         parts += [f'{name} {value:.3f}' for name, value in (shown or dict(list(metrics.items())[:SHOWN])).items()]
         done = runner.iter - self._start_iter
         left = (time.monotonic() - self._started) / max(1, done) * (runner.max_iters - runner.iter)

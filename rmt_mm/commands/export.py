@@ -14,6 +14,7 @@ tools/deployment/run.py predicts pictures with a whole model in ONNX, without to
 import argparse
 import math
 import os.path as osp
+from importlib.util import find_spec
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -242,19 +243,10 @@ def export(args: argparse.Namespace) -> None:
         if args.format == 'onnx':
             counts = operators(require('onnx').load(path))
             print(f'operators of opset {args.opset}: ' + ', '.join(f'{name} {count}' for name, count in counts.items()))
-        if args.format == 'onnx' and not has_runtime():
+        if args.format == 'onnx' and find_spec('onnxruntime') is None:
             print('not compared with PyTorch: onnxruntime is not installed (pip install "rmt-mm[deploy]").')
         else:
             compare(args, path, graph, shapes)
-
-
-def has_runtime() -> bool:
-    """Tell whether onnxruntime can be imported."""
-    try:
-        require('onnxruntime')
-    except UsageError:
-        return False
-    return True
 
 
 def main() -> None:

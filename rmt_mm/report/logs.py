@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-# The metrics that a result is known by.
-MAIN_METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
+# The metrics that a result is known by, with their names for people.
+MAIN_METRICS = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU', 'accuracy/top1': 'top-1'}
 # Keys of a training's line that are no measurement.
 _COUNTERS = ('epoch', 'iter', 'step')
 _SPEED = ('time', 'data_time', 'memory')

@@ -33,11 +33,6 @@ def computed_stages(backbone: RMT) -> range:
     return range(max(backbone.out_indices) + 1)
 
 
-def stride_of(stage: int) -> int:
-    """Return the pixels of the model's input along a token's side."""
-    return 4 * 2**stage
-
-
 def draw_panels(
     image: np.ndarray, view: View, recorded: Recorded, pixel: Tuple[float, float], stage: int, head: Optional[int]
 ) -> Panels:
@@ -54,7 +49,7 @@ def draw_panels(
     Raises:
         ValueError: the pixel lies in a border that the test pipeline cuts off.
     """
-    stride = stride_of(stage)
+    stride = RMT.strides[stage]
     query = view.token(*pixel, stride)
     maps = choose_head(attention_maps(recorded.masa, recorded.x, query), head)
     height, width = image.shape[:2]

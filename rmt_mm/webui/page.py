@@ -9,9 +9,10 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import gradio as gr
 
+from ..backbone import RMT
 from ..cli.predictor import Detector, Predictor
 from ..errors import UsageError, printable
-from .attention import computed_stages, stride_of
+from .attention import computed_stages
 from .listing import list_predictions
 from .sizes import clickable
 from .trial import LEAST_SCORE, Result, Trial
@@ -175,7 +176,7 @@ class Page:
             blocks, heads = self._choices(first)
             gr.HTML('<h2>Attention</h2>', padding=False)
             with gr.Row():
-                choices = [(f'{i} (stride {stride_of(i)})', i) for i in stages]
+                choices = [(f'{i} (stride {RMT.strides[i]})', i) for i in stages]
                 stage = gr.Radio(choices, value=first, label='Stage', scale=3, elem_id='stage')
                 block = gr.Dropdown(blocks, value=blocks[-1], label='Block', min_width=100, elem_id='block')
                 head = gr.Dropdown([MEAN, *heads], value=MEAN, label='Head', min_width=100, elem_id='head')

@@ -2,7 +2,7 @@
 
     python tools/analysis_tools/benchmark.py --arch small --shape 800 1344 --impl reference rmt_mm deploy
     python tools/analysis_tools/benchmark.py --arch small --batch 8 --impl rmt_mm mmdet.SwinTransformer
-    python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png
+    python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png --sizes 512 1024
 
 Implementations: `reference` (rmt_mm/reference.py, the formulas with explicit matrices), `rmt_mm`, `deploy` (after
 switch_to_deploy), `compile` (torch.compile), `deploy-compile`, any backbone of a registry with its default arguments,
@@ -50,12 +50,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--repeat', type=int, default=5, help='timed repeats (default 5)')
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument('--scaling', metavar='PNG', help='plot time and memory over square sizes instead')
+    parser.add_argument(
+        '--sizes',
+        type=int,
+        nargs='+',
+        default=SCALING_SIZES,
+        metavar='N',
+        help=f'sides of the squares (default {" ".join(map(str, SCALING_SIZES))})',
+    )
     parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # the tool starts itself with it in a fresh process
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error('--device cuda: no CUDA device is available')
-    if min(args.batch, args.repeat, *args.shape) < 1:
-        parser.error('--batch, --repeat and --shape take positive numbers')
+    if min(args.batch, args.repeat, *args.shape, *args.sizes) < 1:
+        parser.error('--batch, --repeat, --shape and --sizes take positive numbers')
+    args.sizes = sorted(set(args.sizes))
+    if len(args.sizes) < 2:
+        parser.error('--sizes: a plot over sizes needs two of them')
     if args.mode == 'train' and any('deploy' in impl for impl in args.impl):
         parser.error('--mode train: the deploy form is for inference')
     return args
@@ -200,16 +211,16 @@ def describe(report: dict) -> str:
 
 
 def scaling(args: argparse.Namespace) -> dict:
-    """Measure square sizes, plot time and memory over tokens (H / 4 * W / 4), and fit time = c * tokens^exponent."""
+    """Measure square sizes, plot time and memory over tokens (H / 4 * W / 4), and fit c * tokens^exponent to each."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     import numpy as np
 
-    tokens = [(size // 4) ** 2 for size in SCALING_SIZES]
+    tokens = [(-(-size // 4)) ** 2 for size in args.sizes]
     reports = []
-    for size in SCALING_SIZES:
+    for size in args.sizes:
         args.shape = (size, size)
         reports.append(measure(args))
         print(describe(reports[-1]), file=sys.stderr)
@@ -218,11 +229,13 @@ def scaling(args: argparse.Namespace) -> dict:
     for impl in args.impl:
         values = {key: [r['impls'][impl][key] for r in reports] for key in ('seconds', 'peak_mb')}
         # Fit the larger half, where constant costs are negligible.
-        half = len(tokens) // 2
-        exponent = float(np.polyfit(np.log(tokens[half:]), np.log(values['seconds'][half:]), 1)[0])
-        result[impl] = dict(tokens=tokens, exponent=exponent, **values)
-        axes[0].loglog(tokens, values['seconds'], marker='o', label=f'{impl}, exponent {exponent:.2f}')
-        axes[1].loglog(tokens, values['peak_mb'], marker='o', label=impl)
+        half = (len(tokens) - 1) // 2
+        time_exponent, memory_exponent = (
+            float(np.polyfit(np.log(tokens[half:]), np.log(values[key][half:]), 1)[0]) for key in values
+        )
+        result[impl] = dict(tokens=tokens, time_exponent=time_exponent, memory_exponent=memory_exponent, **values)
+        for axis, key, exponent in zip(axes, values, (time_exponent, memory_exponent)):
+            axis.loglog(tokens, values[key], marker='o', label=f'{impl}, exponent {exponent:.2f}')
     for axis, label in zip(axes, ('seconds', 'peak memory above the weights, MB')):
         axis.set(xlabel='tokens of the first stage', ylabel=label)
         axis.grid(alpha=0.3, which='both')
@@ -242,8 +255,8 @@ def main() -> None:
         print(
             json.dumps(result)
             if args.json
-            else f'Plotted in {args.scaling}; exponents of time over tokens: '
-            + ', '.join(f'{impl} {r["exponent"]:.2f}' for impl, r in result.items())
+            else f'Plotted in {args.scaling}; exponents of time and memory over tokens: '
+            + ', '.join(f'{impl} {r["time_exponent"]:.2f} and {r["memory_exponent"]:.2f}' for impl, r in result.items())
         )
     else:
         report = measure(args)

@@ -1,4 +1,4 @@
-"""Predict images or a video: see rmt_mm/commands/vis_masa.py."""
+"""Draw what MaSA attends to, and the features that it gives: see rmt_mm/commands/vis_masa.py."""
 
 from rmt_mm.commands.vis_masa import main
 

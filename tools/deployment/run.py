@@ -13,7 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as status
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+# onnxruntime's errors have no common class of their own.
+LOAD_ERRORS = (
+    status.Fail,
+    status.InvalidArgument,
+    status.InvalidGraph,
+    status.InvalidProtobuf,
+    status.NotImplemented,
+    status.RuntimeException,
+)
 
 
 class Model:
@@ -28,7 +39,7 @@ class Model:
             sys.exit(f'error: {path} does not exist.')
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-        except Exception as error:  # onnxruntime's errors have no common class of their own
+        except LOAD_ERRORS as error:
             text = ' '.join(str(error).split())
             if 'opset' in text.lower():
                 text += f' This onnxruntime is {onnxruntime.__version__}: update it, or export with a lower --opset.'
