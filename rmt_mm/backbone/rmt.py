@@ -14,12 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..arch import NUM_STAGES, Stage, resolve_arch, resolve_out_indices
 from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
 from .attention import MaSA
-from .eager import is_traced
+from .eager import is_plain, is_recorded, is_traced
 from .layers import FFN, ConvStem, Downsample, ResidualDWConv
 from .position import PositionTables
 
 # Between modules a feature map is (B, H, W, C) and contiguous, as Linear and LayerNorm need it. A convolution reads the
 # same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
+
+# Without gradients, the CPU computes images one at a time if they have this many pixels for each thread: smaller maps
+# stay in its cache, and fewer of them are so large that the C library returns them to the system after each use.
+MIN_SEPARATE_PIXELS = 2**17
 
 
 def scale(gamma: Optional[Tensor], x: Tensor) -> Tensor:
@@ -237,7 +241,7 @@ class RMT(BaseModule):
         return dict(type='Pretrained', checkpoint=pretrained)
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
-        """Compute the feature pyramid.
+        """Compute the feature pyramid; on the CPU without gradients, of large images one at a time.
 
         Args:
             x (Tensor): images, (B, in_channels, H, W).
@@ -254,6 +258,34 @@ class RMT(BaseModule):
                 f'RMT was built with in_channels={self.in_channels} and takes '
                 f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.'
             )
+        if mask is None and self._computes_separately(x):
+            return self._compute_separately(x)
+        return self._compute(x, mask)
+
+    def _computes_separately(self, x: Tensor) -> bool:
+        """Tell whether the images of a batch are computed one at a time.
+
+        Hooks of modules expect the whole batch, and BatchNorm in training mode needs it.
+        """
+        return (
+            not torch.is_grad_enabled()
+            and not is_recorded()
+            and len(x) > 1
+            and x.device.type == 'cpu'
+            and x.shape[2] * x.shape[3] >= MIN_SEPARATE_PIXELS * torch.get_num_threads()
+            and not any(module.training or not is_plain(module, type(module)) for module in list(self.modules())[1:])
+        )
+
+    def _compute_separately(self, x: Tensor) -> Tuple[Tensor, ...]:
+        outs: Tuple[Tensor, ...] = ()
+        for i, image in enumerate(x.split(1)):
+            levels = self._compute(image)
+            outs = outs or tuple(level.new_empty(len(x), *level.shape[1:]) for level in levels)
+            for out, level in zip(outs, levels):
+                out[i] = level[0]
+        return outs
+
+    def _compute(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
         # torch.func.vmap does not support memory formats.
         x = self.stem(x if is_traced() else x.contiguous(memory_format=torch.channels_last))
         if mask is not None:

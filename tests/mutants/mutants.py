@@ -25,6 +25,7 @@ def _group(file, tests, *rows):
 RECIPES = 'tests/configs/test_recipes_against_libraries.py'
 SCHEDULES = 'tests/configs/test_schedules.py'
 BACKBONE = 'tests/backbone/test_backbone.py'
+BATCHES = 'tests/backbone/test_batches.py'
 PARITY = 'tests/backbone/test_parity.py'
 ATTENTION = 'tests/backbone/test_attention.py'
 OBSERVERS = 'tests/backbone/test_observers.py'
@@ -396,6 +397,23 @@ MUTANTS = [
             'self.norm2 = nn.LayerNorm(dim, eps=1e-8)',
         ),
         ('eps of the output norms', 'nn.LayerNorm(dims[i]))', 'nn.LayerNorm(dims[i], eps=1e-6))'),
+        (
+            'large images: separate with gradients',
+            'not torch.is_grad_enabled()\n            and not is_recorded()',
+            'not is_recorded()',
+            BATCHES,
+        ),
+        (
+            'large images: separate in a trace',
+            '            and not is_recorded()\n            and len',
+            '            and len',
+            BATCHES,
+        ),
+        ('large images: threads', ' * torch.get_num_threads()\n', '\n', BATCHES),
+        ('large images: BatchNorm in training mode', 'module.training or not is_plain', 'not is_plain', BATCHES),
+        ('large images: hooks', 'module.training or not is_plain(module, type(module))', 'module.training', BATCHES),
+        ('large images: hooks of the backbone itself', 'list(self.modules())[1:]', 'list(self.modules())', BATCHES),
+        ('large images: masks', 'if mask is None and self._comp', 'if self._comp', BATCHES),
         ('drop path on attention alone', 'x + self.drop_path2(scale(', 'x + (scale('),
         ('drop path on the FFN alone', 'x + self.drop_path1(scale(', 'x + (scale('),
         ('drop path of a constant rate', 'drop_path_rate * i / max(1, num_blocks - 1)', 'drop_path_rate'),
