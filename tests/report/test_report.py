@@ -4,9 +4,11 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from rmt_mm.report.predictions import read_predictions
 from rmt_mm.report.run_config import compare, read_dumped
 from rmt_mm.report.scenes import (
     Instances,
+    _find_place,
     add_caption,
     choose_colours,
     contact_sheet,
@@ -162,6 +165,9 @@ def test_detector_has_the_scores_of_mmdet(detector):
     assert result.confusion.sum(1)[:3].sum() == 2 * IMAGES  # every object is in a row
     assert result.confusion[:3, :3].trace() == 10 and result.confusion[:, -1].sum() == 2
     assert result.ranked()[0].score == 1 and result.scenes[0].score == 1
+    # A scene counts what has the mask and the class of an object.
+    found = [int(re.search(r'(\d) of 2 found', scene.caption)[1]) for scene in result.scenes]
+    assert sum(found) == result.confusion[:3, :3].trace()
 
 
 def test_segmentor_has_the_scores_of_mmseg(segmentor):
@@ -188,6 +194,14 @@ def test_matches_are_one_to_one_and_the_best_choose_first():
 
 
 # Pictures.
+
+
+def test_a_name_stands_where_no_mask_is():
+    covered = np.zeros((160, 160), np.uint8)
+    box, size = (60, 60, 100, 100), (30, 19)
+    assert _find_place(box, size, (160, 160), cv2.integral(covered), []) == (60, 40)
+    covered[:60] = 1
+    assert _find_place(box, size, (160, 160), cv2.integral(covered), []) == (60, 101)
 
 
 def test_names_cover_neither_masks_nor_each_other():
