@@ -258,12 +258,12 @@ class RMT(BaseModule):
                 f'RMT was built with in_channels={self.in_channels} and takes '
                 f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.'
             )
-        if mask is None and self._computes_separately(x):
-            return self._compute_separately(x)
+        if mask is None and self._splits_batch(x):
+            return self._compute_one_by_one(x)
         return self._compute(x, mask)
 
-    def _computes_separately(self, x: Tensor) -> bool:
-        """Tell whether the images of a batch are computed one at a time.
+    def _splits_batch(self, x: Tensor) -> bool:
+        """Tell whether the images of a batch (B, C, H, W) are computed one at a time.
 
         Hooks of modules expect the whole batch, and BatchNorm in training mode needs it.
         """
@@ -276,7 +276,8 @@ class RMT(BaseModule):
             and not any(module.training or not is_plain(module, type(module)) for module in list(self.modules())[1:])
         )
 
-    def _compute_separately(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def _compute_one_by_one(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Compute :meth:`forward` one image at a time, into outputs that are allocated once."""
         outs: Tuple[Tensor, ...] = ()
         for i, image in enumerate(x.split(1)):
             levels = self._compute(image)
@@ -286,6 +287,7 @@ class RMT(BaseModule):
         return outs
 
     def _compute(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+        """Compute :meth:`forward` of all images together."""
         # torch.func.vmap does not support memory formats.
         x = self.stem(x if is_traced() else x.contiguous(memory_format=torch.channels_last))
         if mask is not None:

@@ -28,11 +28,6 @@ class Panels(NamedTuple):
     text: str
 
 
-def computed_stages(backbone: RMT) -> range:
-    """Return the numbers of the stages that a backbone computes: up to the last of its ``out_indices``."""
-    return range(max(backbone.out_indices) + 1)
-
-
 def draw_panels(
     image: np.ndarray, view: View, recorded: Recorded, pixel: Tuple[float, float], stage: int, head: Optional[int]
 ) -> Panels:

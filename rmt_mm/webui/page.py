@@ -12,7 +12,6 @@ import gradio as gr
 from ..backbone import RMT
 from ..cli.predictor import Detector, Predictor
 from ..errors import UsageError, printable
-from .attention import computed_stages
 from .listing import list_predictions
 from .sizes import clickable
 from .trial import LEAST_SCORE, Result, Trial
@@ -171,7 +170,7 @@ class Page:
             if self.trial.backbone is None:
                 gr.HTML(f'<h2>Attention</h2>{say(f"Not shown: {self.trial.no_attention}")}', padding=False)
                 return []
-            stages = computed_stages(self.trial.backbone)
+            stages = range(self.trial.backbone.out_indices[-1] + 1)
             first = stages[max(0, len(stages) - 2)]
             blocks, heads = self._choices(first)
             gr.HTML('<h2>Attention</h2>', padding=False)

@@ -1,9 +1,14 @@
 """What the tools that measure share."""
 
+import json
+import math
+
 import pytest
 import torch
 
 from rmt_mm.cli.measure import Case, build
+
+from support.miniature import call
 
 
 @pytest.mark.parametrize('impl', ['torchvision.swin_t', 'torchvision.convnext_tiny'])
@@ -13,3 +18,15 @@ def test_a_training_step_of_torchvision_drops_nothing(impl):
     with torch.no_grad():
         first, again = model(x), model(x)
     assert model.training and torch.equal(first, again)
+
+
+def test_scaling_over_sizes(tmp_path):
+    pytest.importorskip('matplotlib', reason='the plot needs matplotlib')
+    plot = tmp_path / 'scaling.png'
+    command = ['tools/analysis_tools/benchmark.py', '--impl', 'rmt_mm', '--repeat', 1, '--sizes', 97, 64]
+    result = json.loads(call(*command, '--scaling', plot, '--json').stdout)['rmt_mm']
+    assert plot.stat().st_size and result['tokens'] == [16**2, 25**2]
+    for key, exponent in result['exponents'].items():
+        first, last = result[key]
+        assert exponent == pytest.approx(math.log(last / first) / math.log(25**2 / 16**2))
+    assert '--sizes: name the plot with --scaling' in call(*command, fails=True).stderr

@@ -413,7 +413,7 @@ MUTANTS = [
         ('large images: BatchNorm in training mode', 'module.training or not is_plain', 'not is_plain', BATCHES),
         ('large images: hooks', 'module.training or not is_plain(module, type(module))', 'module.training', BATCHES),
         ('large images: hooks of the backbone itself', 'list(self.modules())[1:]', 'list(self.modules())', BATCHES),
-        ('large images: masks', 'if mask is None and self._comp', 'if self._comp', BATCHES),
+        ('large images: masks', 'if mask is None and self._splits', 'if self._splits', BATCHES),
         ('drop path on attention alone', 'x + self.drop_path2(scale(', 'x + (scale('),
         ('drop path on the FFN alone', 'x + self.drop_path1(scale(', 'x + (scale('),
         ('drop path of a constant rate', 'drop_path_rate * i / max(1, num_blocks - 1)', 'drop_path_rate'),

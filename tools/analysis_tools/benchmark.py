@@ -54,17 +54,18 @@ def parse_args() -> argparse.Namespace:
         '--sizes',
         type=int,
         nargs='+',
-        default=SCALING_SIZES,
         metavar='N',
-        help=f'sides of the squares (default {" ".join(map(str, SCALING_SIZES))})',
+        help=f'of --scaling: sides of the squares (default {" ".join(map(str, SCALING_SIZES))})',
     )
     parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # the tool starts itself with it in a fresh process
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error('--device cuda: no CUDA device is available')
-    if min(args.batch, args.repeat, *args.shape, *args.sizes) < 1:
+    if min(args.batch, args.repeat, *args.shape, *(args.sizes or ())) < 1:
         parser.error('--batch, --repeat, --shape and --sizes take positive numbers')
-    args.sizes = sorted(set(args.sizes))
+    if args.sizes and not args.scaling:
+        parser.error('--sizes: name the plot with --scaling PNG')
+    args.sizes = sorted(set(args.sizes or SCALING_SIZES))
     if len(args.sizes) < 2:
         parser.error('--sizes: a plot over sizes needs two of them')
     if args.mode == 'train' and any('deploy' in impl for impl in args.impl):
@@ -230,12 +231,10 @@ def scaling(args: argparse.Namespace) -> dict:
         values = {key: [r['impls'][impl][key] for r in reports] for key in ('seconds', 'peak_mb')}
         # Fit the larger half, where constant costs are negligible.
         half = (len(tokens) - 1) // 2
-        time_exponent, memory_exponent = (
-            float(np.polyfit(np.log(tokens[half:]), np.log(values[key][half:]), 1)[0]) for key in values
-        )
-        result[impl] = dict(tokens=tokens, time_exponent=time_exponent, memory_exponent=memory_exponent, **values)
-        for axis, key, exponent in zip(axes, values, (time_exponent, memory_exponent)):
-            axis.loglog(tokens, values[key], marker='o', label=f'{impl}, exponent {exponent:.2f}')
+        exponents = {key: float(np.polyfit(np.log(tokens[half:]), np.log(y[half:]), 1)[0]) for key, y in values.items()}
+        result[impl] = dict(tokens=tokens, exponents=exponents, **values)
+        for axis, key in zip(axes, values):
+            axis.loglog(tokens, values[key], marker='o', label=f'{impl}, exponent {exponents[key]:.2f}')
     for axis, label in zip(axes, ('seconds', 'peak memory above the weights, MB')):
         axis.set(xlabel='tokens of the first stage', ylabel=label)
         axis.grid(alpha=0.3, which='both')
@@ -256,7 +255,9 @@ def main() -> None:
             json.dumps(result)
             if args.json
             else f'Plotted in {args.scaling}; exponents of time and memory over tokens: '
-            + ', '.join(f'{impl} {r["time_exponent"]:.2f} and {r["memory_exponent"]:.2f}' for impl, r in result.items())
+            + ', '.join(
+                '{} {seconds:.2f} and {peak_mb:.2f}'.format(impl, **r['exponents']) for impl, r in result.items()
+            )
         )
     else:
         report = measure(args)
