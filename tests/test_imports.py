@@ -8,7 +8,17 @@ import pytest
 
 from support import ROOT
 
-GROUND = {'errors', 'version', 'compat', 'arch', 'config_path', 'safe_load', 'safe_types', 'safe_unpickler'}
+GROUND = {
+    'errors',
+    'version',
+    'compat',
+    'arch',
+    'allocator',
+    'config_path',
+    'safe_load',
+    'safe_types',
+    'safe_unpickler',
+}
 # Module -> modules of the package that it may import. commands may import everything, and nothing but __main__ imports
 # it; cli may import all but commands, and only commands imports it.
 ALLOWED = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..arch import NUM_STAGES
 from ..backbone import RMT
 from ..backbone.attention import MaSA
-from ..backbone.layers import to_image
+from ..backbone.linear import to_image
 from ..backbone.position import rotate
 from ..backbone.rmt import RMTBlock, RMTStage
 

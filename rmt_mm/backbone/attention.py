@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arch import log_decay
+from .depthwise import depthwise_conv
 from .eager import is_compiling, may_call_opaque, may_overwrite, opaque_to_compilers
-from .layers import channels_last_linear, to_image
+from .linear import channels_last_linear, split_linear, to_image
 from .position import PositionTables, coordinates, manhattan_bias_by_row, rotate
 
 try:
@@ -63,19 +64,22 @@ def attend_short_lines(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Compute :func:`attend_lines` by plain matrix products, in slices of the lines."""
     heads, length, _ = bias.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lines = [t.flatten(0, 1).transpose(1, 2) for t in (q, k, v, out)]  # (B * lines, heads, L, head_dim)
-    step = max(1, SLICE_WEIGHTS // bias.numel())
-    weights = q.new_empty(min(step, len(lines[0])), heads, length, length)
+    step = max(1, SLICE_WEIGHTS // bias.numel())  # lines of a slice, which may be of several images
+    images = max(1, step // q.shape[1])
+    weights = q.new_empty(min(step, q.shape[:2].numel()) * heads, length, length)
     # Torch's softmax is slow along rows shorter than its vectors of 16 numbers: let keys be rows, and queries columns.
     keys_first = length < 16
-    for query, key, value, result in zip(*(t.split(step) for t in lines)):
-        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
-        part = weights[: len(result)].copy_(bias).flatten(0, 1)
-        first, second = (key, query) if keys_first else (query, key)
-        part.baddbmm_(first, second.transpose(1, 2), alpha=q.shape[-1] ** -0.5)  # the bias is symmetric
-        torch.softmax(part, 1 if keys_first else 2, out=part)
-        part = part.transpose(1, 2) if keys_first else part
-        result.copy_(torch.bmm(part, value).view_as(result))
+    maps = [t.transpose(2, 3) for t in (q, k, v, out)]  # (B, lines, heads, L, head_dim)
+    for group in zip(*(t.split(images) for t in maps)):
+        for query, key, value, result in zip(*(t.split(step, dim=1) for t in group)):
+            query, key, value = (t.flatten(0, 2) for t in (query, key, value))
+            part = weights[: len(query)]
+            part.unflatten(0, (-1, heads)).copy_(bias)
+            first, second = (key, query) if keys_first else (query, key)
+            part.baddbmm_(first, second.transpose(1, 2), alpha=q.shape[-1] ** -0.5)  # the bias is symmetric
+            torch.softmax(part, 1 if keys_first else 2, out=part)
+            part = part.transpose(1, 2) if keys_first else part
+            result.copy_(torch.bmm(part, value).view_as(result))
     return out
 
 
@@ -200,8 +204,7 @@ class MaSA(nn.Module):
         """
         dim, heads = x.shape[-1], (self.num_heads, self.head_dim)
         tables = tables or self.position_tables(x)
-        qk, v = channels_last_linear(self.qkv, x).split((2 * dim, dim), dim=-1)
-        v = v.contiguous()  # a copy: the backward pass would otherwise keep the whole output of the projection
+        qk, v = split_linear(self.qkv, x, (2 * dim, dim))
         qk = rotate(
             qk.unflatten(-1, (2 * heads[0], heads[1])),
             tables.phases(),
@@ -210,7 +213,7 @@ class MaSA(nn.Module):
         q, k = qk.chunk(2, dim=3)
         attend = attend_decomposed if self.decomposed else attend_full
         out = attend(q, k, v.unflatten(-1, heads), tables).flatten(-2).permute(0, 3, 1, 2)
-        lce = self.lce(to_image(v))
+        lce = depthwise_conv(self.lce, to_image(v))
         out = lce.add_(out) if may_overwrite(self.lce, nn.Conv2d) else lce + out
         return channels_last_linear(self.proj, out.permute(0, 2, 3, 1))
 

@@ -11,12 +11,15 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..allocator import raise_dynamic_threshold
 from ..arch import NUM_STAGES, Stage, resolve_arch, resolve_out_indices
 from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
 from .attention import MaSA
+from .depthwise import ResidualDWConv
 from .eager import is_plain, is_recorded, is_traced
-from .layers import FFN, ConvStem, Downsample, ResidualDWConv
+from .ffn import FFN
 from .position import PositionTables
+from .stem import ConvStem, Downsample, has_fixed_statistics
 
 # Between modules a feature map is (B, H, W, C) and contiguous, as Linear and LayerNorm need it. A convolution reads the
 # same memory as (B, C, H, W) in channels-last format, so that no permute below copies anything.
@@ -193,6 +196,7 @@ class RMT(BaseModule):
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0)
         super().__init__(init_cfg)
+        raise_dynamic_threshold()
         self.arch = resolve_arch(arch)
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices)
@@ -265,15 +269,21 @@ class RMT(BaseModule):
     def _splits_batch(self, x: Tensor) -> bool:
         """Tell whether the images of a batch (B, C, H, W) are computed one at a time.
 
-        Hooks of modules expect the whole batch, and BatchNorm in training mode needs it.
+        Hooks of modules expect the whole batch, and a BatchNorm in training mode, or without running statistics, needs
+        it.
         """
+
+        def needs_batch(module: nn.Module) -> bool:
+            is_stateless = isinstance(module, _BatchNorm) and not has_fixed_statistics(module)
+            return module.training or is_stateless or not is_plain(module, type(module))
+
         return (
             not torch.is_grad_enabled()
             and not is_recorded()
             and len(x) > 1
             and x.device.type == 'cpu'
             and x.shape[2] * x.shape[3] >= MIN_SEPARATE_PIXELS * torch.get_num_threads()
-            and not any(module.training or not is_plain(module, type(module)) for module in list(self.modules())[1:])
+            and not any(map(needs_batch, list(self.modules())[1:]))
         )
 
     def _compute_one_by_one(self, x: Tensor) -> Tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ import torch
 from mmengine.evaluator import DumpResults
 
 from .. import cli
-from ..cli.allocator import keep_freed_memory
+from ..allocator import keep_freed_memory
 from ..training.data_check import build_data
 
 

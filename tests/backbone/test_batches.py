@@ -61,6 +61,14 @@ def test_batchnorm_in_training_mode_sees_the_batch(batches):
     assert batches == [2, 2]
 
 
+def test_batchnorm_without_running_statistics_sees_the_batch(batches):
+    norm_cfg = dict(type='BN', track_running_stats=False)
+    model, x = RMT(SMALL_ARCH, norm_cfg=norm_cfg).eval(), torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        model(x)
+    assert batches == [2]
+
+
 def test_hooks_of_modules_see_the_batch(batches):
     model, x, seen = RMT(SMALL_ARCH).eval(), torch.rand(2, 3, *SIZE), []
     handle = model.stages[2].register_forward_hook(lambda module, args, out: seen.append(len(out)))

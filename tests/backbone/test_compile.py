@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
-from rmt_mm.backbone import attention, layers
+from rmt_mm.backbone import attention, ffn, strips
 from rmt_mm.backbone.eager import is_exporting
 
 from support import needs_torch
@@ -104,9 +104,9 @@ def _tells_compilers_from_exporters():
 @pytest.mark.usefixtures('_tells_compilers_from_exporters')
 def test_compiled_models_call_the_kernels_of_the_eager_form(monkeypatch):
     """Without gradients alone; an exported program holds no operation of this package."""
-    monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 0)
-    monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 3)
-    monkeypatch.setattr(layers, 'STRIP_BYTES', 0)
+    monkeypatch.setattr(strips, 'MAX_MAP_BYTES', 0)
+    monkeypatch.setattr(strips, 'MIN_STRIP_ROWS', 3)
+    monkeypatch.setattr(ffn, 'STRIP_BYTES', 0)
     monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', 0)
     names = operations()
     decomposed = [

@@ -3,24 +3,25 @@
 import pytest
 import torch
 
-from rmt_mm.backbone import layers
-from rmt_mm.backbone.layers import FFN
+from rmt_mm.backbone import ffn as ffn_module
+from rmt_mm.backbone import strips as strips_module
+from rmt_mm.backbone.ffn import FFN
 
 
 @pytest.fixture
 def strips(monkeypatch):
     """Compute every map in strips of three rows; return the list of calls, which holds the rows of each."""
     calls = []
-    real = layers.ffn_in_strips
+    real = ffn_module.ffn_in_strips
 
     def ffn_in_strips(*args):
         calls.append(args[-1])
         return real(*args)
 
-    monkeypatch.setattr(layers, 'ffn_in_strips', ffn_in_strips)
-    monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 0)
-    monkeypatch.setattr(layers, 'STRIP_BYTES', 0)
-    monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 3)
+    monkeypatch.setattr(ffn_module, 'ffn_in_strips', ffn_in_strips)
+    monkeypatch.setattr(strips_module, 'MAX_MAP_BYTES', 0)
+    monkeypatch.setattr(ffn_module, 'STRIP_BYTES', 0)
+    monkeypatch.setattr(strips_module, 'MIN_STRIP_ROWS', 3)
     return calls
 
 
@@ -38,11 +39,13 @@ def test_values_of_the_whole_map(strips, size, folded):
 
 
 def test_several_small_images_make_a_strip(strips, monkeypatch):
-    monkeypatch.setattr(layers, 'MIN_STRIP_ROWS', 5)
+    monkeypatch.setattr(strips_module, 'MIN_STRIP_ROWS', 5)
     ffn, x = FFN(8, 3).eval(), torch.randn(5, 2, 4, 8)
     seen = []
-    real = layers.linear_by_convolution
-    monkeypatch.setattr(layers, 'linear_by_convolution', lambda x, *args: seen.append(tuple(x.shape)) or real(x, *args))
+    real = ffn_module.linear_by_convolution
+    monkeypatch.setattr(
+        ffn_module, 'linear_by_convolution', lambda x, *args: seen.append(tuple(x.shape)) or real(x, *args)
+    )
     with torch.no_grad():
         ffn(x)
     assert seen[::2] == [(2, 2, 4, 8), (2, 2, 4, 8), (1, 2, 4, 8)]
@@ -52,7 +55,7 @@ def test_precision_is_that_of_the_whole_map(strips, monkeypatch):
     ffn, x = FFN(8, 3).eval(), torch.randn(1, 10, 6, 8)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         out = ffn(x)
-        monkeypatch.setattr(layers, 'MAX_HIDDEN_BYTES', 2**24)
+        monkeypatch.setattr(strips_module, 'MAX_MAP_BYTES', 2**24)
         expected = ffn(x)
     assert len(strips) == 1 and out.dtype == expected.dtype
     torch.testing.assert_close(out, expected)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmt_mm.backbone.layers import channels_last_linear
+from rmt_mm.backbone import linear as linear_module
+from rmt_mm.backbone.linear import channels_last_linear, split_linear
 
 
 class Recorder(TorchDispatchMode):
@@ -78,3 +79,34 @@ def test_a_layer_that_is_not_plain_is_called(adapt):
     layer, x = adapt(nn.Linear(16, 24)), torch.randn(2, 5, 7, 16)
     with torch.no_grad():
         torch.testing.assert_close(channels_last_linear(layer, x), layer(x), rtol=0, atol=0)
+
+
+@pytest.fixture
+def split_at_once(monkeypatch):
+    monkeypatch.setattr(linear_module, 'MIN_SPLIT_TOKENS', 70)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('images, products', [(2, 2), (1, 1)])
+def test_parts_of_an_output(split_at_once, bias, images, products):
+    layer, x = nn.Linear(16, 24, bias), torch.randn(images, 5, 7, 16)
+    expected = layer(x).split((16, 8), dim=-1)
+    with torch.no_grad(), Recorder() as recorder:
+        parts = split_linear(layer, x, (16, 8))
+    assert recorder.names.count('convolution') == products and recorder.names.count('clone') == 2 - products
+    torch.testing.assert_close(parts, tuple(expected), rtol=1e-4, atol=1e-5)
+    assert parts[1].is_contiguous()
+
+
+def test_parts_with_gradients_hooks_and_recorders_are_of_one_product(split_at_once):
+    layer, x, seen = nn.Linear(16, 24), torch.randn(2, 5, 7, 16), []
+    with Recorder() as recorder:
+        split_linear(layer, x, (16, 8))
+    assert recorder.names.count('convolution') == 1
+    layer.requires_grad_(False)
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: split_linear(layer, x, (16, 8)), x, check_trace=False)
+        assert str(traced.graph).count('aten::linear') == 1
+        layer.register_forward_hook(lambda module, args, out: seen.append(out.shape[-1]))
+        split_linear(layer, x, (16, 8))
+    assert seen == [24]

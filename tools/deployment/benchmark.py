@@ -20,7 +20,7 @@ import openvino
 import torch
 
 from rmt_mm import RMT
-from rmt_mm.cli.allocator import keep_freed_memory
+from rmt_mm.allocator import keep_freed_memory
 from rmt_mm.deployment.graphs import feature_graph
 from rmt_mm.deployment.inputs import ImageNorm, Preparation
 from rmt_mm.deployment.onnx_file import INPUT, write_onnx

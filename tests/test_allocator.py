@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from rmt_mm.cli.allocator import keep_freed_memory
+from rmt_mm.allocator import keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, sys, torch
-from rmt_mm.cli.allocator import keep_freed_memory
+from rmt_mm.allocator import keep_freed_memory
 torch.set_num_threads(1)
 kept = sys.argv[1] == 'keep' and keep_freed_memory()
 faults = []  # the allocator needs some rounds until a freed block is large enough for the next, with its alignment
@@ -37,6 +37,30 @@ def test_large_tensors_reuse_memory():
     kept, faults_without = run('leave')
     # Huge pages of 2 MiB would make few faults.
     assert not kept and faults_without >= 2**26 / 2**21 > faults
+
+
+REUSE_MAPS = """
+import resource, sys, torch
+from rmt_mm import RMT
+torch.set_num_threads(1)
+def allocate():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.zeros(15 * 2**18).add_(1) for _ in range(3)]  # 15 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+if sys.argv[1] == 'build':
+    RMT('tiny')
+print(sorted(allocate() for _ in range(20))[10])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the allocator is not that of glibc')
+def test_building_a_backbone_lets_maps_reuse_memory():
+    def faults(choice, **env):
+        command = [sys.executable, '-c', REUSE_MAPS, choice]
+        return int(subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout)
+
+    assert faults('build') < 100 <= faults('leave')
+    assert faults('build', MALLOC_TRIM_THRESHOLD_=str(2**17)) >= 100  # the user's setting stays
 
 
 def test_the_users_settings_stay(monkeypatch):
