@@ -62,7 +62,7 @@ def test_values_of_the_whole_map(inputs, size, num_strips, folded):
 def test_a_strip_is_small(inputs):
     with torch.inference_mode():
         build()(image(1, 400, 4))
-    assert max(height for _, height in inputs) == 4 * (3 + 2 * ConvStem.HALO)
+    assert max(height for _, height in inputs) == 4 * (3 + 2 * 3)
 
 
 def test_several_small_images_make_a_strip(inputs, monkeypatch):

@@ -29,6 +29,10 @@ BATCHES = 'tests/backbone/test_batches.py'
 PARITY = 'tests/backbone/test_parity.py'
 ATTENTION = 'tests/backbone/test_attention.py'
 OBSERVERS = 'tests/backbone/test_observers.py'
+STEM = 'tests/backbone/test_stem.py'
+FFN = 'tests/backbone/test_ffn.py'
+LINEAR = 'tests/backbone/test_linear.py'
+DEPTHWISE = 'tests/backbone/test_depthwise.py'
 DEPLOY = 'tests/backbone/test_deploy.py'
 CLS_HEAD = 'tests/classification/test_classification_head.py'
 CLS_RECIPES = 'tests/classification/test_classification_recipes.py'
@@ -259,8 +263,8 @@ MUTANTS = [
         ('short lines: softmax over the queries', '1 if keys_first else 2, out=part', '2, out=part'),
         (
             'short lines: the last slice is left out',
-            'zip(*(t.split(step) for t in lines))',
-            'list(zip(*(t.split(step) for t in lines)))[:-1] or [[t[:step] for t in lines]]',
+            'in zip(*(t.split(step, dim=1) for t in group))',
+            'in list(zip(*(t.split(step, dim=1) for t in group)))[:-1] or [[t[:, :step] for t in group]]',
         ),
         (
             'short lines: with gradients too',
@@ -319,18 +323,13 @@ MUTANTS = [
         ),
     ),
     *_group(
-        'rmt_mm/backbone/layers.py',
-        PARITY,
+        'rmt_mm/backbone/stem.py',
+        STEM,
         (
             'stem: no GELU before the last convolution',
             '*conv_norm(dim // 2, dim, 2, norm_cfg),\n            nn.GELU()',
             '*conv_norm(dim // 2, dim, 2, norm_cfg),\n            nn.Identity()',
-        ),
-        (
-            'Linear on the CPU is a product',
-            'if convolution_is_faster(x) and is_plain(layer',
-            'if False and is_plain(layer',
-            'tests/backbone/test_linear.py',
+            PARITY,
         ),
         (
             'norm_cfg does not reach the convolutions',
@@ -338,35 +337,102 @@ MUTANTS = [
             "build_norm_layer(dict(type='BN'), out_channels)[1]",
             f'{BACKBONE} -k norm',
         ),
-        ('deploy: identity beside the centre', 'self.weight[:, :, 1, 1] += 1', 'self.weight[:, :, 0, 1] += 1', DEPLOY),
         ('deploy: the norms of the stem stay', 'if isinstance(module, nn.Conv2d):', 'if False:', DEPLOY),
         (
-            'hooks on the FFN fire twice',
-            "and self._are_plain('dwconv', 'fc2')",
-            "and self._are_plain('fc2')",
-            OBSERVERS,
+            'deploy: BatchNorm without statistics is folded',
+            'isinstance(norm, _BatchNorm) and norm.running_mean is not None',
+            'isinstance(norm, _BatchNorm)',
+            f'{STEM} {BATCHES} {DEPLOY}',
         ),
-        ('strips of the FFN: no row above', 'max(0, top - 1), min(', 'top, min(', 'tests/backbone/test_ffn.py'),
-        ('strips of the FFN: no row below', 'top + rows + 1)', 'top + rows)', 'tests/backbone/test_ffn.py'),
-        ('strips of the FFN: hooks see them', 'self._are_plain(*self._KINDS)', 'True', 'tests/backbone/test_ffn.py'),
+        ('strips of the stem: two rows shared', 'HALO = 3', 'HALO = 2'),
+        ('strips of the stem: four rows shared', 'HALO = 3', 'HALO = 4'),
+        ('strips of the stem: none above', 'max(0, top - self.HALO)', 'top'),
+        ('strips of the stem: none below', '4 * (top + rows + self.HALO)', '4 * (top + rows)'),
+        ('strips of the stem: small maps too', 'if not rows:', 'if False:'),
+        ('strips of the stem: half the rows', '* ((width + 1) // 2)', '* (width // 2)'),
+        ('strips of the stem: with gradients', 'or torch.is_grad_enabled() or is_recorded()', 'or is_recorded()'),
+        ('strips of the stem: in a trace', 'or torch.is_grad_enabled() or is_recorded()', 'or torch.is_grad_enabled()'),
+        ('strips of the stem: BatchNorm in training', 'has_fixed_statistics(module) and not module.training', 'True'),
+        ('strips of the stem: hooks', 'return is_local and is_plain(module, type(module))', 'return is_local'),
+        (
+            'strips of the stem: convolutions of another class',
+            'type(module) in (nn.Conv2d, nn.GELU, nn.Identity)',
+            'isinstance(module, (nn.Conv2d, nn.GELU, nn.Identity))',
+        ),
+        (
+            'strips of the stem: dtype of the input',
+            'torch.empty(size, dtype=strip.dtype',
+            'torch.empty(size, dtype=x.dtype',
+        ),
+        ('strips of the stem: NCHW', 'memory_format=torch.channels_last)\n            out[', ')\n            out['),
+    ),
+    *_group(
+        'rmt_mm/backbone/strips.py',
+        STEM,
+        ('strips: one image at a time', 'max(1, rows // height)', '1', f'{STEM} {FFN}'),
+        ('strips: at the limit', '> MAX_MAP_BYTES', '>= MAX_MAP_BYTES'),
+    ),
+    *_group(
+        'rmt_mm/backbone/linear.py',
+        LINEAR,
+        (
+            'Linear on the CPU is a product',
+            'if convolution_is_faster(x) and is_plain(layer',
+            'if False and is_plain(layer',
+        ),
         (
             'compiled maps of one image are copied',
             'and len(x) == 1',
             'and len(x) == 0',
             'tests/backbone/test_compile.py',
         ),
+        ('Linear of another class is not called', 'and is_plain(layer, nn.Linear)', 'and True'),
+        ('parts of a Linear: small maps too', 'if by_part and x.shape[:3].numel() >= MIN_SPLIT_TOKENS:', 'if by_part:'),
+        ('parts of a Linear: the whole output is kept', '(*parts, last.contiguous())', '(*parts, last)'),
+        ('parts of a Linear: with gradients', 'and not torch.is_grad_enabled() and may_overwrite', 'and may_overwrite'),
+        ('parts of a Linear: hooks', 'and may_overwrite(layer, nn.Linear)', ''),
+        ('parts of a Linear: never', 'if by_part and', 'if False and'),
+    ),
+    *_group(
+        'rmt_mm/backbone/depthwise.py',
+        DEPTHWISE,
+        ('deploy: identity beside the centre', 'self.weight[:, :, 1, 1] += 1', 'self.weight[:, :, 0, 1] += 1', DEPLOY),
+        ('wide kernels: as a whole', 'MAX_COLUMNS = 3', 'MAX_COLUMNS = 9'),
+        (
+            'wide kernels: columns that are not seen',
+            'first : first + x.shape[-1] + part',
+            'first + 1 : first + 1 + x.shape[-1] + part',
+        ),
+        ('wide kernels: never', 'if is_plain_training and', 'if False and'),
+        ('wide kernels: under autocast', 'and not torch.is_autocast_cpu_enabled()', ''),
+        ('wide kernels: hooks', 'and is_plain(layer, nn.Conv2d)', ''),
+        ('wide kernels: recorders', 'and not is_recorded()', ''),
+        ('wide kernels: gradient of the input', 'if needs_x else None', 'if not needs_x else None'),
+    ),
+    *_group(
+        'rmt_mm/backbone/ffn.py',
+        FFN,
+        (
+            'hooks on the FFN fire twice',
+            "and self._are_plain('dwconv', 'fc2')",
+            "and self._are_plain('fc2')",
+            OBSERVERS,
+        ),
+        ('strips of the FFN: no row above', 'max(0, top - 1)', 'top'),
+        ('strips of the FFN: no row below', 'top + rows + 1]', 'top + rows]'),
+        ('strips of the FFN: hooks see them', 'self._are_plain(*self._KINDS)', 'True'),
         (
             'GELU overwrites what a hook has seen',
             'not x.requires_grad and may_overwrite(self.fc1, nn.Linear)',
             'not x.requires_grad',
             OBSERVERS,
         ),
-        (
-            'Linear of another class is not called',
-            'and is_plain(layer, nn.Linear)',
-            'and True',
-            'tests/backbone/test_linear.py',
-        ),
+    ),
+    *_group(
+        'rmt_mm/allocator.py',
+        'tests/test_allocator.py',
+        ('maps are returned to the system', '    bytearray(MAX_DYNAMIC_THRESHOLD)', '    bytearray(0)'),
+        ('a block that malloc never maps', '= 2**25 - 2**16', '= 2**26'),
     ),
     *_group(
         'rmt_mm/backbone/eager.py',
@@ -410,8 +476,10 @@ MUTANTS = [
             BATCHES,
         ),
         ('large images: threads', ' * torch.get_num_threads()\n', '\n', BATCHES),
-        ('large images: BatchNorm in training mode', 'module.training or not is_plain', 'not is_plain', BATCHES),
-        ('large images: hooks', 'module.training or not is_plain(module, type(module))', 'module.training', BATCHES),
+        ('large images: BatchNorm in training mode', 'module.training or is_stateless', 'is_stateless', BATCHES),
+        ('large images: BatchNorm without statistics', 'module.training or is_stateless', 'module.training', BATCHES),
+        ('large images: hooks', ' or not is_plain(module, type(module))', '', BATCHES),
+        ('maps are not reused', '        raise_dynamic_threshold()\n', '', 'tests/test_allocator.py'),
         ('large images: hooks of the backbone itself', 'list(self.modules())[1:]', 'list(self.modules())', BATCHES),
         ('large images: masks', 'if mask is None and self._splits', 'if self._splits', BATCHES),
         ('drop path on attention alone', 'x + self.drop_path2(scale(', 'x + (scale('),
