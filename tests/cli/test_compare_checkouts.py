@@ -21,8 +21,8 @@ def test_each_checkout_runs_its_own_backbone(tmp_path):
     options = ('--arch', 'tiny', '--shape', 64, 64, '--repeat', 2)
     done = compare(ROOT, tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    first, second, ratio = map(float, re.findall(r'(?<!\d)\d+\.\d{3}', done.stdout))
-    assert first > 0 and ratio == pytest.approx(second / first, rel=0.1)
+    first, second, ratio, low, high = map(float, re.findall(r'(?<!\d)\d+\.\d{3}', done.stdout))
+    assert first > 0 and second > 0 and 0 < low <= ratio <= high
     with open(tmp_path / 'rmt_mm/backbone/rmt.py', 'a') as file:
         file.write("raise RuntimeError('the second one')\n")
     done = compare(ROOT, tmp_path, *options)
