@@ -1,6 +1,6 @@
 """Stem and downsampling: the dense convolutions of RMT, each followed by a norm."""
 
-from typing import Optional, Tuple
+from typing import Optional, Tuple, cast
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -31,7 +31,7 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> Tuple[nn.Conv2d, nn.Module]:
     """
     if not has_fixed_statistics(norm):
         return conv, norm
-    return fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
+    return fuse_conv_bn_eval(conv.eval(), cast(_BatchNorm, norm.eval())), nn.Identity()
 
 
 class ConvStem(nn.Sequential):
@@ -62,7 +62,7 @@ class ConvStem(nn.Sequential):
         batch, _, height, width = x.shape
         height = (height + 3) // 4
         # The first two maps are the largest, of half the image's size: two of their rows for a row of the output.
-        row_bytes = 2 * ((width + 1) // 2) * self[0].out_channels * x.element_size()
+        row_bytes = 2 * ((width + 1) // 2) * cast(nn.Conv2d, self[0]).out_channels * x.element_size()
         rows = strip_rows(batch * height, row_bytes, STRIP_BYTES)
         if not rows:
             return super().forward(x)
