@@ -17,7 +17,7 @@ def raise_dynamic_threshold() -> None:
     Malloc maps blocks above a threshold anew and returns them to the system when they are freed. The kernel then fills
     them with zeros, page by page, before they are written. The threshold is the size of the largest mapped block freed
     so far, up to 32 MiB, and malloc keeps free memory of twice the threshold. So what the process has freed before
-    decides whether feature maps are reused; after this call they are.
+    decides whether feature maps are reused. After this call they are, as long as no more than 64 MiB are free at once.
 
     Has no effect where variables of the environment (MALLOC_*) fix the threshold, and on another C library.
     """

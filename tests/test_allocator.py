@@ -1,4 +1,4 @@
-"""Keep freed memory: large tensors are allocated again without page faults."""
+"""Freed memory is reused: blocks of up to 32 MiB once a backbone is built, larger ones in the tools."""
 
 import platform
 import subprocess

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .eager import is_plain, is_recorded
-from .linear import convolution_is_faster, to_image
+from .linear import to_image, uses_onednn
 
 
 class WideDepthwiseConv(torch.autograd.Function):
@@ -15,6 +15,8 @@ class WideDepthwiseConv(torch.autograd.Function):
 
     OneDNN has a kernel for the weight gradient of depthwise convolutions with up to three columns. For more columns it
     computes dense groups of 16 channels, which takes up to ten times as long. So take three columns at a time.
+
+    Inputs are x (B, C, H, W), weight (C, 1, K, K) with an odd K, and bias (C, ) or None; the output is (B, C, H, W).
     """
 
     MAX_COLUMNS = 3
@@ -31,27 +33,30 @@ class WideDepthwiseConv(torch.autograd.Function):
         pad = columns // 2
 
         def gradients(x: Tensor, weight: Tensor, pad_columns: int, *which: bool) -> Any:
-            strides = ([1, 1], [pad, pad_columns], [1, 1], False, [0, 0])  # stride, padding, dilation, transposed
-            return torch.ops.aten.convolution_backward(grad, x, weight, None, *strides, channels, which)
+            geometry = ([1, 1], [pad, pad_columns], [1, 1], False, [0, 0])  # stride, padding, dilation, transposed
+            return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, channels, which)
 
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_x = gradients(x, weight, pad, True, False, False)[0] if needs_x else None
-        padded, parts = F.pad(x, (pad, pad)), []
-        for first in range(0, columns if needs_weight else 0, WideDepthwiseConv.MAX_COLUMNS):
-            part = weight[..., first : first + WideDepthwiseConv.MAX_COLUMNS]
-            seen = padded[..., first : first + x.shape[-1] + part.shape[-1] - 1]
-            parts.append(gradients(seen, part, 0, False, True, False)[1])
-        grad_weight = torch.cat(parts, dim=-1) if needs_weight else None
+        grad_weight = None
+        if needs_weight:
+            padded, parts = F.pad(x, (pad, pad)), []
+            for first in range(0, columns, WideDepthwiseConv.MAX_COLUMNS):
+                part = weight[..., first : first + WideDepthwiseConv.MAX_COLUMNS]
+                seen = padded[..., first : first + x.shape[-1] + part.shape[-1] - 1]
+                parts.append(gradients(seen, part, 0, False, True, False)[1])
+            grad_weight = torch.cat(parts, dim=-1)
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None
 
 
 def depthwise_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a depthwise convolution of stride 1 to (B, C, H, W); it keeps the size.
 
-    In training on the CPU, :class:`WideDepthwiseConv` computes it.
+    With gradients, in fp32 on the CPU, :class:`WideDepthwiseConv` computes it, unless the layer is of another class or
+    has hooks: then it is called as a module.
     """
     is_plain_training = torch.is_grad_enabled() and is_plain(layer, nn.Conv2d) and not is_recorded()
-    if is_plain_training and convolution_is_faster(x) and not torch.is_autocast_cpu_enabled():
+    if is_plain_training and uses_onednn(x) and not torch.is_autocast_cpu_enabled():
         return WideDepthwiseConv.apply(x, layer.weight, layer.bias)
     return layer(x)
 

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .depthwise import ResidualDWConv
 from .eager import is_plain, is_recorded, may_call_opaque, may_overwrite, opaque_to_compilers
-from .linear import channels_last_linear, convolution_is_faster, linear_by_convolution, to_image
+from .linear import channels_last_linear, linear_by_convolution, to_image, uses_onednn
 from .strips import strip_rows, strips
 
 STRIP_BYTES = 2**22
@@ -75,7 +75,7 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        if convolution_is_faster(x) and may_call_opaque() and self._are_plain(*self._KINDS):
+        if uses_onednn(x) and may_call_opaque() and self._are_plain(*self._KINDS):
             row_bytes = x.shape[2] * self.fc1.out_features * x.element_size()
             rows = strip_rows(x.shape[0] * x.shape[1], row_bytes, STRIP_BYTES)
             if rows:

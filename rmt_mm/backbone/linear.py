@@ -39,7 +39,7 @@ def channels_last_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     Returns:
         Tensor: (B, H, W, out_features).
     """
-    if convolution_is_faster(x) and is_plain(layer, nn.Linear) and not is_traced():
+    if uses_onednn(x) and is_plain(layer, nn.Linear) and not is_traced():
         return linear_by_convolution(x, layer.weight, layer.bias)
     return layer(x)
 
@@ -58,7 +58,7 @@ def split_linear(layer: nn.Linear, x: Tensor, sizes: Tuple[int, ...]) -> Tuple[T
     Returns:
         tuple[Tensor]: the parts, (B, H, W, size); the last one is contiguous.
     """
-    by_part = convolution_is_faster(x) and not torch.is_grad_enabled() and may_overwrite(layer, nn.Linear)
+    by_part = uses_onednn(x) and not torch.is_grad_enabled() and may_overwrite(layer, nn.Linear)
     if by_part and x.shape[:3].numel() >= MIN_SPLIT_TOKENS:
         weights = layer.weight.split(sizes)
         biases = layer.bias.split(sizes) if layer.bias is not None else [None] * len(sizes)
@@ -68,8 +68,8 @@ def split_linear(layer: nn.Linear, x: Tensor, sizes: Tuple[int, ...]) -> Tuple[T
     return (*parts, last.contiguous())
 
 
-def convolution_is_faster(x: Tensor) -> bool:
-    """Tell whether a 1x1 convolution of a map is faster than the matrix product that equals it."""
+def uses_onednn(x: Tensor) -> bool:
+    """Tell whether oneDNN convolves a map (fp32 on the CPU): faster as a 1x1 convolution than as a matrix product."""
     return x.device.type == 'cpu' and x.dtype == torch.float32 and bool(torch.backends.mkldnn.enabled)
 
 

@@ -377,7 +377,7 @@ MUTANTS = [
         LINEAR,
         (
             'Linear on the CPU is a product',
-            'if convolution_is_faster(x) and is_plain(layer',
+            'if uses_onednn(x) and is_plain(layer',
             'if False and is_plain(layer',
         ),
         (

@@ -11,7 +11,6 @@ whole process.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from typing import List
@@ -87,7 +86,7 @@ def main() -> None:
     for worker in workers:
         worker.stdin.close()
         worker.wait()
-    medians = [statistics.median(seconds for seconds, _ in result) for result in results]
+    medians = [np.median([seconds for seconds, _ in result]) for result in results]
     for name, result, median in zip(('first', 'second'), results, medians):
         print(f'{name:<7} {median:.3f} s   {result[-1][1]:.0f} MB')
     # A repeat's two steps are neighbours in time: their ratio suffers less from a machine that slows down than the
