@@ -1,7 +1,7 @@
-"""`python -m rmt_mm`: see :mod:`rmt_mm.commands.doctor`."""
+"""`python -m rmt_mm`: see :mod:`rmt_mm.tools.commands.doctor`."""
 
 import sys
 
-from .commands.doctor import main
+from .tools.commands.doctor import main
 
 sys.exit(main())

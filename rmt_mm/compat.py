@@ -113,7 +113,7 @@ def allow_own_checkpoints() -> None:
 
     mmengine keeps its message hub in a checkpoint: HistoryBuffers, NumPy arrays and scalars. mmengine 0.10.7 loads with
     torch's default, which since torch 2.6 refuses those types, and so refuses to resume its own files. They are allowed
-    here, as the stand-ins of :mod:`rmt_mm.safe_types`; nothing else of the safety is switched off.
+    here, as the stand-ins of :mod:`rmt_mm.checkpoints.safe.types`; nothing else of the safety is switched off.
 
     onedl-mmengine puts the types themselves on torch's list while it loads. That list is a set: which of two entries
     of one name counts is chance, and a type does not work with a stand-in. Its list is emptied: the stand-ins are on
@@ -121,8 +121,8 @@ def allow_own_checkpoints() -> None:
     """
     from mmengine.runner import checkpoint
 
-    from .safe_types import STAND_INS
-    from .safe_unpickler import install, safe_globals, set_safe_globals
+    from .checkpoints.safe.types import STAND_INS
+    from .checkpoints.safe.unpickler import install, safe_globals, set_safe_globals
 
     install()
     set_safe_globals([*safe_globals(), *STAND_INS])

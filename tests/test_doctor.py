@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from rmt_mm import compat, golden
-from rmt_mm.commands import doctor
+from rmt_mm import compat
+from rmt_mm.tools import golden
+from rmt_mm.tools.commands import doctor
 
 from support import ROOT
 
@@ -51,7 +52,7 @@ def test_without_mmcv_it_still_starts_and_says_what_to_install(tmp_path):
 
 
 def test_other_modules_of_the_package_are_not_taken_for_it():
-    done = run('-m', 'rmt_mm.commands.get_flops', '--help')
+    done = run('-m', 'rmt_mm.tools.commands.get_flops', '--help')
     assert done.returncode == 0 and 'usage' in done.stdout
     code = "import sys; sys.argv = ['-m']; import rmt_mm; print(rmt_mm.RMT.__name__)"
     assert run('-c', code).stdout == 'RMT\n'

@@ -79,7 +79,7 @@ def test_every_room_is_listed():
 def test_import_pulls_in_no_command_line_and_no_library():
     code = (
         'import sys, mmengine, mmcv; before = set(sys.modules); import rmt_mm; rmt_mm.RMT; '
-        "print(*sorted(name for name in set(sys.modules) - before if name.startswith('rmt_mm.cli') "
+        "print(*sorted(name for name in set(sys.modules) - before if name.startswith('rmt_mm.tools.cli') "
         "or name.split('.')[0] in ('argparse', 'mmdet', 'mmseg', 'mmpretrain', 'onnx', 'onnxruntime', 'openvino')))"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)

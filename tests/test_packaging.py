@@ -92,5 +92,5 @@ def test_an_installed_wheel_works_from_another_folder(built, origin, tmp_path):
     for script in SCRIPTS:
         assert run(site / 'bin' / script, '--help', cwd=tmp_path, env=env).startswith(f'usage: {script}')
     # The hint names an installed command: a wheel has no tools/.
-    code = 'from rmt_mm.cli import options; print(options.CONVERTER)'
+    code = 'from rmt_mm.tools.cli import options; print(options.CONVERTER)'
     assert run(sys.executable, '-c', code, cwd=tmp_path, env=env).strip() == 'rmt-convert'

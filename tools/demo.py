@@ -1,6 +1,6 @@
-"""Predict images or a video: see rmt_mm/commands/demo.py."""
+"""Predict images or a video: see rmt_mm/tools/commands/demo.py."""
 
-from rmt_mm.commands.demo import main
+from rmt_mm.tools.commands.demo import main
 
 if __name__ == '__main__':
     main()

@@ -1,6 +1,6 @@
-"""Evaluate a checkpoint: see rmt_mm/commands/test.py."""
+"""Evaluate a checkpoint: see rmt_mm/tools/commands/test.py."""
 
-from rmt_mm.commands.test import main
+from rmt_mm.tools.commands.test import main
 
 if __name__ == '__main__':
     main()

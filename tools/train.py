@@ -1,6 +1,6 @@
-"""Train a config: see rmt_mm/commands/train.py."""
+"""Train a config: see rmt_mm/tools/commands/train.py."""
 
-from rmt_mm.commands.train import main
+from rmt_mm.tools.commands.train import main
 
 if __name__ == '__main__':
     main()

@@ -1,6 +1,6 @@
-"""Try a model in the browser: see rmt_mm/commands/webui.py."""
+"""Try a model in the browser: see rmt_mm/tools/commands/webui.py."""
 
-from rmt_mm.commands.webui import main
+from rmt_mm.tools.commands.webui import main
 
 if __name__ == '__main__':
     main()

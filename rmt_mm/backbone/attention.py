@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..arch import log_decay
 from .depthwise import depthwise_conv
-from .eager import is_compiling, may_call_opaque, may_overwrite, opaque_to_compilers
+from ..ops.recorders import is_compiling, may_call_opaque, may_overwrite, opaque_to_compilers
 from .linear import channels_last_linear, split_linear, to_image
-from .position import PositionTables, coordinates, manhattan_bias_by_row, rotate
+from ..ops.tables import PositionTables, coordinates, manhattan_bias_by_row, rotate
 
 try:
     from torch.nn.attention.flex_attention import flex_attention
@@ -131,7 +131,7 @@ def attend_full_by_row_compiled(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequ
 
 
 def attend_rows_of_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Compute :func:`attend_full_by_row` with the bias of :func:`rmt_mm.backbone.position.manhattan_bias_by_row`."""
+    """Compute :func:`attend_full_by_row` with the bias of :func:`rmt_mm.ops.tables.manhattan_bias_by_row`."""
     batch, height, width, heads, head_dim = q.shape
     q = q.transpose(2, 3)  # every row of queries is an item of a batch: (H, heads, W, head_dim)
     # Keys and values of the whole map, last row first: (B, heads, H * W, head_dim).

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .eager import is_plain, is_recorded
+from ..ops.recorders import is_plain, is_recorded
 from .linear import to_image, uses_onednn
 
 

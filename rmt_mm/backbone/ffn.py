@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .depthwise import ResidualDWConv
-from .eager import is_plain, is_recorded, may_call_opaque, may_overwrite, opaque_to_compilers
+from ..ops.recorders import is_plain, is_recorded, may_call_opaque, may_overwrite, opaque_to_compilers
 from .linear import channels_last_linear, linear_by_convolution, to_image, uses_onednn
 from .strips import strip_rows, strips
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .eager import is_compiling, is_exporting, is_plain, is_traced, may_overwrite
+from ..ops.recorders import is_compiling, is_exporting, is_plain, is_traced, may_overwrite
 
 # Without gradients, the CPU computes the parts of a Linear layer's output one by one for maps of at least this many
 # tokens: taking a part out of the whole output, which copies it, costs more than a second convolution.

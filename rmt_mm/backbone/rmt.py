@@ -11,14 +11,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..allocator import raise_dynamic_threshold
+from ..ops.memory import raise_dynamic_threshold
 from ..arch import NUM_STAGES, Stage, resolve_arch, resolve_out_indices
 from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
 from .attention import MaSA
 from .depthwise import ResidualDWConv
-from .eager import is_plain, is_recorded, is_traced
+from ..ops.recorders import is_plain, is_recorded, is_traced
 from .ffn import FFN
-from .position import PositionTables
+from ..ops.tables import PositionTables
 from .stem import ConvStem, Downsample, has_fixed_statistics
 
 # Between modules a feature map is (B, H, W, C) and contiguous, as Linear and LayerNorm need it. A convolution reads the
@@ -127,7 +127,7 @@ class RMT(BaseModule):
 
     Outputs have strides 4, 8, 16 and 32. Any input size works; output sizes are rounded up where 32 does not divide the
     input. Where paper and released code differ, this class follows the code, because checkpoints need it: see
-    :mod:`rmt_mm.backbone.attention` (decay inside the softmax), :func:`rmt_mm.backbone.position.rotary_phases`
+    :mod:`rmt_mm.backbone.attention` (decay inside the softmax), :func:`rmt_mm.ops.tables.rotary_phases`
     (rotation) and :data:`rmt_mm.arch.ARCHS` (stage 3 of ``tiny``).
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
-from .eager import is_plain, is_recorded
+from ..ops.recorders import is_plain, is_recorded
 from .strips import strip_rows, strips
 
 STRIP_BYTES = 2**23

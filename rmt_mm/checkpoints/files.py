@@ -17,8 +17,8 @@ from mmengine.logging import print_log
 
 from ..compat import allow_own_checkpoints
 from ..errors import CheckpointError, MissingCheckpointError, printable
-from ..safe_load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
-from ..safe_unpickler import refuse_programs
+from .safe.load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
+from .safe.unpickler import refuse_programs
 
 # Other formats that users pass as checkpoints: the first bytes of each, and the text of the error.
 OTHER_FORMATS = (
@@ -43,7 +43,7 @@ SUFFIXES = ('.pth', '.pt', SAFETENSORS)
 def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = OFFICIAL_TYPES) -> dict:
     """Read a checkpoint without executing anything that it holds.
 
-    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.safe_load.safe_load`. The types that
+    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.checkpoints.safe.load.safe_load`. The types that
     mmengine itself writes are allowed.
 
     Args:

@@ -14,7 +14,7 @@ from rmt_mm.backbone.attention import (
     attend_lines,
 )
 from rmt_mm.backbone.ffn import FFN
-from rmt_mm.backbone.position import PositionTables, line_bias, manhattan_bias, manhattan_bias_by_row
+from rmt_mm.ops.tables import PositionTables, line_bias, manhattan_bias, manhattan_bias_by_row
 from rmt_mm.reference import log_line, log_manhattan
 
 from support import needs_torch

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rmt_mm import RMT, convert_official_state_dict
 from rmt_mm.arch import resolve_arch
-from rmt_mm.backbone.position import line_bias, rotary_phases
+from rmt_mm.ops.tables import line_bias, rotary_phases
 from rmt_mm.reference import PlainRMT
 
 from support import needs_torch

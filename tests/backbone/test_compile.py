@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
 from rmt_mm.backbone import attention, ffn, strips
-from rmt_mm.backbone.eager import is_exporting
+from rmt_mm.ops.recorders import is_exporting
 
 from support import needs_torch
 from support.archs import SMALL_ARCH

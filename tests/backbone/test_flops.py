@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 import rmt_mm
 from rmt_mm import RMT
-from rmt_mm.flops import MacCounter, count
+from rmt_mm.tools.flops import MacCounter, count
 
 from support import ROOT, needs_torch
 from support.published import ROWS

@@ -10,16 +10,16 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from rmt_mm import RMT
-from rmt_mm.backbone import position
+from rmt_mm.ops import tables
 
 from support.archs import SMALL_ARCH
 
 TABLES = (
-    position.line_bias,
-    position.manhattan_bias,
-    position.manhattan_bias_by_row,
-    position.coordinates,
-    position.rotary_phases,
+    tables.line_bias,
+    tables.manhattan_bias,
+    tables.manhattan_bias_by_row,
+    tables.coordinates,
+    tables.rotary_phases,
 )
 
 
@@ -232,11 +232,11 @@ def test_the_older_onnx_exporter():
 
 def test_recorded_rotation_is_the_eager_one():
     x = torch.rand(1, 5, 7, 2, 8)
-    phases = position.rotary_phases(5, 7, 8, x.device)
-    traced = torch.jit.trace(lambda x: position.rotate(x, phases), (x,))
+    phases = tables.rotary_phases(5, 7, 8, x.device)
+    traced = torch.jit.trace(lambda x: tables.rotate(x, phases), (x,))
     assert 'complex' not in str(traced.graph)
-    torch.testing.assert_close(traced(x), position.rotate(x, phases))
-    torch.testing.assert_close(traced(x), position.rotate(x.clone(), phases, overwrite=True))
+    torch.testing.assert_close(traced(x), tables.rotate(x, phases))
+    torch.testing.assert_close(traced(x), tables.rotate(x.clone(), phases, overwrite=True))
 
 
 def test_gelu_of_ffn_keeps_the_input_of_others():

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from rmt_mm.compat import DISTRIBUTIONS, allow_own_checkpoints, check_stack, find_stack_problem
-from rmt_mm.safe_unpickler import safe_globals
+from rmt_mm.checkpoints.safe.unpickler import safe_globals
 
 from support import ROOT
 

@@ -23,9 +23,9 @@ from rmt_mm.checkpoints.official_names import (
     position_buffers,
     revert_to_official_state_dict,
 )
-from rmt_mm.conversion import parse_checkpoint
-from rmt_mm.conversion.heads import HEADS, classifier
-from rmt_mm.conversion.official_model import backbone_shapes
+from rmt_mm.checkpoints.official_model import parse_checkpoint
+from rmt_mm.checkpoints.heads import HEADS, classifier
+from rmt_mm.checkpoints.official_model import backbone_shapes
 
 from support import ROOT
 from support.official_files import (

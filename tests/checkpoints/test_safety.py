@@ -29,11 +29,11 @@ from rmt_mm.checkpoints import read_checkpoint
 from rmt_mm.checkpoints.files import local_copy, write_checkpoint
 from rmt_mm.checkpoints.state_dicts import pick_state_dict
 from rmt_mm.classification.label_map import MAX_NUMBERS, load_label_map, save_label_map
-from rmt_mm.cli.options import describe
-from rmt_mm.conversion import parse_checkpoint
+from rmt_mm.tools.cli.options import describe
+from rmt_mm.checkpoints.official_model import parse_checkpoint
 from rmt_mm.errors import CheckpointError, RMTError, TokenLabelError, printable
-from rmt_mm.safe_types import STAND_INS
-from rmt_mm.safe_unpickler import safe_globals, set_safe_globals
+from rmt_mm.checkpoints.safe.types import STAND_INS
+from rmt_mm.checkpoints.safe.unpickler import safe_globals, set_safe_globals
 
 from support import ROOT, forged
 from support.official_files import NANO, nano_state_dict

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmt_mm import golden as weights
+from rmt_mm.tools import golden as weights
 
 from support import ROOT
 

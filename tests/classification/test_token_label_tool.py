@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 
 from rmt_mm.classification.dense import dense_logits, timm_dense_logits  # noqa: E402
 from rmt_mm.classification.label_map import load_label_map  # noqa: E402
-from rmt_mm.commands import make_token_labels  # noqa: E402
+from rmt_mm.tools.commands import make_token_labels  # noqa: E402
 
 from support import ROOT  # noqa: E402
 

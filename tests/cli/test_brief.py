@@ -7,8 +7,8 @@ import uuid
 import pytest
 from mmengine.config import Config
 
-from rmt_mm import cli
-from rmt_mm.commands import train
+from rmt_mm.tools import cli
+from rmt_mm.tools.commands import train
 from rmt_mm.errors import UsageError
 
 LOADER = dict(batch_size=1, num_workers=0, dataset=dict(type='ToyData'), collate_fn=dict(type='default_collate'))
@@ -94,7 +94,7 @@ def test_tensorboard(tmp_path, monkeypatch):
 def test_unknown_and_missing_backends(monkeypatch):
     with pytest.raises(UsageError, match='--vis-backend paper: mmengine has aim, .*tensorboard'):
         cli.use_vis_backend(Config(), 'paper')
-    monkeypatch.setattr('rmt_mm.cli.options.find_spec', lambda name: None)
+    monkeypatch.setattr('rmt_mm.tools.cli.options.find_spec', lambda name: None)
     with pytest.raises(UsageError, match='needs the package wandb, which is not installed'):
         cli.use_vis_backend(Config(), 'Wandb')
 

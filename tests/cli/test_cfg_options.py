@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 import rmt_mm
-from rmt_mm.cli.cfg_options import KNOWN_KEYS, CfgOptions, apply_options, check_top_level_names
+from rmt_mm.tools.cli.cfg_options import KNOWN_KEYS, CfgOptions, apply_options, check_top_level_names
 from rmt_mm.errors import UsageError
 
 DETECTION = 'mask-rcnn_rmt-t_fpn_amp-1x_coco'

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
-from rmt_mm.cli import UsageError, check_annotations, check_datasets
+from rmt_mm.tools.cli import UsageError, check_annotations, check_datasets
 
 from support import ROOT
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rmt_mm.backbone import attention
-from rmt_mm.cli import UsageError
+from rmt_mm.tools.cli import UsageError
 
 from support import ROOT, load_tool
 

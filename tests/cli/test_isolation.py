@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rmt_mm.cli.isolation import run_isolated
+from rmt_mm.tools.cli.isolation import run_isolated
 
 
 def test_a_result(tmp_path):
@@ -57,7 +57,7 @@ def test_it_ends_with_a_caller_that_is_killed(tmp_path):
     work = f'import os, time; open({str(pid_file)!r}, "w").write(str(os.getpid()) + "."); time.sleep(300)'
     code = (
         'import functools, pathlib\n'
-        'from rmt_mm.cli.isolation import run_isolated\n'
+        'from rmt_mm.tools.cli.isolation import run_isolated\n'
         f'run_isolated(functools.partial(exec, {work!r}), pathlib.Path({str(tmp_path / "log")!r}), 300)'
     )
     caller = subprocess.Popen([sys.executable, '-c', code])

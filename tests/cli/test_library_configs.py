@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from rmt_mm.cli.cfg_options import check_top_level_names
-from rmt_mm.cli.model_check import check_model
-from rmt_mm.cli.search import find_dicts
-from rmt_mm.cli.types import library, type_name
+from rmt_mm.tools.cli.cfg_options import check_top_level_names
+from rmt_mm.tools.cli.model_check import check_model
+from rmt_mm.tools.cli.search import find_dicts
+from rmt_mm.tools.cli.types import library, type_name
 from rmt_mm.errors import UsageError
 
 from support.archs import LEAST_ARCH

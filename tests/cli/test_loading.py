@@ -16,10 +16,11 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 
-from rmt_mm import RMT, cli
+from rmt_mm import RMT
+from rmt_mm.tools import cli
 from rmt_mm.checkpoints import read_checkpoint
-from rmt_mm.cli.runner import _adapt_to_cpu
-from rmt_mm.cli.weights import choose_checkpoint
+from rmt_mm.tools.cli.runner import _adapt_to_cpu
+from rmt_mm.tools.cli.weights import choose_checkpoint
 from rmt_mm.errors import CheckpointError, UsageError
 
 from support import ROOT

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rmt_mm.cli.measure import Case, build
+from rmt_mm.tools.cli.measure import Case, build
 
 from support.miniature import call
 

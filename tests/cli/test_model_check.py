@@ -10,7 +10,7 @@ from torch import nn
 
 import rmt_mm
 from rmt_mm.arch import resolve_out_indices
-from rmt_mm.cli.model_check import check_backbones, check_model
+from rmt_mm.tools.cli.model_check import check_backbones, check_model
 from rmt_mm.errors import UsageError
 
 FOUR = [64, 128, 256, 512]

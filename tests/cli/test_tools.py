@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rmt_mm import cli
+from rmt_mm.tools import cli
 
 from support import ROOT
 

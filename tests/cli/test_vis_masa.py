@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from rmt_mm.analysis import View
-from rmt_mm.commands import vis_masa
+from rmt_mm.tools.analysis import View
+from rmt_mm.tools.commands import vis_masa
 
 from support import ROOT
 

@@ -15,8 +15,8 @@ from mmengine.structures import PixelData
 
 from rmt_mm import get_config_path
 from rmt_mm.arch import resolve_arch
-from rmt_mm.cli import load_config
-from rmt_mm.cli.search import find_dicts
+from rmt_mm.tools.cli import load_config
+from rmt_mm.tools.cli.search import find_dicts
 
 from support.swaps import PAGE, documented_swaps, write_user_config
 

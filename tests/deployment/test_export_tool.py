@@ -12,13 +12,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from rmt_mm.cli.predictor import build_predictor
-from rmt_mm.commands import export as tool
-from rmt_mm.deployment.detectors import detector_graph, pool
-from rmt_mm.deployment.graphs import segmentor_graph
-from rmt_mm.deployment.inputs import ImageNorm, Preparation, read_preprocessor
-from rmt_mm.deployment.onnx_file import operators, run_onnx, write_onnx
-from rmt_mm.deployment.pipeline import describe_pipeline
+from rmt_mm.tools.cli.predictor import build_predictor
+from rmt_mm.tools.commands import export as tool
+from rmt_mm.tools.deployment.detectors import detector_graph, pool
+from rmt_mm.tools.deployment.graphs import segmentor_graph
+from rmt_mm.tools.deployment.inputs import ImageNorm, Preparation, read_preprocessor
+from rmt_mm.tools.deployment.onnx_file import operators, run_onnx, write_onnx
+from rmt_mm.tools.deployment.pipeline import describe_pipeline
 from rmt_mm.errors import UsageError
 
 from support import ROOT, load_tool

@@ -41,7 +41,7 @@ TOKEN_DATA = 'tests/classification/test_token_label_data.py'
 TOKEN_GEOMETRY = 'tests/classification/test_token_label_geometry.py'
 TOKEN_TOOL = 'tests/classification/test_token_label_tool.py'
 OFFICIAL = 'tests/checkpoints/test_official.py'
-CONVERTER = 'tests/conversion/test_converter.py'
+CONVERTER = 'tests/checkpoints/test_converter.py'
 COMPAT = 'tests/checkpoints/test_compat.py'
 SAFETY = 'tests/checkpoints/test_safety.py'
 DATA_CHECK = 'tests/training/test_data_check.py'
@@ -290,7 +290,7 @@ MUTANTS = [
         ),
     ),
     *_group(
-        'rmt_mm/backbone/position.py',
+        'rmt_mm/ops/tables.py',
         PARITY,
         (
             'decay: squared distance',
@@ -429,13 +429,13 @@ MUTANTS = [
         ),
     ),
     *_group(
-        'rmt_mm/allocator.py',
-        'tests/test_allocator.py',
+        'rmt_mm/ops/memory.py',
+        'tests/test_memory.py',
         ('maps are returned to the system', '    bytearray(MAX_DYNAMIC_THRESHOLD)', '    bytearray(0)'),
         ('a block that malloc never maps', '= 2**25 - 2**16', '= 2**26'),
     ),
     *_group(
-        'rmt_mm/backbone/eager.py',
+        'rmt_mm/ops/recorders.py',
         OBSERVERS,
         (
             'functional transforms take the eager shortcuts',
@@ -479,7 +479,7 @@ MUTANTS = [
         ('large images: BatchNorm in training mode', 'module.training or is_stateless', 'is_stateless', BATCHES),
         ('large images: BatchNorm without statistics', 'module.training or is_stateless', 'module.training', BATCHES),
         ('large images: hooks', ' or not is_plain(module, type(module))', '', BATCHES),
-        ('maps are not reused', '        raise_dynamic_threshold()\n', '', 'tests/test_allocator.py'),
+        ('maps are not reused', '        raise_dynamic_threshold()\n', '', 'tests/test_memory.py'),
         ('large images: hooks of the backbone itself', 'list(self.modules())[1:]', 'list(self.modules())', BATCHES),
         ('large images: masks', 'if mask is None and self._splits', 'if self._splits', BATCHES),
         ('drop path on attention alone', 'x + self.drop_path2(scale(', 'x + (scale('),
@@ -560,7 +560,7 @@ MUTANTS = [
         ),
     ),
     *_group(
-        'rmt_mm/flops.py',
+        'rmt_mm/tools/flops.py',
         'tests/backbone/test_flops.py -k backbone',
         ('multiply-adds: hooks stay', 'hook.remove()', 'pass', 'tests/backbone/test_flops.py -k hooks'),
     ),
@@ -668,21 +668,21 @@ MUTANTS = [
     ),
     # Pictures of one's own
     *_group(
-        'rmt_mm/cli/images.py',
+        'rmt_mm/tools/cli/images.py',
         'tests/cli/test_demo.py -k pictures',
         ('pictures: EXIF', 'upright = ImageOps.exif_transpose(image)', 'upright = image.copy()'),
         ('pictures: 16 bits', 'values / top * 255', 'values'),
         ('pictures: transparent pixels', "'white'), layers)", "'black'), layers)"),
     ),
     *_group(
-        'rmt_mm/cli/tiles.py',
+        'rmt_mm/tools/cli/tiles.py',
         'tests/cli/test_demo.py -k tile',
         ('tiles: without overlap', 'size - overlap', 'size'),
         ('tiles: the border', '*range(0, last, size - overlap), last]', '*range(0, last, size - overlap)] or [0]'),
         ('tiles: over the larger area', 'np.minimum(areas[same], areas[i])', 'np.maximum(areas[same], areas[i])'),
     ),
     *_group(
-        'rmt_mm/cli/predictor.py',
+        'rmt_mm/tools/cli/predictor.py',
         'tests/cli/test_demo.py -k tile',
         ('tiles: boxes stay in their tile', '[columns.start, rows.start] * 2', '[0, 0] * 2'),
         ('tiles: boxes with x and y exchanged', '[columns.start, rows.start] * 2', '[rows.start, columns.start] * 2'),
@@ -706,7 +706,7 @@ MUTANTS = [
     ),
     # The page to try a model
     *_group(
-        'rmt_mm/webui/trial.py',
+        'rmt_mm/tools/webui/trial.py',
         'tests/webui/test_page.py',
         ('page: two threads in the model', 'self.lock = threading.Lock()', 'self.lock = contextlib.nullcontext()'),
         ('page: any number of pixels', 'if width * height > self.max_pixels:', 'if False:'),
@@ -719,31 +719,31 @@ MUTANTS = [
         ('page: every click computes again', 'result.recorded = {(stage, block): found}', 'pass'),
     ),
     *_group(
-        'rmt_mm/webui/page.py',
+        'rmt_mm/tools/webui/page.py',
         'tests/webui/test_page.py',
         ('page: clicks of x and y exchanged', 'in zip(at.index,', 'in zip(at.index[::-1],'),
         ('page: names of files are HTML', '{escape(text)}</p>', '{text}</p>'),
         ('page: the mean for every head', 'None if head == MEAN else int(head)', 'None'),
     ),
     *_group(
-        'rmt_mm/webui/sizes.py',
+        'rmt_mm/tools/webui/sizes.py',
         'tests/webui/test_page.py',
         ('page: boxes of the small picture', 'found.bboxes * times', 'found.bboxes'),
         ('page: the sample is enlarged itself', 'sample.pred_instances.clone()', 'sample.pred_instances'),
     ),
     *_group(
-        'rmt_mm/webui/attention.py',
+        'rmt_mm/tools/webui/attention.py',
         'tests/webui/test_page.py',
         ('page: heat where the model is blind', 'np.isnan(heat)[..., None], 0,', 'np.isnan(heat)[..., None], 1,'),
         ('page: maps of the transposed token', 'view.token(*pixel, stride)', 'view.token(*pixel[::-1], stride)'),
     ),
     *_group(
-        'rmt_mm/webui/listing.py',
+        'rmt_mm/tools/webui/listing.py',
         'tests/webui/test_page.py',
         ('page: names of classes are HTML', '{escape(name)}', '{name}'),
     ),
     *_group(
-        'rmt_mm/webui/server.py',
+        'rmt_mm/tools/webui/server.py',
         'tests/webui/test_server.py',
         ('page: addresses are fetched', "'/proxy=' in path or", 'False and'),
         ('page: any name of the machine', 'if host in LOOPBACK:', 'if False:'),
@@ -752,14 +752,14 @@ MUTANTS = [
         ('page: the port of another host', 'socket.create_server((host, port)', "socket.create_server(('', port)"),
     ),
     *_group(
-        'rmt_mm/cli/brief.py',
+        'rmt_mm/tools/cli/brief.py',
         'tests/cli/test_brief.py',
         ('brief: stdout after an error', 'sys.stdout = stdout', 'pass'),
         ('brief: everything is shown', 'handler.setLevel(logging.WARNING)', 'pass'),
         ('brief: an epoch with a validation has two lines', 'if not self._validates(runner):', 'if True:'),
     ),
     *_group(
-        'rmt_mm/analysis/attention_maps.py',
+        'rmt_mm/tools/analysis/attention_maps.py',
         'tests/analysis',
         ('maps: rows of the query alone', 'q[:, column], k)', 'q[row, column].expand_as(q[:, column]), k)'),
         ('maps: row and column bias exchanged', 'weights(to_columns, to_rows)', 'weights(to_rows, to_columns)'),
@@ -769,7 +769,7 @@ MUTANTS = [
         ('maps: hooks stay', 'handle.remove()', 'pass'),
     ),
     *_group(
-        'rmt_mm/analysis/view.py',
+        'rmt_mm/tools/analysis/view.py',
         'tests/analysis',
         ('view: without the window', '- self.top\n        x = (torch', '\n        x = (torch'),
         ('view: x and y exchanged', 'return x, y', 'return y, x'),
@@ -813,7 +813,7 @@ MUTANTS = [
         ('converter: missing tensors', 'missing = [name for name in wanted if name not in have]', 'missing = []'),
     ),
     *_group(
-        'rmt_mm/conversion/official_model.py',
+        'rmt_mm/checkpoints/official_model.py',
         CONVERTER,
         ('converter: stem of one channel', 'weight.sum(dim=1, keepdim=True)', 'weight.mean(dim=1, keepdim=True)'),
         ('converter: stem of four channels', '* (have / channels)', '* 1.0'),
@@ -821,7 +821,7 @@ MUTANTS = [
             'converter: positions of another decay',
             'check_position_buffers(parsed.backbone, arch)',
             'pass',
-            'tests/checkpoints tests/conversion',
+            'tests/checkpoints',
         ),
     ),
     *_group(
@@ -869,7 +869,7 @@ MUTANTS = [
     ),
     # Reading mmengine's own files
     *_group(
-        'rmt_mm/safe_load.py',
+        'rmt_mm/checkpoints/safe/load.py',
         SAFETY,
         (
             'files: pickles are executed',
@@ -887,12 +887,12 @@ MUTANTS = [
         ),
     ),
     *_group(
-        'rmt_mm/safe_unpickler.py',
+        'rmt_mm/checkpoints/safe/unpickler.py',
         SAFETY,
         ('files: keys that take the stack', "_require(not nested, 'tuples", "_require(True, 'tuples"),
     ),
     *_group(
-        'rmt_mm/safe_types.py',
+        'rmt_mm/checkpoints/safe/types.py',
         SAFETY,
         (
             "allowance: mmengine's history",
@@ -926,7 +926,7 @@ MUTANTS = [
     ),
     # Command line
     *_group(
-        'rmt_mm/cli/config.py',
+        'rmt_mm/tools/cli/config.py',
         OPTIONS,
         ('tools: pickles are executed', '    force_safe_loading()', '    pass'),
         (
@@ -938,18 +938,18 @@ MUTANTS = [
         ('tools: folders that cannot be written', '_check_work_dir(cfg.work_dir)', 'pass', f'{TOOLS} -k work_dir'),
     ),
     *_group(
-        'rmt_mm/cli/cfg_options.py',
+        'rmt_mm/tools/cli/cfg_options.py',
         'tests/cli/test_cfg_options.py',
         ('options: ingredients of a base', '    if places:', '    if False:'),
         ('options: misspelt names', '    if key not in cfg and close:', '    if False:'),
     ),
     *_group(
-        'rmt_mm/cli/data_files.py',
+        'rmt_mm/tools/cli/data_files.py',
         'tests/cli/test_data_files.py',
         ('tools: missing files', 'not isinstance(path, str) or osp.exists(path):', 'True:'),
     ),
     *_group(
-        'rmt_mm/cli/options.py',
+        'rmt_mm/tools/cli/options.py',
         OPTIONS,
         ('--amp does nothing', "wrapper['type'] = 'AmpOptimWrapper'", 'pass'),
         ('--auto-scale-lr does nothing', 'cfg.auto_scale_lr.enable = True', 'pass'),
@@ -957,13 +957,13 @@ MUTANTS = [
         ('--tta: ordinary images', "dataset['pipeline'] = cfg.tta_pipeline", 'pass'),
     ),
     *_group(
-        'rmt_mm/cli/runner.py',
+        'rmt_mm/tools/cli/runner.py',
         OPTIONS,
         ('CPU: SyncBN stays', "norm['type'] = 'BN'", 'pass'),
         ('CPU: AMP stays', "wrapper['type'] = 'OptimWrapper'", 'pass'),
     ),
     *_group(
-        'rmt_mm/cli/weights.py',
+        'rmt_mm/tools/cli/weights.py',
         'tests/cli/test_loading.py',
         (
             '--resume begins anew',
@@ -983,22 +983,22 @@ MUTANTS = [
         ('bases are configs', "and path.parent.name != '_base_':", ':'),
     ),
     *_group(
-        'rmt_mm/cli/model_check.py',
+        'rmt_mm/tools/cli/model_check.py',
         'tests/cli/test_model_check.py',
         ('tools: a neck that does not fit', 'problems = [_describe_neck(backbone, given, outs, error)]', 'return'),
         ('tools: strides of a head', 'if strides and not same_strides(strides, outs.strides):', 'if False:'),
     ),
     *_group(
-        'rmt_mm/commands/train.py', OPTIONS, ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass')
+        'rmt_mm/tools/commands/train.py', OPTIONS, ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass')
     ),
-    *_group('rmt_mm/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
+    *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
-        'rmt_mm/cli/measure.py',
+        'rmt_mm/tools/cli/measure.py',
         'tests/cli/test_measure.py',
         ("measuring: another's stochastic depth stays", 'module.p = 0.0', 'pass'),
     ),
     *_group(
-        'rmt_mm/cli/isolation.py',
+        'rmt_mm/tools/cli/isolation.py',
         'tests/cli/test_isolation.py',
         ('isolation: a GPU is asked for before forking', "'torch.distributed.optim'", "'rmt_mm'"),
         ('isolation: a child outlives its caller', '    os._exit(1)', '    pass'),
@@ -1015,25 +1015,25 @@ MUTANTS = [
         ('export: a program for one size alone', 'if not isinstance(height, int) or heads', 'if heads'),
     ),
     *_group(
-        'rmt_mm/deployment/inputs.py',
+        'rmt_mm/tools/deployment/inputs.py',
         'tests/deployment/test_exported_sizes.py -k normalisation',
         ('export: channels in the wrong order', 'image = image.flip(1)', 'pass'),
         ('export: padded before normalisation', 'value=self.norm.pad_value', 'value=0'),
     ),
     *_group(
-        'rmt_mm/deployment/detectors.py',
+        'rmt_mm/tools/deployment/detectors.py',
         'tests/deployment/test_export_tool.py -k graph',
         ('export: NMS across classes', "if not cfg.get('class_agnostic', False):", 'if False:'),
         ('export: boxes beyond the image', 'return torch.minimum(boxes.clamp(min=0), limits)', 'return boxes'),
         ('export: features in the order of levels', '[torch.cat(order).argsort()]', ''),
     ),
     *_group(
-        'rmt_mm/deployment/files.py',
+        'rmt_mm/tools/deployment/files.py',
         'tests/deployment/test_exported_sizes.py -k interrupted',
         ('export: half a file', "tempfile.mkdtemp(prefix='.export-', dir=folder)", 'folder'),
     ),
     *_group(
-        'rmt_mm/commands/export.py',
+        'rmt_mm/tools/commands/export.py',
         'tests/deployment/test_export_tool.py -k something_else',
         ('export: wrong values are kept', 'and not is_equal', 'and not max(errors) < 1'),
     ),
@@ -1053,12 +1053,12 @@ MUTANTS = [
         ),
     ),
     *_group(
-        'rmt_mm/report/predictions.py',
+        'rmt_mm/tools/report/predictions.py',
         REPORT,
         ('report: a tensor without data', '_require(max(end, count)', '_require(0 * max(end, count)'),
     ),
     *_group(
-        'rmt_mm/report/logs.py',
+        'rmt_mm/tools/report/logs.py',
         REPORT,
         (
             'report: the earlier run counts',
@@ -1068,17 +1068,17 @@ MUTANTS = [
         ('report: a test is a validation', 'elif is_train or step > 0:', 'else:'),
     ),
     *_group(
-        'rmt_mm/report/detection.py',
+        'rmt_mm/tools/report/detection.py',
         REPORT,
         ('report: an object is found twice', 'free[row.argmax()] = False', 'pass'),
         ('report: AP at one IoU', "{'AP': slice(None)", "{'AP': slice(0, 1)"),
         ('report: other classes match', 'np.where(same, overlaps, 0)', 'overlaps'),
     ),
-    *_group('rmt_mm/report/scenes.py', REPORT, ('report: names on masks', 'cost = hidden + 4', 'cost = 4')),
-    *_group('rmt_mm/report/page.py', REPORT, ('report: texts are not escaped', 'autoescape=True', 'autoescape=False')),
-    *_group('rmt_mm/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')),
+    *_group('rmt_mm/tools/report/scenes.py', REPORT, ('report: names on masks', 'cost = hidden + 4', 'cost = 4')),
+    *_group('rmt_mm/tools/report/page.py', REPORT, ('report: texts are not escaped', 'autoescape=True', 'autoescape=False')),
+    *_group('rmt_mm/tools/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')),
     *_group(
-        'rmt_mm/commands/report.py',
+        'rmt_mm/tools/commands/report.py',
         REPORT,
         ('report: any class is built', "in ('', scope) else []", "in ('', scope, 'mmengine.dataset') else []"),
     ),

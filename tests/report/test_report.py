@@ -19,13 +19,13 @@ from PIL import Image
 pytest.importorskip('plotly', reason='the extra [report] is not installed')
 pytest.importorskip('matplotlib', reason='the extra [report] is not installed')
 
-from rmt_mm.commands import report
+from rmt_mm.tools.commands import report
 from rmt_mm.errors import DataError, UsageError
-from rmt_mm.report.detection import match
-from rmt_mm.report.logs import read_environment, read_logs
-from rmt_mm.report.predictions import read_predictions
-from rmt_mm.report.run_config import compare, read_dumped
-from rmt_mm.report.scenes import (
+from rmt_mm.tools.report.detection import match
+from rmt_mm.tools.report.logs import read_environment, read_logs
+from rmt_mm.tools.report.predictions import read_predictions
+from rmt_mm.tools.report.run_config import compare, read_dumped
+from rmt_mm.tools.report.scenes import (
     Instances,
     _find_place,
     add_caption,
@@ -35,7 +35,7 @@ from rmt_mm.report.scenes import (
     draw_label_map,
     pair,
 )
-from rmt_mm.report.sections import read_run
+from rmt_mm.tools.report.sections import read_run
 
 from support import ROOT
 from support.browser import open_browser

@@ -201,9 +201,9 @@ def ways_in():
     """Return the functions that read untrusted files, by name."""
     import torch
 
-    from rmt_mm import cli
+    from rmt_mm.tools import cli
     from rmt_mm.classification.label_map import load_label_map
-    from rmt_mm.commands import rmt_to_mm as tool
+    from rmt_mm.tools.commands import rmt_to_mm as tool
 
     def convert(path):
         tool.convert(tool.parse_args([path, f'{path}-converted.pth']))

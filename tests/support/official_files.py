@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from rmt_mm import golden as weights
+from rmt_mm.tools import golden as weights
 from rmt_mm.arch import Arch
-from rmt_mm.conversion.heads import HEADS, classifier
-from rmt_mm.conversion.official_model import backbone_shapes
+from rmt_mm.checkpoints.heads import HEADS, classifier
+from rmt_mm.checkpoints.official_model import backbone_shapes
 from rmt_mm.reference import PlainRMT
 
 from support import ROOT

@@ -17,14 +17,14 @@ from PIL import Image
 
 gr = pytest.importorskip('gradio', reason='the page needs gradio')
 
-from rmt_mm.cli.images import read_image  # noqa: E402
-from rmt_mm.cli.predictor import build_predictor  # noqa: E402
-from rmt_mm.webui.attention import lay_over  # noqa: E402
-from rmt_mm.webui.examples import find_examples  # noqa: E402
-from rmt_mm.webui.listing import list_predictions  # noqa: E402
-from rmt_mm.webui.page import MAPS, Page  # noqa: E402
-from rmt_mm.webui.sizes import clickable, enlarge  # noqa: E402
-from rmt_mm.webui.trial import Trial  # noqa: E402
+from rmt_mm.tools.cli.images import read_image  # noqa: E402
+from rmt_mm.tools.cli.predictor import build_predictor  # noqa: E402
+from rmt_mm.tools.webui.attention import lay_over  # noqa: E402
+from rmt_mm.tools.webui.examples import find_examples  # noqa: E402
+from rmt_mm.tools.webui.listing import list_predictions  # noqa: E402
+from rmt_mm.tools.webui.page import MAPS, Page  # noqa: E402
+from rmt_mm.tools.webui.sizes import clickable, enlarge  # noqa: E402
+from rmt_mm.tools.webui.trial import Trial  # noqa: E402
 
 from support import ROOT  # noqa: E402
 

@@ -32,8 +32,8 @@ import torch
 from torch import nn
 
 from rmt_mm.arch import ARCHS
-from rmt_mm.cli.measure import OURS, Case, build, matrix_rate, stepper
-from rmt_mm.flops import MacCounter
+from rmt_mm.tools.cli.measure import OURS, Case, build, matrix_rate, stepper
+from rmt_mm.tools.flops import MacCounter
 
 SCALING_SIZES = (128, 192, 256, 384, 512, 768, 1024)
 

@@ -17,7 +17,7 @@ from typing import List
 
 import numpy as np
 
-# Uses nothing of a checkout but RMT: older checkouts lack rmt_mm.cli.measure.
+# Uses nothing of a checkout but RMT: older checkouts lack rmt_mm.tools.cli.measure.
 WORKER = """
 import json, resource, sys, time
 import torch

@@ -37,9 +37,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rmt_mm import RMT, __version__, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.backbone import attention
-from rmt_mm.cli import UsageError, one_sentence
-from rmt_mm.cli.isolation import run_isolated
-from rmt_mm.cli.measure import DTYPES, Case, matrix_rate, stepper
+from rmt_mm.tools.cli import UsageError, one_sentence
+from rmt_mm.tools.cli.isolation import run_isolated
+from rmt_mm.tools.cli.measure import DTYPES, Case, matrix_rate, stepper
 from rmt_mm.reference import PlainRMT
 
 # What the backbone is checked in: an attention over whole maps, deployed or compiled, and a precision.

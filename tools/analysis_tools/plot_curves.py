@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-from rmt_mm.report.logs import MAIN_METRICS, read_logs  # noqa: E402
+from rmt_mm.tools.report.logs import MAIN_METRICS, read_logs  # noqa: E402
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Draw what MaSA attends to, and the features that it gives: see rmt_mm/commands/vis_masa.py."""
+"""Draw what MaSA attends to, and the features that it gives: see rmt_mm/tools/commands/vis_masa.py."""
 
-from rmt_mm.commands.vis_masa import main
+from rmt_mm.tools.commands.vis_masa import main
 
 if __name__ == '__main__':
     main()

@@ -20,10 +20,10 @@ import openvino
 import torch
 
 from rmt_mm import RMT
-from rmt_mm.allocator import keep_freed_memory
-from rmt_mm.deployment.graphs import feature_graph
-from rmt_mm.deployment.inputs import ImageNorm, Preparation
-from rmt_mm.deployment.onnx_file import INPUT, write_onnx
+from rmt_mm.ops.memory import keep_freed_memory
+from rmt_mm.tools.deployment.graphs import feature_graph
+from rmt_mm.tools.deployment.inputs import ImageNorm, Preparation
+from rmt_mm.tools.deployment.onnx_file import INPUT, write_onnx
 
 
 def onnx_session(path, threads, profile=None):

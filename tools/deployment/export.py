@@ -1,6 +1,6 @@
-"""Export a model for other runtimes: see rmt_mm/commands/export.py."""
+"""Export a model for other runtimes: see rmt_mm/tools/commands/export.py."""
 
-from rmt_mm.commands.export import main
+from rmt_mm.tools.commands.export import main
 
 if __name__ == '__main__':
     main()

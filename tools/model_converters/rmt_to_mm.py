@@ -1,6 +1,6 @@
-"""Convert the authors' checkpoints: see rmt_mm/commands/rmt_to_mm.py."""
+"""Convert the authors' checkpoints: see rmt_mm/tools/commands/rmt_to_mm.py."""
 
-from rmt_mm.commands.rmt_to_mm import main
+from rmt_mm.tools.commands.rmt_to_mm import main
 
 if __name__ == '__main__':
     main()

@@ -1,0 +1,1 @@
+"""Read files without executing them."""

@@ -1,0 +1,175 @@
+"""Position tables of MaSA: the log-decay of the Manhattan prior, and the rotation of queries and keys.
+
+All tables are computed in fp32, with any dtype of the model and any default dtype: token indices reach 67,200 on
+COCO, above fp16's maximum and far above the integers that bf16 can represent.
+"""
+
+import functools
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..arch import LogDecay, rotary_angles
+from .recorders import is_recorded, may_cache
+
+
+def _cached(maxsize: int):
+    """Cache a table function for ``maxsize`` sizes, for training, inference and all models of a process.
+
+    The tables belong to no module, so no state dict holds them. A call that is recorded (compiled, traced, transformed)
+    or runs under a mode (FakeTensorMode) computes its own tables: the recorder must record the computation, and its
+    tensors must not enter the cache.
+    """
+
+    def decorate(build):
+        @functools.lru_cache(maxsize)
+        def build_once(*args):
+            # A tensor made in inference mode could not be used in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                return build(*args)
+
+        @functools.wraps(build)
+        def get(*args):
+            return build_once(*args) if may_cache() else build(*args)
+
+        get.cache_info = build_once.cache_info
+        get.cache_clear = build_once.cache_clear
+        return get
+
+    return decorate
+
+
+def _column(log_decay: LogDecay, device: torch.device) -> Tensor:
+    """Return log(gamma) of every head, (heads, 1), fp32."""
+    return torch.tensor(log_decay, dtype=torch.float32, device=device)[:, None]
+
+
+@_cached(maxsize=64)
+def line_bias(log_decay: LogDecay, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return log D along a line, log(gamma_i) * abs(y - y'): shape (heads, length, length)."""
+    index = torch.arange(length, dtype=torch.float32, device=device)
+    distance = (index[:, None] - index[None, :]).abs()
+    return (_column(log_decay, device)[:, :, None] * distance).to(dtype)
+
+
+@_cached(maxsize=4)
+def manhattan_bias(log_decay: LogDecay, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return log D over a map, log(gamma_i) * (abs(y - y') + abs(x - x')): shape (heads, H * W, H * W)."""
+    rows, columns = (line_bias(log_decay, length, device, torch.float32) for length in (height, width))
+    bias = rows[:, :, None, :, None] + columns[:, None, :, None, :]
+    return bias.flatten(3).flatten(1, 2).to(dtype)
+
+
+@_cached(maxsize=4)
+def manhattan_bias_by_row(
+    log_decay: LogDecay, height: int, width: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return log D over a map for each row of queries, as a view of a table that is H / 2 times smaller.
+
+    log D of queries in row y and keys in row y' depends on y - y' alone. A table over the 2H - 1 differences holds it,
+    and the bias of every row of queries is a window of the table. The window moves forward with y because the rows of
+    keys are in reverse order.
+
+    Returns:
+        Tensor: (height, heads, width, height * width), for queries (y, ., x) and keys (H - 1 - y') * W + x'. Do not
+        write to it: its elements overlap in memory.
+    """
+    index = torch.arange(2 * height - 1, dtype=torch.float32, device=device)
+    rows = _column(log_decay, device) * (index - (height - 1)).abs()
+    columns = line_bias(log_decay, width, device, torch.float32)
+    table = (rows[:, None, :, None] + columns[:, :, None, :]).to(dtype)  # (heads, x, y - y' + H - 1, x')
+    heads_stride, x_stride, y_stride, _ = table.stride()
+    return table.as_strided((height, len(log_decay), width, height * width), (y_stride, heads_stride, x_stride, 1))
+
+
+@_cached(maxsize=32)
+def coordinates(height: int, width: int, device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Return y and x of every token of the flattened map: two tensors (height * width, ), fp32."""
+    axes = (torch.arange(length, dtype=torch.float32, device=device) for length in (height, width))
+    y, x = torch.meshgrid(*axes, indexing='ij')
+    return y.flatten(), x.flatten()
+
+
+@_cached(maxsize=32)
+def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """Return cosine and sine of every token's phases: shape (height, width, 1, head_dim / 2, 2), fp32.
+
+    The phase of token (y, x) is (y * width + x) * angle_j, with :func:`rmt_mm.arch.rotary_angles`: the index in the
+    *flattened* map, also where attention is decomposed (released code; the paper has no rotation). It depends on the
+    map's width, as checkpoints were trained.
+    """
+    index = torch.arange(height * width, dtype=torch.float32, device=device)
+    phase = (index[:, None] * rotary_angles(head_dim).to(device)).view(height, width, 1, head_dim // 2)
+    return torch.stack((phase.cos(), phase.sin()), dim=-1)
+
+
+class PositionTables:
+    """The position tables of one map size. A stage makes one instance and passes it to its blocks.
+
+    Each table is computed at its first use, so that a compiled graph holds it once a stage. Later calls of the same
+    size take it from the cache of the table functions.
+
+    Args:
+        log_decay (tuple[float]): log(gamma) of every head.
+        height (int): height of the map, in tokens.
+        width (int): width of the map, in tokens.
+        head_dim (int): channels of a head.
+        device (torch.device): device of the tables.
+    """
+
+    def __init__(self, log_decay: LogDecay, height: int, width: int, head_dim: int, device: torch.device) -> None:
+        self.log_decay, self.height, self.width, self.head_dim = log_decay, height, width, head_dim
+        self.device = device
+        self._phases: Optional[Tensor] = None
+        self._lines: Optional[Tuple[Tensor, Tensor]] = None
+        self._whole: Optional[Tensor] = None
+        self._by_row: Optional[Tensor] = None
+
+    def phases(self) -> Tensor:
+        """Return :func:`rotary_phases`."""
+        if self._phases is None:
+            self._phases = rotary_phases(self.height, self.width, self.head_dim, self.device)
+        return self._phases
+
+    def lines(self, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+        """Return :func:`line_bias` of a row, (heads, W, W), and of a column, (heads, H, H)."""
+        if self._lines is None or self._lines[0].dtype != dtype:
+            self._lines = (
+                line_bias(self.log_decay, self.width, self.device, dtype),
+                line_bias(self.log_decay, self.height, self.device, dtype),
+            )
+        return self._lines
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """Return :func:`manhattan_bias`, (heads, H * W, H * W)."""
+        if self._whole is None or self._whole.dtype != dtype:
+            self._whole = manhattan_bias(self.log_decay, self.height, self.width, self.device, dtype)
+        return self._whole
+
+    def by_row(self, dtype: torch.dtype) -> Tensor:
+        """Return :func:`manhattan_bias_by_row`, (H, heads, W, H * W)."""
+        if self._by_row is None or self._by_row.dtype != dtype:
+            self._by_row = manhattan_bias_by_row(self.log_decay, self.height, self.width, self.device, dtype)
+        return self._by_row
+
+
+def rotate(x: Tensor, phases: Tensor, overwrite: bool = False) -> Tensor:
+    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above.
+
+    Args:
+        x (Tensor): (B, H, W, heads, head_dim).
+        phases (Tensor): from :func:`rotary_phases`.
+        overwrite (bool): ``x`` may be changed in place. Default False.
+
+    Returns:
+        Tensor: the shape and dtype of ``x``.
+    """
+    pairs = x.to(torch.promote_types(x.dtype, phases.dtype)).unflatten(-1, (-1, 2))
+    if is_recorded():  # compilers fuse the real form; exporters and transforms do not support complex numbers
+        (u0, u1), (cos, sin) = pairs.unbind(-1), phases.unbind(-1)
+        rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)
+    else:  # one kernel, no copies
+        pairs, phases = torch.view_as_complex(pairs), torch.view_as_complex(phases.to(pairs.dtype))
+        rotated = torch.view_as_real(pairs.mul_(phases) if overwrite else pairs * phases)
+    return rotated.flatten(-2).to(x.dtype)

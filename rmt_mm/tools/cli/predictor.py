@@ -1,0 +1,319 @@
+"""Predictions for single images, by the inferencers of mmdet, mmseg and mmpretrain behind one interface."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from ...checkpoints import read_checkpoint
+from ...checkpoints.files import force_safe_loading
+from ...errors import UsageError
+from .cfg_options import apply_options
+from .config import find_config, read_config
+from .model_check import check_backbones
+from .tiles import merge_boxes, tile_windows
+from .types import library
+from .weights import LoadReportHook, check_file
+
+# The 80 classes of COCO have the identifiers 1 to 90 without these.
+NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+# What the libraries' transforms, models and visualisers raise for an image of a single pixel, or 400 times as wide as
+# high.
+SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
+
+
+def check_device(name: Optional[str]) -> None:
+    """Raise UsageError if torch cannot use the device of ``--device``."""
+    if name is not None:
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
+            raise UsageError(f'--device {name} cannot be used: {str(error).splitlines()[0]}') from error
+
+
+def load_predictor(config: str, checkpoint: str, device: Optional[str], cfg_options: Dict[str, Any]) -> 'Predictor':
+    """Build the model of a command line: CONFIG, CHECKPOINT, --device and --cfg-options."""
+    check_device(device)
+    force_safe_loading()
+    path = find_config(config)
+    cfg = read_config(path)
+    apply_options(cfg, cfg_options)
+    check_backbones(cfg, path)
+    return build_predictor(cfg, check_file(checkpoint, 'CHECKPOINT'), device)
+
+
+def build_predictor(cfg: Config, checkpoint: str, device: Optional[str] = None) -> 'Predictor':
+    """Build a model with its weights, for single images.
+
+    Args:
+        cfg (Config): of a detector (mmdet), segmentor (mmseg) or classifier (mmpretrain).
+        checkpoint (str): a local file with every tensor of the model.
+        device (str, optional): such as ``'cuda:1'``. Default: a GPU if there is one.
+
+    Raises:
+        UsageError: the config is of another library, or has no test pipeline.
+        CheckpointError: the file lacks tensors of the model.
+    """
+    kinds: Dict[str, Callable[..., Predictor]] = dict(mmdet=Detector, mmseg=Segmentor, mmpretrain=Classifier)
+    if library(cfg) not in kinds:
+        raise UsageError(f'the config is of {library(cfg)}: images are for configs of {", ".join(kinds)}.')
+    if not cfg.get('test_dataloader'):
+        raise UsageError('the config has no test_dataloader, whose pipeline prepares images.')
+    predictor = kinds[library(cfg)](cfg, checkpoint, device)
+    predictor.cfg = cfg
+    # The inferencers load without complaint what fits. Load again, and refuse a file that lacks tensors.
+    content, report = read_checkpoint(checkpoint), LoadReportHook(checkpoint, 'test')
+    predictor.set_dataset_meta(find_dataset_meta(cfg, content))
+    report.watch(predictor.model, content)
+    predictor.model.load_state_dict(content.get('state_dict', content), strict=False)
+    report.stop()
+    return predictor
+
+
+def find_dataset_meta(cfg: Config, checkpoint: dict) -> dict:
+    """Return what a checkpoint says of its data set (classes, palette), else what the config's data set says.
+
+    The inferencers would take the classes of COCO or Cityscapes for a file without names.
+    """
+    meta = checkpoint.get('meta') or {}
+    found = {key.lower(): value for key, value in (meta.get('dataset_meta') or meta).items() if isinstance(key, str)}
+    if not found.get('classes'):
+        dataset = cfg.test_dataloader.dataset
+        with DATASETS.switch_scope_and_registry(library(cfg)) as registry:
+            kind = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+        found = {**getattr(kind, 'METAINFO', {}), **dataset.get('metainfo', {})}
+    return {key: found.get(key) for key in ('classes', 'palette')}
+
+
+class Predictor(ABC):
+    """A model for single images. Images are (H, W, 3), RGB, uint8.
+
+    Args:
+        cfg (Config): of the model.
+        checkpoint (str): its weights.
+        device (str, optional): Default: a GPU if there is one.
+
+    Attributes:
+        cfg (Config): of the model.
+        model (nn.Module): the model.
+        classes (Sequence[str]): names of the classes: their numbers, if unknown.
+    """
+
+    cfg: Config
+    model: Any
+    classes: Sequence[str] = ()
+
+    @abstractmethod
+    def __init__(self, cfg: Config, checkpoint: str, device: Optional[str]) -> None: ...
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes that the model predicts."""
+
+    def set_dataset_meta(self, meta: dict) -> None:
+        """Set names and colours of classes; without names for all of them, use numbers and any colours."""
+        classes, palette = meta['classes'] or (), meta['palette']
+        self.classes = list(classes) if len(classes) == self.num_classes else list(map(str, range(self.num_classes)))
+        if not isinstance(palette, (list, tuple)) or len(palette) != len(self.classes):
+            palette = np.random.RandomState(1).randint(0, 256, (len(self.classes), 3)).tolist()
+        colours = [tuple(map(int, colour)) for colour in palette]
+        self.model.dataset_meta = dict(classes=self.classes, palette=colours)
+
+    @abstractmethod
+    def predict(self, image: np.ndarray) -> Any:
+        """Return the library's data sample of an image."""
+
+    def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
+        """Return the data sample of an image, computed in square tiles of ``size`` pixels that share ``overlap``."""
+        raise NotImplementedError(f'{type(self).__name__} takes no tiles')
+
+    @abstractmethod
+    def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        """Return an image with the predictions of at least the score ``threshold`` on it, RGB."""
+
+    @abstractmethod
+    def describe(self, sample: Any, threshold: float) -> List[dict]:
+        """Return predictions of at least the score ``threshold`` as values for JSON."""
+
+    def entries(self, sample: Any, threshold: float, name: str, number: int) -> List[dict]:
+        """Return the entries of predictions.json for the image ``name``, which is the ``number``-th."""
+        return [dict(file_name=name, predictions=self.describe(sample, threshold))]
+
+
+class Detector(Predictor):
+    """Boxes, and masks where the model predicts them, by mmdet's ``DetInferencer``."""
+
+    def __init__(self, cfg: Config, checkpoint: str, device: Optional[str]) -> None:
+        from mmdet.apis import DetInferencer
+
+        self._inferencer = DetInferencer(cfg, checkpoint, device, show_progress=False)
+        self.model = self._inferencer.model
+
+    @property
+    def num_classes(self) -> int:
+        heads = [module for module in self.model.modules() if hasattr(module, 'num_classes')]
+        return max(head.num_classes for head in heads)  # the RPN has one
+
+    def set_dataset_meta(self, meta: dict) -> None:
+        super().set_dataset_meta(meta)
+        self._inferencer.visualizer.dataset_meta = self.model.dataset_meta
+
+    def predict(self, image: np.ndarray) -> Any:
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        out = self._inferencer(bgr, return_datasamples=True, no_save_vis=True, no_save_pred=True)
+        return out['predictions'][0].cpu()
+
+    def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
+        height, width = image.shape[:2]
+        parts = []
+        for rows, columns in tile_windows(height, width, size, overlap):
+            sample = self.predict(np.ascontiguousarray(image[rows, columns]))
+            found = sample.pred_instances
+            found = found[found.scores > 0.05]
+            found.bboxes = found.bboxes + torch.tensor([columns.start, rows.start] * 2)
+            if 'masks' in found:
+                masks = torch.zeros(len(found), height, width, dtype=torch.bool)
+                masks[:, rows, columns] = torch.as_tensor(found.masks, dtype=torch.bool)
+                found = InstanceData(bboxes=found.bboxes, scores=found.scores, labels=found.labels, masks=masks)
+            parts.append(found)
+        merged = InstanceData.cat(parts)
+        kept = merge_boxes(merged.bboxes.numpy(), merged.scores.numpy(), merged.labels.numpy())
+        sample.pred_instances = merged[torch.tensor(kept, dtype=torch.long)]
+        sample.set_metainfo(dict(ori_shape=(height, width)))
+        return sample
+
+    def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        visualizer = self._inferencer.visualizer
+        visualizer.add_datasample('image', image, sample, draw_gt=False, pred_score_thr=threshold)
+        return visualizer.get_image()
+
+    def describe(self, sample: Any, threshold: float) -> List[dict]:
+        from mmdet.structures.mask import encode_mask_results
+
+        found = sample.pred_instances
+        found = found[found.scores >= threshold]
+        masks = [None] * len(found)
+        if 'masks' in found:
+            masks = encode_mask_results(np.asarray(found.masks, dtype=bool))
+        results = []
+        for box, score, label, mask in zip(found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks):
+            left, top, right, bottom = box
+            result = dict(
+                category_id=self._category(label),
+                category=self.classes[label],
+                bbox=[left, top, right - left, bottom - top],
+                score=score,
+            )
+            if mask is not None:
+                result['segmentation'] = dict(mask, counts=mask['counts'].decode())
+            results.append(result)
+        return results
+
+    def entries(self, sample: Any, threshold: float, name: str, number: int) -> List[dict]:
+        return [dict(image_id=number, file_name=name, **found) for found in self.describe(sample, threshold)]
+
+    def _category(self, label: int) -> int:
+        """Return COCO's identifier of a class for COCO's 80 classes, else its number from 1."""
+        from mmdet.datasets import CocoDataset
+
+        if tuple(self.classes) != tuple(CocoDataset.METAINFO['classes']):
+            return label + 1
+        return sorted(set(range(1, 91)) - NOT_IN_COCO)[label]
+
+
+class Segmentor(Predictor):
+    """A class of every pixel, by mmseg's ``MMSegInferencer``."""
+
+    def __init__(self, cfg: Config, checkpoint: str, device: Optional[str]) -> None:
+        from mmseg.apis import MMSegInferencer
+
+        self._inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        self._inferencer.show_progress = False
+        self.model = self._inferencer.model
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    def predict(self, image: np.ndarray) -> Any:
+        return self._inferencer(np.ascontiguousarray(image[..., ::-1]), return_datasamples=True).cpu()
+
+    def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
+        height, width = image.shape[:2]
+        total: Optional[Tensor] = None
+        for rows, columns in tile_windows(height, width, size, overlap):
+            sample = self.predict(np.ascontiguousarray(image[rows, columns]))
+            logits = sample.seg_logits.data
+            if total is None:
+                total, count = torch.zeros(len(logits), height, width), torch.zeros(height, width)
+            total[:, rows, columns] += logits
+            count[rows, columns] += 1
+        assert total is not None
+        labels = total.div_(count).argmax(0, keepdim=True)
+        if len(total) == 1:  # a single logit: the model's threshold
+            labels = (total.sigmoid() > self.model.decode_head.threshold).long()
+        sample.set_metainfo(dict(ori_shape=(height, width), img_shape=(height, width)))
+        del sample.seg_logits, sample.pred_sem_seg
+        sample.pred_sem_seg = PixelData(data=labels)
+        return sample
+
+    def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        visualizer = self._inferencer.visualizer
+        visualizer.set_dataset_meta(**self.model.dataset_meta)
+        visualizer.add_datasample('image', image, sample, draw_gt=False, draw_pred=True)
+        return visualizer.get_image()
+
+    def labels(self, sample: Any) -> np.ndarray:
+        """Return the class of every pixel, (H, W), uint8 or, beyond 256 classes, uint16."""
+        labels = sample.pred_sem_seg.data[0].numpy()
+        return labels.astype(np.uint8 if len(self.classes) <= 256 else np.uint16)
+
+    def describe(self, sample: Any, threshold: float) -> List[dict]:
+        numbers, counts = np.unique(self.labels(sample), return_counts=True)
+        return [
+            dict(label=int(number), category=self.classes[number], pixels=int(count))
+            for number, count in zip(numbers, counts)
+        ]
+
+
+class Classifier(Predictor):
+    """The most probable classes, by mmpretrain's ``ImageClassificationInferencer``."""
+
+    TOP = 5
+
+    def __init__(self, cfg: Config, checkpoint: str, device: Optional[str]) -> None:
+        from mmpretrain.apis import ImageClassificationInferencer
+        from mmpretrain.visualization import UniversalVisualizer
+
+        self._inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
+        self.model = self._inferencer.model
+        self._visualizer = UniversalVisualizer()
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.head.num_classes
+
+    def predict(self, image: np.ndarray) -> Any:
+        [data] = self._inferencer.preprocess([np.ascontiguousarray(image[..., ::-1])])
+        return self._inferencer.forward(data)[0].cpu()
+
+    def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        shorter = min(image.shape[:2])
+        self._visualizer.visualize_cls(
+            image, sample, classes=self.classes, draw_gt=False, resize=256 if shorter < 256 else None
+        )
+        return self._visualizer.get_image()
+
+    def describe(self, sample: Any, threshold: float) -> List[dict]:
+        scores, labels = sample.pred_score.topk(min(self.TOP, len(sample.pred_score)))
+        return [
+            dict(label=label, category=self.classes[label], score=score)
+            for score, label in zip(scores.tolist(), labels.tolist())
+        ]

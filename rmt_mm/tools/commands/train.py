@@ -1,0 +1,75 @@
+"""Train a config of mmdetection, mmsegmentation or mmpretrain (its default_scope decides which).
+
+python tools/train.py configs/detection/mask-rcnn_rmt-t_fpn_amp-1x_coco.py
+rmt-train mask-rcnn_rmt-t_fpn_amp-1x_coco
+"""
+
+import argparse
+import sys
+
+from .. import cli
+from ...training.data_check import build_data
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file, or the name of one of ours')
+    cli.add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='continue from PATH, or without it from the last checkpoint in the work dir (from the start if none)',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by actual batch size / auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument('--brief', action='store_true', help='show a line an epoch; the log file has everything')
+    parser.add_argument(
+        '--vis-backend', metavar='NAME', help='write curves to this backend of mmengine too, such as tensorboard'
+    )
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    with cli.one_sentence():
+        cfg = cli.load_config(args)
+        cli.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
+        cli.check_annotations(cfg, 'val_evaluator')
+        if args.amp:
+            cli.use_amp(cfg)
+        if args.auto_scale_lr:
+            cli.use_auto_scale_lr(cfg)
+        if args.vis_backend:
+            cli.use_vis_backend(cfg, args.vis_backend)
+        cli.choose_checkpoint(cfg, args.resume)
+        cli.check_init_cfgs(cfg)
+
+    with cli.one_sentence(*cli.BUILD_ERRORS):
+        runner = cli.build_runner(cfg, args.brief)
+        cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
+        build_data(runner, 'train', 'val')
+    try:
+        with cli.one_sentence():
+            runner.train()
+    except KeyboardInterrupt:
+        print(
+            f'\nInterrupted. What was saved is in {cfg.work_dir}; continue, with the same other options, by\n'
+            f'  {cli.program()} {args.config} --work-dir {cfg.work_dir} --resume',
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def main() -> None:
+    args = parse_args()
+    with cli.process_group():
+        run(args)
+
+
+if __name__ == '__main__':  # python -m
+    main()
