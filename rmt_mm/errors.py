@@ -23,8 +23,8 @@ class RMTError(Exception):
 
     Args:
         text (str): what was wrong, and what to do. Unprintable characters are escaped, line breaks are not.
-        remedy (str): a key of ``rmt_mm.tools.cli.options.REMEDIES``, such as ``'convert'``, for the text that the tools add;
-            the library names neither their paths nor their flags. Default ``''``: the tools add nothing.
+        remedy (str): a key of ``rmt_mm.tools.cli.options.REMEDIES``, such as ``'convert'``, for the text that the tools
+            add; the library names neither their paths nor their flags. Default ``''``: the tools add nothing.
         **facts: values that fill the remedy's text, such as ``channels=4``.
     """
 

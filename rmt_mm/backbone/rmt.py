@@ -146,7 +146,7 @@ class RMT(OpenMMLabBackbone):
         return ops.compute_batch(self, self._compute, x)
 
     def _compute(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
-        x = self.stem(ops.to_image(ops.to_map(x)))
+        x = self.stem(ops.to_map(x).permute(0, 3, 1, 2))  # in channels-last format
         if mask is not None:
             x = self._replace_masked(x, mask)
         outs = []
@@ -156,9 +156,9 @@ class RMT(OpenMMLabBackbone):
             x = self.stages[i](ops.to_map(x))
             if i in self.out_indices:
                 outs.append(getattr(self, f'norm{i}')(x) if self.out_norm else x)
-            x = ops.to_image(x)
+            x = x.permute(0, 3, 1, 2)
         # Make outputs contiguous: mmcv's RoIAlign reads memory as (B, C, H, W) and ignores the strides.
-        return tuple(ops.to_image(out).contiguous() for out in self.zero_unused_gradients(tuple(outs)))
+        return tuple(out.permute(0, 3, 1, 2).contiguous() for out in self.zero_unused_gradients(tuple(outs)))
 
     def _replace_masked(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.mask_token is None:

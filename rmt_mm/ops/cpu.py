@@ -1,7 +1,7 @@
 """Kernels for the CPU.
 
 Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of some processors unused: an AMD EPYC
-with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image, so a 1x1 convolution copies nothing.
+with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
 """
 
 from typing import Callable, Iterator, Optional, Tuple
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import kernel
+from .dispatch import kernel, run
 from .plain import to_image
 from .recorders import Call, needs_batch
 
-# A batch is computed image by image if an image has this many pixels for each thread: smaller maps stay in the cache,
-# and fewer of them are so large that the C library returns them to the system after each use.
+# A batch is computed image by image if an image has this many pixels for each thread: maps of smaller images stay in
+# the cache, and fewer of them are so large that the C library returns them to the system after each use.
 MIN_SEPARATE_PIXELS = 2**17
 # Hidden maps of FFNs above MAX_MAP_BYTES are computed in strips of about STRIP_BYTES. With fewer rows than
 # MIN_STRIP_ROWS, the rows that two strips share would cost too much.
@@ -61,7 +61,8 @@ def _not_convolution(call: Call, layer: nn.Module, x: Tensor) -> Optional[str]:
 @kernel('linear', 'convolution', _not_convolution)
 def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
     """Compute a Linear layer of a map (B, H, W, C) as a 1x1 convolution."""
-    return F.conv2d(to_image(x), layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+    image = run('to_image', Call.of(x), x)
+    return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
 
 
 def _not_strips(call: Call, *args) -> Optional[str]:

@@ -39,7 +39,9 @@ def compiled_flex_attention() -> Callable[..., Tensor]:
 
 
 @kernel('attend_map', 'flex', _not_flex, holds_bias)
-def attend_map_flex(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+def attend_map_flex(
+    q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, flex: Optional[Callable[..., Any]] = None
+) -> Tensor:
     """Attend without any bias in memory: FlexAttention's kernel computes log D from token indices."""
     height, width = q.shape[1:3]
     y, x = coordinates(height, width, q.device)
@@ -49,5 +51,5 @@ def attend_map_flex(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> 
         return score + decay[head] * ((y[i] - y[j]).abs() + (x[i] - x[j]).abs())
 
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
-    flex: Any = flex_attention if is_compiling() else compiled_flex_attention()
+    flex = flex or (flex_attention if is_compiling() else compiled_flex_attention())
     return flex(q, k, v, score_mod=add_decay).transpose(1, 2).unflatten(1, (height, width))
