@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops.memory import raise_dynamic_threshold
 from ..arch import NUM_STAGES, Stage, resolve_arch, resolve_out_indices
-from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
+from ..checkpoints import BackboneSpec, is_pretrained, load_pretrained, require_whole_backbone, tensor_shapes
 from .attention import MaSA
 from .depthwise import ResidualDWConv
 from ..ops.recorders import is_plain, is_recorded, is_traced
@@ -365,10 +365,15 @@ class RMT(BaseModule):
             nn.init.trunc_normal_(self.mask_token, std=0.02)
         for cfg in cfgs:
             if is_pretrained(cfg):
-                load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+                options = {key: value for key, value in cfg.items() if key != 'type'}
+                load_pretrained(self, self.checkpoint_spec(), **options)
+
+    def checkpoint_spec(self) -> BackboneSpec:
+        """Return what this backbone demands of a checkpoint."""
+        return BackboneSpec(self.arch, tensor_shapes(self), self.deploy)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        refuse_foreign(self, state_dict, prefix)
+        require_whole_backbone(self.checkpoint_spec(), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _freeze_stages(self) -> None:
