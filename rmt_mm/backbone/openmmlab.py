@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arch import Arch
-from ..checkpoints import is_pretrained, load_pretrained, refuse_foreign
+from ..checkpoints import BackboneSpec, is_pretrained, load_pretrained, require_whole_backbone, tensor_shapes
 
 InitCfg = Union[dict, List[dict], None]
 
@@ -57,6 +57,7 @@ class OpenMMLabBackbone(BaseModule):
     downsamples: nn.ModuleList
     stages: nn.ModuleList
     mask_token: Optional[nn.Parameter]
+    deploy: bool
     out_indices: Tuple[int, ...]
     out_norm: bool
     frozen_stages: int
@@ -75,10 +76,15 @@ class OpenMMLabBackbone(BaseModule):
             nn.init.trunc_normal_(self.mask_token, std=0.02)
         for cfg in cfgs:
             if is_pretrained(cfg):
-                load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+                options = {key: value for key, value in cfg.items() if key != 'type'}
+                load_pretrained(self, self.checkpoint_spec(), **options)
+
+    def checkpoint_spec(self) -> BackboneSpec:
+        """Return what this backbone demands of a checkpoint."""
+        return BackboneSpec(self.arch, tensor_shapes(self), self.deploy)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        refuse_foreign(self, state_dict, prefix)
+        require_whole_backbone(self.checkpoint_spec(), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True):

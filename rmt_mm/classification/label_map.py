@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, TokenLabelError, printable
-from ..checkpoints.safe.load import DAMAGE, safe_load
+from ..checkpoints.safe import DAMAGE, safe_load
 
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'

@@ -1,6 +1,6 @@
 """Functions that the command-line tools share. The library does not import this package."""
 
-from ...checkpoints.files import force_safe_loading
+from ...checkpoints import force_safe_loading
 from ...checkpoints.loading import check_checkpoint_file
 from ...errors import UsageError
 from .config import find_config, load_config, read_config

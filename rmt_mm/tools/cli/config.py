@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ...checkpoints.files import force_safe_loading
+from ...checkpoints import force_safe_loading
 from ...config_path import get_config_path
 from ...errors import UsageError
 from .cfg_options import apply_options, check_top_level_names

@@ -11,8 +11,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from ...checkpoints import read_checkpoint
-from ...checkpoints.files import force_safe_loading
+from ...checkpoints import force_safe_loading, read_checkpoint
 from ...errors import UsageError
 from .cfg_options import apply_options
 from .config import find_config, read_config

@@ -13,7 +13,7 @@ from ...checkpoints.official_names import is_official
 from ...checkpoints.state_dicts import pick_state_dict
 from ...checkpoints.official_model import TASKS, WEIGHTS, OfficialModel, parse_checkpoint
 from ...errors import CheckpointError, printable
-from ...checkpoints.safe.load import OFFICIAL_TYPES
+from ...checkpoints.safe import OFFICIAL_TYPES
 
 
 def positive(text: str) -> int:

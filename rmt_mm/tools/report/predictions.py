@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.storage import TypedStorage
 
 from ...errors import DataError, printable
-from ...checkpoints.safe.load import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES
-from ...checkpoints.safe.unpickler import Inspector, Unpickler
+from ...checkpoints.safe import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES, Inspector, Unpickler
 
 
 def _require(condition: bool, what: str) -> None:
