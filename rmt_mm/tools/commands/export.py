@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ... import RMT
+from ...backbone import RMT
 from .. import cli
 from ..cli.cfg_options import CfgOptions
 from ..cli.predictor import load_predictor

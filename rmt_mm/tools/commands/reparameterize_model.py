@@ -9,7 +9,7 @@ import argparse
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from ... import RMT
+from ...backbone import RMT
 from .. import cli
 from ...checkpoints.files import check_destination, write_checkpoint
 
