@@ -26,7 +26,7 @@ help:
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
-	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
+	@echo 'make mutants    break the code on purpose, one edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
 	@echo 'ENV=DIR, TORCH=VERSION and MMCV_WHEEL=FILE use what you have: docs/install.md'
 

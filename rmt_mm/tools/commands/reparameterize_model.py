@@ -10,8 +10,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 from ...backbone import RMT
-from .. import cli
 from ...checkpoints.files import check_destination, write_checkpoint
+from .. import cli
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from ...errors import DataError, printable
 from ...checkpoints.safe.load import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES
 from ...checkpoints.safe.unpickler import Inspector, Unpickler
+from ...errors import DataError, printable
 
 
 def _require(condition: bool, what: str) -> None:
