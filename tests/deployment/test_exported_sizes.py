@@ -11,6 +11,7 @@ import torch
 
 from rmt_mm import RMT
 from rmt_mm.backbone import attention
+from rmt_mm.errors import UsageError
 from rmt_mm.tools.deployment.files import replace_file
 from rmt_mm.tools.deployment.graphs import feature_graph
 from rmt_mm.tools.deployment.inputs import ImageNorm, Preparation
@@ -18,7 +19,6 @@ from rmt_mm.tools.deployment.layers import AveragePool
 from rmt_mm.tools.deployment.onnx_file import check_operators, operators, run_onnx, write_onnx
 from rmt_mm.tools.deployment.openvino_file import run_openvino, write_openvino
 from rmt_mm.tools.deployment.torch_program import run_compiled, run_program, write_compiled, write_program
-from rmt_mm.errors import UsageError
 
 from support import needs_torch
 from support.archs import LEAST_ARCH, SMALL_ARCH

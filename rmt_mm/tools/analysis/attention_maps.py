@@ -11,8 +11,8 @@ from ...arch import NUM_STAGES
 from ...backbone import RMT
 from ...backbone.attention import MaSA
 from ...backbone.linear import to_image
-from ...ops.tables import rotate
 from ...backbone.rmt import RMTBlock, RMTStage
+from ...ops.tables import rotate
 
 
 class AttentionMaps(NamedTuple):

@@ -24,11 +24,11 @@ import numpy as np
 from mmengine.utils import ProgressBar
 from PIL import Image
 
+from ...errors import UsageError, printable
 from .. import cli
 from ..cli.cfg_options import CfgOptions
 from ..cli.images import VIDEO_SUFFIXES, find_images, read_image
 from ..cli.predictor import SIZE_ERRORS, Classifier, Predictor, Segmentor, load_predictor
-from ...errors import UsageError, printable
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Make the label maps that training with token labels needs, with any trained classifier of mmpretrain or timm.
 
 The tool resizes each whole image to a square, classifies each place of the classifier's last feature map, and keeps
-the best classes of every place. OUT mirrors the folders of IMAGES, with one file (2, k, h, w) an image.
+the best classes of every place. OUT mirrors the folders of IMAGES, with one file (2, k, h, w) per image.
 
     python tools/dataset_converters/make_token_labels.py CONFIG CHECKPOINT data/imagenet/train \\
         data/imagenet/token_labels/train --size 576
@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import cli
 from ...classification.dense import dense_logits, timm_dense_logits
 from ...classification.label_map import EXTENSIONS, keep_best, save_label_map
+from .. import cli
 
 STAMP = 'annotator.json'
 

@@ -9,9 +9,9 @@ import argparse
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from ... import RMT
-from .. import cli
+from ...backbone import RMT
 from ...checkpoints.files import check_destination, write_checkpoint
+from .. import cli
 
 
 def main() -> None:

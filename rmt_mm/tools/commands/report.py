@@ -27,10 +27,10 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 
+from ...errors import DataError, RMTError, UsageError, printable
 from .. import cli
 from ..cli.images import read_image
 from ..cli.types import LIBRARIES, find_classes
-from ...errors import DataError, RMTError, UsageError, printable
 from .get_flops import measure
 
 EXTRA = ('plotly', 'matplotlib', 'jinja2')

@@ -10,9 +10,9 @@ from typing import Sequence
 import torch
 from mmengine.evaluator import DumpResults
 
-from .. import cli
 from ...ops.memory import keep_freed_memory
 from ...training.data_check import build_data
+from .. import cli
 
 
 def parse_args() -> argparse.Namespace:

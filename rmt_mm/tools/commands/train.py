@@ -7,8 +7,8 @@ rmt-train mask-rcnn_rmt-t_fpn_amp-1x_coco
 import argparse
 import sys
 
-from .. import cli
 from ...training.data_check import build_data
+from .. import cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate by actual batch size / auto_scale_lr.base_batch_size',
     )
-    parser.add_argument('--brief', action='store_true', help='show a line an epoch; the log file has everything')
+    parser.add_argument('--brief', action='store_true', help='show one line per epoch; the log file has everything')
     parser.add_argument(
         '--vis-backend', metavar='NAME', help='write curves to this backend of mmengine too, such as tensorboard'
     )

@@ -25,6 +25,9 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from ...arch import NUM_STAGES
+from ...backbone import RMT
+from ...errors import UsageError
 from .. import cli
 from ..analysis import (
     Recorded,
@@ -36,12 +39,9 @@ from ..analysis import (
     receptive_fields,
     record,
 )
-from ...arch import NUM_STAGES
-from ...backbone import RMT
 from ..cli.cfg_options import CfgOptions
 from ..cli.images import find_images, read_image
 from ..cli.predictor import SIZE_ERRORS, Predictor, load_predictor
-from ...errors import UsageError
 
 DRAWINGS = ('attention', 'features', 'receptive-field')
 # MaSA's output and the drawn attention applied to the values differ by rounding: far less than this.

@@ -11,10 +11,10 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...errors import UsageError
 from .. import cli
 from ..cli.cfg_options import CfgOptions
 from ..cli.predictor import check_device, load_predictor
-from ...errors import UsageError
 
 
 def parse_args() -> argparse.Namespace:
