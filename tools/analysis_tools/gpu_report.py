@@ -37,9 +37,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rmt_mm import RMT, __version__, convert_official_state_dict
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.backbone import attention
-from rmt_mm.tools.cli import UsageError, one_sentence
+from rmt_mm.tools.cli import UsageError, exit_on_error
 from rmt_mm.tools.cli.isolation import run_isolated
-from rmt_mm.tools.cli.measure import DTYPES, Case, matrix_rate, stepper
+from rmt_mm.tools.cli.measure import DTYPES, Case, matrix_rate, make_step
 from rmt_mm.reference import PlainRMT
 
 # What the backbone is checked in: an attention over whole maps, deployed or compiled, and a precision.
@@ -149,7 +149,7 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
 
 
 def measure_step(impl: str, case: Case, warm_up: int, repeat: int) -> dict:
-    step = stepper(impl, case)
+    step = make_step(impl, case)
     on_cuda = case.device == 'cuda'
     weights = torch.cuda.memory_allocated() if on_cuda else 0
     times = []
@@ -320,5 +320,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence(OSError):
+    with exit_on_error(OSError):
         main()
