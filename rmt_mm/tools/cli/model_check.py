@@ -37,6 +37,11 @@ class Variant(NamedTuple):
     stages: Tuple[int, ...]  # out_indices
     neck: Any  # the neck's config, or None
 
+    @property
+    def first(self) -> dict:
+        """The part of the neck that takes the outputs of the backbone; empty without a neck."""
+        return self.neck[0] if isinstance(self.neck, (list, tuple)) else self.neck or {}
+
 
 class Problem(NamedTuple):
     """A disagreement between the backbone, the neck and a head."""
@@ -147,15 +152,14 @@ def _features(arch: Arch, stages: Sequence[int]) -> Features:
 
 
 def _describe_neck(backbone: dict, given: Variant, outs: Features, error: Exception) -> Problem:
-    first = given.neck[0] if isinstance(given.neck, (list, tuple)) else given.neck
     arch = backbone.get('arch', 'tiny')
     size = repr(arch) if isinstance(arch, str) else 'of this size'
     what = f'the outputs {list(given.stages)} of RMT {size} have {outs.channels} channels'
-    wanted = first.get('in_channels')
+    wanted, kind = given.first.get('in_channels'), type_name(given.first.get('type'))
     if wanted is not None:
         return Problem(f'neck.in_channels is {wanted}, but {what}', 'neck.in_channels', None)
     return Problem(
-        f'neck ({type_name(first.get("type"))}) does not take its input ({error}): {what} at strides {outs.strides}',
+        f'neck ({kind}) does not take its input ({error}): {what} at strides {outs.strides}',
         'neck',
         None,
     )
@@ -323,33 +327,27 @@ def _advise(model: dict, arch: Arch, given: Variant, scope: str, where: str, pro
 
 def _variants(given: Variant, arch: Arch) -> Iterator[Variant]:
     """Yield a neck with the channels of ``given.stages``, finest or deepest first, and with and without start_level."""
-    first = given.neck[0] if isinstance(given.neck, (list, tuple)) else given.neck
-    if first is None or not isinstance(first.get('in_channels'), (list, tuple)):
-        channels = None if first is None or 'in_channels' not in first else arch.embed_dims[given.stages[-1]]
-        choices = [channels]
-    else:
+    first, choices = given.first, {}
+    if isinstance(first.get('in_channels'), (list, tuple)):
         channels = type(first['in_channels'])(arch.embed_dims[i] for i in given.stages)
-        choices = [channels, channels[::-1]]
-    starts = [first['start_level'], 0] if first is not None and first.get('start_level') else [None]
-    for channels, start in itertools.product(choices, starts):
-        if first is None:
-            yield given
-            continue
-        changes = dict(in_channels=channels, start_level=start)
-        changed = {**first, **{key: value for key, value in changes.items() if value is not None}}
-        yield Variant(given.stages, changed if given.neck is first else [changed, *given.neck[1:]])
+        choices['in_channels'] = [channels, channels[::-1]]
+    elif 'in_channels' in first:
+        choices['in_channels'] = [arch.embed_dims[given.stages[-1]]]
+    if first.get('start_level'):
+        choices['start_level'] = [first['start_level'], 0]
+    for values in itertools.product(*choices.values()):
+        changed = {**first, **dict(zip(choices, values))}
+        neck = [changed, *given.neck[1:]] if isinstance(given.neck, (list, tuple)) else changed or None
+        yield Variant(given.stages, neck)
 
 
 def _differences(variant: Variant, given: Variant, where: str) -> Iterator[str]:
     if variant.stages != given.stages:
         yield f'{where}.backbone.out_indices={variant.stages}'
-    old, new = (
-        (neck, '') if isinstance(neck, dict) else (neck[0], '.0') if neck else ({}, '')
-        for neck in (given.neck, variant.neck)
-    )
+    first = '.0' if isinstance(given.neck, (list, tuple)) else ''
     for key in ('in_channels', 'start_level'):
-        if new[0].get(key) != old[0].get(key):
-            yield f'{where}.neck{new[1]}.{key}={new[0][key]}'
+        if variant.first.get(key) != given.first.get(key):
+            yield f'{where}.neck{first}.{key}={variant.first[key]}'
 
 
 def _find_taken(model: dict, outs: Features, scope: str) -> List[int]:
@@ -373,12 +371,12 @@ def _find_unused(model: dict, arch: Arch, given: Variant, needed: set, where: st
     kept = sorted(needed)
     stages = tuple(given.stages[i] for i in kept)
     settings = [f'{where}.backbone.out_indices={stages}']
-    first = given.neck[0] if isinstance(given.neck, (list, tuple)) else given.neck
-    if first is not None and isinstance(first.get('in_channels'), (list, tuple)):
+    first = given.first
+    if isinstance(first.get('in_channels'), (list, tuple)):
         settings.append(f'{where}.neck.in_channels={[arch.embed_dims[i] for i in stages]}')
         if first.get('start_level'):
             settings.append(f'{where}.neck.start_level={max(0, first["start_level"] - kept[0])}')
-    elif first is None:
+    elif not first:
         for name, head in _heads(model):
             index = head.get('in_index')
             if isinstance(index, (list, tuple)):
