@@ -1,4 +1,4 @@
-"""train.py --brief shows a line an epoch and logs as before; --vis-backend writes to another backend of mmengine."""
+"""train.py --brief shows one line per epoch and logs as before; --vis-backend writes to another backend of mmengine."""
 
 import re
 import sys

@@ -38,9 +38,9 @@ from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.atomic import replacing
 from rmt_mm.backbone import attention
 from rmt_mm.reference import PlainRMT
-from rmt_mm.tools.cli import UsageError, one_sentence
+from rmt_mm.tools.cli import UsageError, exit_on_error
 from rmt_mm.tools.cli.isolation import run_isolated
-from rmt_mm.tools.cli.measure import DTYPES, Case, matrix_rate, stepper
+from rmt_mm.tools.cli.measure import DTYPES, Case, make_step, matrix_rate
 
 # What the backbone is checked in: an attention over whole maps, deployed or compiled, and a precision.
 CHECKS = [(form, dtype) for form in ('FlexAttention', 'bias held') for dtype in DTYPES]
@@ -149,7 +149,7 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
 
 
 def measure_step(impl: str, case: Case, warm_up: int, repeat: int) -> dict:
-    step = stepper(impl, case)
+    step = make_step(impl, case)
     on_cuda = case.device == 'cuda'
     weights = torch.cuda.memory_allocated() if on_cuda else 0
     times = []
@@ -319,5 +319,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence(OSError):
+    with exit_on_error(OSError):
         main()

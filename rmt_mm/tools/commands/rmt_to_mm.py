@@ -91,7 +91,7 @@ def adapt(model: OfficialModel, args: argparse.Namespace) -> None:
 
 
 def main(argv=None) -> None:
-    with cli.one_sentence(OSError):
+    with cli.exit_on_error(OSError):
         convert(parse_args(argv))
 
 
