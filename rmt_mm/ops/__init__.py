@@ -11,19 +11,21 @@ from typing import Callable, Tuple
 from torch import Tensor, nn
 
 from . import cpu, cuda, eager, plain  # noqa: F401  # they register their kernels
-from .dispatch import PRIORITY, Choice, record, run, use
+from .dispatch import PRIORITY, Choice, choose, record, run, use
 from .eager import recompute
-from .explain import explain
+from .explain import explain, table
 from .memory import keep_freed_memory
 from .recorders import Call, known
 from .tables import PositionTables
 
 __all__ = [
     'PRIORITY',
+    'Call',
     'Choice',
     'PositionTables',
     'attend_lines',
     'attend_map',
+    'choose',
     'compute_batch',
     'explain',
     'ffn',
@@ -34,6 +36,7 @@ __all__ = [
     'record',
     'recompute',
     'rotate',
+    'table',
     'to_image',
     'to_map',
     'use',

@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What :func:`run` chose: an operator, its kernel, and why each kernel before it did not take the call."""
+    """What :func:`choose` returns: an operator, its kernel, and why each kernel before it did not take the call."""
 
     operator: str
     kernel: str
@@ -70,30 +70,35 @@ def kernel(operator: str, name: str, cannot: Refusal = never, should_not: Refusa
     return register
 
 
-def run(operator: str, call: Call, *args: Any) -> Any:
-    """Compute an operator by the kernel that takes the call.
+def choose(operator: str, call: Call, *args: Any) -> Choice:
+    """Return which kernel takes a call of an operator, and why those before it do not.
 
     Raises:
         UsageError: a pinned kernel does not take the call.
     """
     pinned = _PINNED.get(operator)
-    names = (pinned,) if pinned else PRIORITY[operator]
     reasons: Tuple[Tuple[str, str], ...] = ()
-    for name in names:
-        chosen = _KERNELS[operator, name]
-        reason = chosen.cannot(call, *args)
+    for name in (pinned,) if pinned else PRIORITY[operator]:
+        kernel = _KERNELS[operator, name]
+        reason = kernel.cannot(call, *args)
         if reason is None and not pinned:
-            reason = chosen.should_not(call, *args)
+            reason = kernel.should_not(call, *args)
         if reason is None:
-            if not call.compiled:
-                for counter in _RECORDS:
-                    counter[Choice(operator, name, reasons)] += 1
-            return chosen.run(*args)
+            return Choice(operator, name, reasons)
         reasons = (*reasons, (name, reason))
     raise UsageError(
-        f'{operator}={names[0]} is pinned (rmt_mm.ops.use or {VARIABLE}), but this kernel does not take the call: '
+        f'{operator}={pinned} is pinned (rmt_mm.ops.use or {VARIABLE}), but this kernel does not take the call: '
         f'{reasons[0][1]}.'
     )
+
+
+def run(operator: str, call: Call, *args: Any) -> Any:
+    """Compute an operator by the kernel that :func:`choose` names."""
+    choice = choose(operator, call, *args)
+    if not call.compiled:
+        for counter in _RECORDS:
+            counter[choice] += 1
+    return _KERNELS[operator, choice.kernel].run(*args)
 
 
 @contextmanager

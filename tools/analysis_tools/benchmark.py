@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from rmt_mm.arch import ARCHS
-from rmt_mm.tools.cli.measure import OURS, Case, build, matrix_rate, make_step
+from rmt_mm.tools.cli.measure import OURS, Case, build, make_step, matrix_rate
 from rmt_mm.tools.flops import MacCounter
 
 SCALING_SIZES = (128, 192, 256, 384, 512, 768, 1024)

@@ -33,10 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rmt_mm import RMT, __version__, convert_official_state_dict
+from rmt_mm import RMT, __version__, convert_official_state_dict, ops
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.atomic import replacing
-from rmt_mm.backbone import attention
 from rmt_mm.reference import PlainRMT
 from rmt_mm.tools.cli import UsageError, exit_on_error
 from rmt_mm.tools.cli.isolation import run_isolated
@@ -133,12 +132,10 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
     image = torch.randn(2, 3, *shape, device=device)
     exact = run_both_ways(copy.deepcopy(reference).double(), image.double(), 'fp32')
     plain = run_both_ways(reference, image, dtype)
-    flex = 'FlexAttention' in form
-    if flex or form == 'by row':
-        attention.MAX_BIAS_ELEMENTS, attention.HAS_FLEX_KERNEL = 0, flex
     if form == 'deployed':
         model.switch_to_deploy()
-    with sdpa_kernel(FUSED):  # raises where torch would take its slow path
+    kernel = 'flex' if 'FlexAttention' in form else 'by_row' if form == 'by row' else 'plain'
+    with sdpa_kernel(FUSED), ops.use(attend_map=kernel):  # raises where torch would take its slow path
         found = run_both_ways(torch.compile(model) if 'compiled' in form else model, image, dtype)
     errors = {
         key: [float((vector - exact[key]).norm() / exact[key].norm()) for vector in (found[key], plain[key])]
