@@ -61,14 +61,15 @@ def instruction_sets() -> Dict[str, Tuple[str, ...]]:
 
 def library_path() -> Path:
     """Return where the library of this torch and these sources is, or would be."""
-    cache = os.environ.get('RMT_MM_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rmt-mm'
+    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rmt-mm'
+    cache = Path(os.environ.get('RMT_MM_CACHE') or default).expanduser()
     digest = hashlib.sha256(repr((FLAGS, instruction_sets())).encode())
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in ('.cpp', '.h'):
             digest.update(source.read_bytes())
     abi = '' if torch.compiled_with_cxx11_abi() else '-oldabi'
     name = f'torch{torch.__version__}{abi}-{sys.platform}-{platform.machine()}-{digest.hexdigest()[:12]}'
-    return Path(cache).expanduser() / 'ops' / name / 'rmt_mm_ops.so'
+    return cache / 'ops' / name / 'rmt_mm_ops.so'
 
 
 def find_library() -> Optional[Path]:

@@ -32,11 +32,11 @@ def attend_lines(
             not neighbours in memory, a copy is made.
         log_decay (Sequence[float]): log(gamma) of every head.
         dim (int): 2 attends within every row (along W), 1 within every column (along H).
-        phases (Tensor, optional): :func:`rmt_mm.ops.tables.rotary_phases` of the map. Given, q and k are rotated as they
-            are read, and so are taken unrotated. Default None.
+        phases (Tensor, optional): :func:`rmt_mm.ops.tables.rotary_phases` of the map. Given, q and k are rotated as
+            they are read. Default None: they are rotated already.
 
     Returns:
-        Tensor: (B, H, W, heads, head_dim), contiguous, of the dtype of q. It has gradients of q, k and v of first order.
+        Tensor: (B, H, W, heads, head_dim), contiguous, of the dtype of q. Gradients of q, k, v are of first order.
 
     Raises:
         RuntimeError: :func:`why_not` has a reason, shapes do not agree, or `dim` is another number.
@@ -46,9 +46,7 @@ def attend_lines(
     return _operator()(q, k, v, log_decay, dim, phases)[0]
 
 
-def attend_map(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float], phases: Optional[Tensor] = None
-) -> Tensor:
+def attend_map(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float], phases: Optional[Tensor] = None) -> Tensor:
     """Attend over the whole map. Arguments, result and errors are those of :func:`attend_lines`."""
     return _operator()(q, k, v, log_decay, WHOLE_MAP, phases)[0]
 

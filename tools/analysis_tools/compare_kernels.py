@@ -1,4 +1,4 @@
-"""Time attention by the C++ kernel against torch's fused attention, on the shapes of RMT, without the rest of the model.
+"""Time attention by the C++ kernel against torch's fused attention, on the shapes of RMT, without the rest of RMT.
 
     python tools/analysis_tools/compare_kernels.py [--rounds 9] [--threads 1] [--dtype float32] [--only 800x1344]
 
