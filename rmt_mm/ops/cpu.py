@@ -4,15 +4,17 @@ Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of
 with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
 """
 
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import masa
 from .dispatch import kernel, run
 from .plain import to_image
 from .recorders import Call, needs_batch
+from .tables import PositionTables
 
 # A batch is computed image by image if an image has this many pixels for each thread: maps of smaller images stay in
 # the cache, and fewer of them are so large that the C library returns them to the system after each use.
@@ -63,6 +65,47 @@ def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
     """Compute a Linear layer of a map (B, H, W, C) as a 1x1 convolution."""
     image = run('to_image', Call.of(x), x)
     return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+
+
+def _not_masa(call: Call, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Optional[str]:
+    return call.why_not_run() if call.exported or call.traced else masa.why_not(q, k, v)
+
+
+@kernel('attend_lines', 'masa', _not_masa)
+def attend_lines_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
+    """Attend along lines by the kernel in C++, which holds no bias and no weights."""
+    return masa.attend_lines(q, k, v, tables.log_decay, dim)
+
+
+@kernel('attend_map', 'masa', _not_masa)
+def attend_map_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Attend over the whole map by the kernel in C++."""
+    return masa.attend_map(q, k, v, tables.log_decay)
+
+
+def _not_float32(call: Call, *args: Any) -> Optional[str]:
+    if (call.device, call.dtype, call.grad) != ('cpu', torch.bfloat16, True):
+        return 'it is for gradients in bf16 on the CPU'
+    return call.why_not_run() or None
+
+
+@kernel('attend_lines', 'float32', _not_float32)
+def attend_lines_float32(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
+    """Attend in fp32: in bf16 on the CPU, the backward pass of torch's fused kernel takes several times as long."""
+    return _attend_float32('attend_lines', q, k, v, tables, dim)
+
+
+@kernel('attend_map', 'float32', _not_float32)
+def attend_map_float32(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Attend in fp32, as :func:`attend_lines_float32`."""
+    return _attend_float32('attend_map', q, k, v, tables)
+
+
+def _attend_float32(operator: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
+    dtype = q.dtype
+    q, k, v = (t.float() for t in (q, k, v))
+    with torch.autocast('cpu', enabled=False):
+        return run(operator, Call.of(q), q, k, v, *args).to(dtype)
 
 
 def _not_strips(call: Call, *args) -> Optional[str]:

@@ -15,8 +15,8 @@ PRIORITY = {
     'to_image': ('strided', 'plain'),
     'linear': ('convolution', 'plain'),
     'rotate': ('complex', 'plain'),
-    'attend_lines': ('plain',),
-    'attend_map': ('flex', 'by_row', 'plain'),
+    'attend_lines': ('masa', 'float32', 'plain'),
+    'attend_map': ('masa', 'float32', 'flex', 'by_row', 'plain'),
     'ffn': ('strips', 'layers', 'plain'),
 }
 # Pins for the whole process: 'plain', or pairs such as 'attend=plain,ffn=plain'.

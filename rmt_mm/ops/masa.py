@@ -59,10 +59,16 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> Optional[str]:
         return f'the kernel takes float32 or bfloat16, and the tensors are {q.dtype}, {k.dtype} and {v.dtype}'
     if q.shape[-1] % 8:
         return f'the kernel takes head_dim that is a multiple of 8, and it is {q.shape[-1]}'
-    return None if load_library() else f'the kernel is not built: `{BUILD_COMMAND}` builds it'
+    return None if is_loaded() else f'the kernel is not built: `{BUILD_COMMAND}` builds it'
+
+
+@torch.compiler.assume_constant_result  # a compiler cannot trace what loads a library
+def is_loaded() -> bool:
+    """Load the library if it is built; tell whether it is there."""
+    return load_library()
 
 
 def _operator() -> torch._ops.OpOverload:
-    if not load_library():
+    if not is_loaded():
         raise RuntimeError(f'the kernel is not built: `{BUILD_COMMAND}` builds it')
     return torch.ops.rmt_mm.masa.default
