@@ -918,6 +918,12 @@ MUTANTS = [
         ('data check: another order of classes', 'if sorted(map(str, train)) == sorted(map(str, other)):', 'if False:'),
     ),
     *_group(
+        'rmt_mm/training/findings.py',
+        'tests/training/test_findings.py',
+        ('data check: goes on behind an error', '            break', '            pass'),
+        ('data check: an error is a note', '            raise kind(finding.text)', '            pass'),
+    ),
+    *_group(
         'rmt_mm/training/data_check.py',
         DATA_CHECK,
         ('data check: empty data sets', 'and len(dataset) == 0:', 'and False:'),
