@@ -163,6 +163,32 @@ def test_plain_computes_the_formulas(call, expected, size):
         assert error(ours, reference) < (1e-4 if i else 1e-5)
 
 
+@pytest.mark.parametrize('kernel', ['plain', 'complex'])
+def test_rotation_in_bf16_is_computed_in_fp32(kernel):
+    """An index of 67,200 is no number of bf16, nor are most phases."""
+    x = torch.randn(1, 5, 300, HEADS, DIM).bfloat16()
+    with ops.use(rotate=kernel):
+        out = ops.rotate(x, position_tables((5, 300)))
+        expected = ops.rotate(x.float(), position_tables((5, 300)))
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=0, atol=0)
+
+
+def test_gradients_in_bf16_without_the_kernel_are_computed_in_float32():
+    q, k, v = (torch.randn(1, 6, 10, HEADS, DIM).bfloat16().requires_grad_() for _ in range(3))
+    for call in ('attend_map', 'attend_lines rows'):
+        compute = CALLS[call]()
+        with ops.use(**{compute.operator.__name__: 'float32'}):
+            out = compute(q, k, v)
+        out.sum().backward()
+        with ops.use('plain'):
+            exact = compute(*(t.detach().float() for t in (q, k, v)))
+        assert out.dtype == q.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(out, exact.bfloat16(), rtol=0, atol=1e-2)
+        with ops.use(**{compute.operator.__name__: 'plain'}):
+            assert error(compute(q, k, v).float(), exact) >= error(out.float(), exact)
+
+
 def test_a_line_attends_within_itself():
     q, k, v = (torch.randn(1, 4, 5, HEADS, DIM) for _ in range(3))
     compute = Attention(ops.attend_lines, 2)

@@ -2,8 +2,8 @@
 
     python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain ffn=layers plain
 
-Passes with the pins (see rmt_mm.ops.use; `default` pins nothing) take turns. Prints, for each, the median of its times, and
-the median of the ratios to the first pin's time in the same round, with their middle half. Frees memory as the tools do.
+Passes with the pins (see rmt_mm.ops.use; `default` pins nothing) take turns. Prints, for each, the median of its times,
+and the median of the ratios to the first pin's time in the same round, with their middle half.
 """
 
 import argparse
