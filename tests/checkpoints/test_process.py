@@ -65,7 +65,7 @@ class Numbers(torch.utils.data.Dataset):
         return 2
 
     def __getitem__(self, index):
-        return torch.ones(1)
+        return dict(inputs=torch.ones(1))
 
 @MODELS.register_module()
 class Line(BaseModel):
