@@ -22,11 +22,11 @@ help:
 	@echo 'make demo-resnet18   the same schedule with ResNet-18'
 	@echo 'make demo-segmentation, make demo-classification   the other tasks, up to 50 minutes each'
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
-	@echo 'make test       the fast tests       make lint   the linter'
+	@echo 'make test       the fast tests       make lint   the linters'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
-	@echo 'make mutants    break the code on purpose, an edit at a time, and see whether the tests notice: an hour'
+	@echo 'make mutants    break the code on purpose, one edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
 	@echo 'ENV=DIR, TORCH=VERSION and MMCV_WHEEL=FILE use what you have: docs/install.md'
 
@@ -61,6 +61,7 @@ mutants: setup
 
 lint: setup
 	$(PYTHON_ENV) -m ruff check . && $(PYTHON_ENV) -m ruff format --check . && $(PYTHON_ENV) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 $(DIGITS): setup
 	$(PYTHON_ENV) tools/dataset_converters/make_digits.py $(DIGITS)

@@ -1,17 +1,16 @@
 """RMT (Retentive Networks Meet Vision Transformers, CVPR 2024) for mmdetection, mmsegmentation and mmpretrain."""
 
-from .compat import check_stack, is_doctor
-from .version import __version__
+from .compat import check_stack
+from .version import __version__  # before anything fails: rmt_doctor reads it
 
-if not is_doctor():
-    check_stack()  # before mmcv is imported, so that an unusable stack raises an error of one sentence
+check_stack()  # before mmcv is imported, so that an unusable stack raises an error of one sentence
 
-    from .backbone import RMT
-    from .checkpoints import allow_mmengine_checkpoints, convert_official_state_dict
-    from .config_path import get_config_path, list_configs
-    from .training import DataCheckHook, LayerDecayOptimWrapperConstructor
+from .backbone import RMT
+from .checkpoints import allow_mmengine_checkpoints, convert_official_state_dict
+from .config_path import get_config_path, list_configs
+from .training import DataCheckHook, LayerDecayOptimWrapperConstructor
 
-    allow_mmengine_checkpoints()  # or the libraries' own tools could not resume
+allow_mmengine_checkpoints()  # or the libraries' own tools could not resume
 
 __all__ = [
     'DataCheckHook',

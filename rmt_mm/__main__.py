@@ -1,7 +1,7 @@
-"""`python -m rmt_mm`: see :mod:`rmt_mm.tools.commands.doctor`."""
+"""`python -m rmt_mm`: see :mod:`rmt_doctor`."""
 
 import sys
 
-from .tools.commands.doctor import main
+from rmt_doctor import main
 
 sys.exit(main())

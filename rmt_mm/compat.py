@@ -1,7 +1,6 @@
 """Check at import that the installed versions of the OpenMMLab stack work with this package and together."""
 
 import re
-import sys
 from importlib import metadata
 from typing import Dict, Optional, Tuple
 
@@ -92,17 +91,9 @@ def find_installed() -> Dict[str, Tuple[str, str]]:
     return {package: version for package in DISTRIBUTIONS if (version := _installed(package))}
 
 
-def is_doctor() -> bool:
-    """Tell whether this process is `python -m rmt_mm` (from Python 3.10 on, which keeps its command line).
-
-    The doctor must start where the rest of the package cannot be imported, to say why.
-    """
-    command = getattr(sys, 'orig_argv', [])
-    return sys.argv[:1] == ['-m'] and '-m' in command and command[command.index('-m') + 1] == 'rmt_mm'
-
-
 def check_stack() -> None:
     """Raise ImportError with one sentence if the installed OpenMMLab packages cannot work with this one or together."""
     problem = find_stack_problem(find_installed())
     if problem:
-        raise ImportError(problem)
+        # The name of the package, so that `python -m rmt_mm` prints the sentence without a traceback.
+        raise ImportError(problem, name=__package__)

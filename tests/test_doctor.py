@@ -1,4 +1,4 @@
-"""`python -m rmt_mm`: its output if everything works, and if something is missing or wrong."""
+"""`rmt-doctor`: its output if everything works, and if something is missing or wrong."""
 
 import importlib
 import os
@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from rmt_mm import compat
+import rmt_doctor as doctor
+from rmt_mm import compat, version
 from rmt_mm.tools import golden
-from rmt_mm.tools.commands import doctor
 
 from support import ROOT
 
@@ -33,29 +33,33 @@ def test_a_working_environment(capsys):
     assert 'forward and backward in' in out and out.endswith('everything that is installed works\n')
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason='Python 3.9 does not keep its command line: import fails first')
+HIDE = """
+from importlib import metadata
+version = metadata.version
+def hide(name):
+    if 'mmcv' in name:
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = hide
+"""
+
+
 def test_without_mmcv_it_still_starts_and_says_what_to_install(tmp_path):
-    (tmp_path / 'sitecustomize.py').write_text(
-        'from importlib import metadata\n'
-        'version = metadata.version\n'
-        'def hide(name):\n'
-        "    if 'mmcv' in name:\n"
-        '        raise metadata.PackageNotFoundError(name)\n'
-        '    return version(name)\n'
-        'metadata.version = hide\n'
-    )
+    (tmp_path / 'sitecustomize.py').write_text(HIDE)
+    sentence = 'rmt_mm needs mmcv and mmengine, and found '
+    done = run('-m', 'rmt_doctor', path=tmp_path)
+    assert done.returncode == 1 and not done.stderr
+    assert f'rmt_mm       {version.__version__} in {ROOT / "rmt_mm"}\n' in done.stdout
+    assert f'stack        PROBLEM: {sentence}torch ' in done.stdout
+    assert 'to mend: stack: run `pip install "rmt-mm[openmmlab]"` or' in done.stdout
     done = run('-m', 'rmt_mm', path=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert 'to mend: stack: run `pip install "rmt-mm[openmmlab]"` or' in done.stdout and not done.stderr
+    assert done.returncode == 1 and f'ImportError: {sentence}' in done.stderr and len(done.stderr.splitlines()) == 1
     done = run('-c', 'import rmt_mm', path=tmp_path)
-    assert done.returncode == 1 and 'ImportError: rmt_mm needs mmcv and mmengine' in done.stderr
+    assert done.returncode == 1 and f'ImportError: {sentence}' in done.stderr
 
 
-def test_other_modules_of_the_package_are_not_taken_for_it():
-    done = run('-m', 'rmt_mm.tools.commands.get_flops', '--help')
-    assert done.returncode == 0 and 'usage' in done.stdout
-    code = "import sys; sys.argv = ['-m']; import rmt_mm; print(rmt_mm.RMT.__name__)"
-    assert run('-c', code).stdout == 'RMT\n'
+def test_both_ways_to_call_it():
+    assert run('-m', 'rmt_mm', '--help').stdout == run('-m', 'rmt_doctor', '--help').stdout != ''
 
 
 def fail_import(monkeypatch, broken):
@@ -90,6 +94,13 @@ def test_a_library_that_does_not_import(monkeypatch, capsys):
     fail_import(monkeypatch, {'mmseg'})
     assert doctor.main([]) == 1
     assert 'to mend: mmseg: `pip install' in capsys.readouterr().out
+
+
+def test_the_package_itself_does_not_import(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'check_model', lambda report: pytest.fail('needs the package'))
+    fail_import(monkeypatch, {'rmt_mm'})
+    assert doctor.main([]) == 1
+    assert 'rmt_mm       PROBLEM: does not import (ImportError: rmt_mm: undefined symbol)' in capsys.readouterr().out
 
 
 def test_without_torch(monkeypatch, capsys):

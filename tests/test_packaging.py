@@ -21,6 +21,7 @@ SCRIPTS = (
     'rmt-webui',
     'rmt-export',
     'rmt-convert',
+    'rmt-doctor',
 )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, TokenLabelError, printable
 from ..checkpoints.safe import DAMAGE, safe_load
+from ..errors import CheckpointError, TokenLabelError, printable
 
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from rmt_mm import RMT
-from rmt_mm.tools.analysis import View, attend_by_map, attention_maps, features_as_colours, find_backbone, receptive_fields
+from rmt_mm.tools.analysis import (
+    View,
+    attend_by_map,
+    attention_maps,
+    features_as_colours,
+    find_backbone,
+    receptive_fields,
+)
 from rmt_mm.tools.analysis import record as record_masa
 
 from support.archs import SMALL_ARCH

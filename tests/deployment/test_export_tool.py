@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from rmt_mm.errors import UsageError
 from rmt_mm.tools.cli.predictor import build_predictor
 from rmt_mm.tools.commands import export as tool
 from rmt_mm.tools.deployment.detectors import detector_graph, pool
@@ -19,7 +20,6 @@ from rmt_mm.tools.deployment.graphs import segmentor_graph
 from rmt_mm.tools.deployment.inputs import ImageNorm, Preparation, read_preprocessor
 from rmt_mm.tools.deployment.onnx_file import operators, run_onnx, write_onnx
 from rmt_mm.tools.deployment.pipeline import describe_pipeline
-from rmt_mm.errors import UsageError
 
 from support import ROOT, load_tool
 from support.archs import LEAST_ARCH

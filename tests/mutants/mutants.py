@@ -989,7 +989,9 @@ MUTANTS = [
         ('tools: strides of a head', 'if strides and not same_strides(strides, outs.strides):', 'if False:'),
     ),
     *_group(
-        'rmt_mm/tools/commands/train.py', OPTIONS, ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass')
+        'rmt_mm/tools/commands/train.py',
+        OPTIONS,
+        ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass'),
     ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
@@ -1030,7 +1032,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/tools/deployment/files.py',
         'tests/deployment/test_exported_sizes.py -k interrupted',
-        ('export: half a file', "tempfile.mkdtemp(prefix='.export-', dir=folder)", 'folder'),
+        ('export: half a file', 'stack.enter_context(replacing(path))', 'path'),
     ),
     *_group(
         'rmt_mm/tools/commands/export.py',
@@ -1075,8 +1077,12 @@ MUTANTS = [
         ('report: other classes match', 'np.where(same, overlaps, 0)', 'overlaps'),
     ),
     *_group('rmt_mm/tools/report/scenes.py', REPORT, ('report: names on masks', 'cost = hidden + 4', 'cost = 4')),
-    *_group('rmt_mm/tools/report/page.py', REPORT, ('report: texts are not escaped', 'autoescape=True', 'autoescape=False')),
-    *_group('rmt_mm/tools/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')),
+    *_group(
+        'rmt_mm/tools/report/page.py', REPORT, ('report: texts are not escaped', 'autoescape=True', 'autoescape=False')
+    ),
+    *_group(
+        'rmt_mm/tools/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')
+    ),
     *_group(
         'rmt_mm/tools/commands/report.py',
         REPORT,

@@ -19,8 +19,8 @@ from PIL import Image
 pytest.importorskip('plotly', reason='the extra [report] is not installed')
 pytest.importorskip('matplotlib', reason='the extra [report] is not installed')
 
-from rmt_mm.tools.commands import report
 from rmt_mm.errors import DataError, UsageError
+from rmt_mm.tools.commands import report
 from rmt_mm.tools.report.detection import match
 from rmt_mm.tools.report.logs import read_environment, read_logs
 from rmt_mm.tools.report.predictions import read_predictions
@@ -33,7 +33,7 @@ from rmt_mm.tools.report.scenes import (
     contact_sheet,
     draw_instances,
     draw_label_map,
-    pair,
+    side_by_side,
 )
 from rmt_mm.tools.report.sections import read_run
 
@@ -233,7 +233,7 @@ def test_a_class_has_one_colour_in_truth_and_prediction():
 
 def test_sheets_hold_pictures_of_any_size():
     wide, high = Image.new('RGB', (300, 20)), Image.new('RGB', (10, 400))
-    sheet = contact_sheet({'Best': [add_caption(pair(wide, high), 'x' * 500), high], 'Worst': [wide]}, 'title')
+    sheet = contact_sheet({'Best': [add_caption(side_by_side(wide, high), 'x' * 500), high], 'Worst': [wide]}, 'title')
     assert sheet.size[0] > 600 and sheet.size[1] > 500
     empty = Instances(np.zeros((0, 4)), np.zeros(0, int), [])
     assert draw_instances(np.zeros((1, 3000, 3), np.uint8), empty, [], []).size == (480, 1)

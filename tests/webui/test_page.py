@@ -23,7 +23,7 @@ from rmt_mm.tools.webui.attention import lay_over  # noqa: E402
 from rmt_mm.tools.webui.examples import find_examples  # noqa: E402
 from rmt_mm.tools.webui.listing import list_predictions  # noqa: E402
 from rmt_mm.tools.webui.page import MAPS, Page  # noqa: E402
-from rmt_mm.tools.webui.sizes import clickable, enlarge  # noqa: E402
+from rmt_mm.tools.webui.sizes import clickable, enlarge_with_sample  # noqa: E402
 from rmt_mm.tools.webui.trial import Trial  # noqa: E402
 
 from support import ROOT  # noqa: E402
@@ -127,7 +127,7 @@ def test_the_threshold_redraws_without_computing_again(page, scene, monkeypatch)
 def test_small_pictures_are_enlarged_with_what_is_drawn_on_them(predictors, scene):
     image = read_image(scene)
     sample = predictors('mmdet').predict(image)
-    larger, drawn = enlarge(image, sample)
+    larger, drawn = enlarge_with_sample(image, sample)
     assert larger.shape == (240, 320, 3)
     assert torch.equal(drawn.pred_instances.bboxes, sample.pred_instances.bboxes * 2)
     assert torch.equal(drawn.pred_instances.masks[:, ::2, ::2], torch.as_tensor(sample.pred_instances.masks))

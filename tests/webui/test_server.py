@@ -20,9 +20,9 @@ pytest.importorskip('gradio', reason='the page needs gradio')
 
 import httpx  # noqa: E402  # of gradio's requirements
 
+from rmt_mm.errors import UsageError  # noqa: E402
 from rmt_mm.tools.cli.predictor import build_predictor  # noqa: E402
 from rmt_mm.tools.commands import webui as command  # noqa: E402
-from rmt_mm.errors import UsageError  # noqa: E402
 from rmt_mm.tools.webui.page import Page  # noqa: E402
 from rmt_mm.tools.webui.server import check_address, private_folder, start  # noqa: E402
 from rmt_mm.tools.webui.trial import Trial  # noqa: E402

@@ -22,7 +22,6 @@ import copy
 import functools
 import importlib.util
 import json
-import os
 import platform
 import statistics
 import sys
@@ -34,13 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rmt_mm import RMT, __version__, convert_official_state_dict
+from rmt_mm import RMT, __version__, convert_official_state_dict, ops
 from rmt_mm.arch import ARCHS, resolve_arch
-from rmt_mm.backbone import attention
-from rmt_mm.tools.cli import UsageError, one_sentence
-from rmt_mm.tools.cli.isolation import run_isolated
-from rmt_mm.tools.cli.measure import DTYPES, Case, matrix_rate, stepper
+from rmt_mm.atomic import replacing
 from rmt_mm.reference import PlainRMT
+from rmt_mm.tools.cli import UsageError, exit_on_error
+from rmt_mm.tools.cli.isolation import run_isolated
+from rmt_mm.tools.cli.measure import DTYPES, Case, make_step, matrix_rate
 
 # What the backbone is checked in: an attention over whole maps, deployed or compiled, and a precision.
 CHECKS = [(form, dtype) for form in ('FlexAttention', 'bias held') for dtype in DTYPES]
@@ -133,12 +132,10 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
     image = torch.randn(2, 3, *shape, device=device)
     exact = run_both_ways(copy.deepcopy(reference).double(), image.double(), 'fp32')
     plain = run_both_ways(reference, image, dtype)
-    flex = 'FlexAttention' in form
-    if flex or form == 'by row':
-        attention.MAX_BIAS_ELEMENTS, attention.HAS_FLEX_KERNEL = 0, flex
     if form == 'deployed':
         model.switch_to_deploy()
-    with sdpa_kernel(FUSED):  # raises where torch would take its slow path
+    kernel = 'flex' if 'FlexAttention' in form else 'by_row' if form == 'by row' else 'plain'
+    with sdpa_kernel(FUSED), ops.use(attend_map=kernel):  # raises where torch would take its slow path
         found = run_both_ways(torch.compile(model) if 'compiled' in form else model, image, dtype)
     errors = {
         key: [float((vector - exact[key]).norm() / exact[key].norm()) for vector in (found[key], plain[key])]
@@ -149,7 +146,7 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
 
 
 def measure_step(impl: str, case: Case, warm_up: int, repeat: int) -> dict:
-    step = stepper(impl, case)
+    step = make_step(impl, case)
     on_cuda = case.device == 'cuda'
     weights = torch.cuda.memory_allocated() if on_cuda else 0
     times = []
@@ -198,9 +195,8 @@ def plan(sizes: Sizes, device: str) -> Dict[str, Measure]:
 
 def write(path: Path, text: str) -> None:
     """Write a file at once or not at all."""
-    part = path.with_name(path.name + '.part')
-    part.write_text(text)
-    os.replace(part, path)
+    with replacing(str(path)) as temporary:
+        Path(temporary).write_text(text)
 
 
 def read_results(path: Path) -> dict:
@@ -247,7 +243,7 @@ def report(results: dict, measures: Dict[str, Measure], rows: List[Tuple[str, Ca
 
 
 def plot(results: dict, rows: List[Tuple[str, Case]], path: Path) -> None:
-    """Plot images a second as bars, a panel for each mode and size."""
+    """Plot images per second as bars, a panel for each mode and size."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -263,7 +259,7 @@ def plot(results: dict, rows: List[Tuple[str, Case]], path: Path) -> None:
             speeds = [case.batch / result['seconds'] if result else 0 for (_, case), result in zip(group, found)]
             axis.bar([x + 0.16 * (i - 2) for x in range(len(group))], speeds, 0.16, label=impl)
         axis.set_xticks(range(len(group)), [f'{row.split()[-1]} {case.dtype}' for row, case in group])
-        axis.set(title='{}, {} x {} x {}'.format(*panel), ylabel='images a second')
+        axis.set(title='{}, {} x {} x {}'.format(*panel), ylabel='images per second')
     axes[0].legend(fontsize='small')
     figure.suptitle(f'{results["about"]["device"]} (no bar: not measured)')
     figure.tight_layout()
@@ -320,5 +316,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence(OSError):
+    with exit_on_error(OSError):
         main()

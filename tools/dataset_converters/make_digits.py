@@ -1,7 +1,7 @@
 """Make digit scenes: a small data set of real scans and real photographs, in the layouts of COCO, ADE20K and ImageNet.
 
 The tool pastes the 1,797 handwritten digits that scikit-learn ships on crops of the two photographs that it ships: 2
-to 6 a scene, at different scales, in different colours and partly over one another. A scan is used in training scenes
+to 6 per scene, at different scales, in different colours and partly over one another. A scan is used in training scenes
 or in validation scenes, never in both. The same seed gives the same files.
 
     OUT/coco/      train2017/, val2017/, annotations/instances_{train,val}2017.json; masks as RLE, of the visible part

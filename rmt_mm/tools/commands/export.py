@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ... import RMT
+from ...backbone import RMT
+from ...errors import UsageError
+from ...version import __version__
 from .. import cli
 from ..cli.cfg_options import CfgOptions
 from ..cli.predictor import load_predictor
@@ -33,8 +35,6 @@ from ..deployment.onnx_file import OPSETS, operators, run_onnx, write_onnx
 from ..deployment.openvino_file import run_openvino, write_openvino
 from ..deployment.pipeline import describe_pipeline
 from ..deployment.torch_program import run_compiled, run_program, write_compiled, write_program
-from ...errors import UsageError
-from ...version import __version__
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2', 'aotinductor': '.pt2'}
 RUNNERS: Dict[str, Callable[[str, Tensor], List[np.ndarray]]] = {
@@ -252,7 +252,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         export(args)
 
 

@@ -1,7 +1,7 @@
 """Make the label maps that training with token labels needs, with any trained classifier of mmpretrain or timm.
 
 The tool resizes each whole image to a square, classifies each place of the classifier's last feature map, and keeps
-the best classes of every place. OUT mirrors the folders of IMAGES, with one file (2, k, h, w) an image.
+the best classes of every place. OUT mirrors the folders of IMAGES, with one file (2, k, h, w) per image.
 
     python tools/dataset_converters/make_token_labels.py CONFIG CHECKPOINT data/imagenet/train \\
         data/imagenet/token_labels/train --size 576
@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import cli
 from ...classification.dense import dense_logits, timm_dense_logits
 from ...classification.label_map import EXTENSIONS, keep_best, save_label_map
+from .. import cli
 
 STAMP = 'annotator.json'
 
@@ -170,7 +170,7 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
     is_timm = args.config.startswith('timm:')
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
-    except (RuntimeError, *cli.BUILD_ERRORS) as error:
+    except cli.FOREIGN_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise cli.UsageError(f'{args.checkpoint} cannot be loaded into {args.config}: {" ".join(lines[:3])}') from error
     model, preprocess = model.to(args.device).eval(), preprocess.to(args.device)
@@ -207,7 +207,7 @@ def annotate(args: argparse.Namespace, names: List[str], total: int) -> List[str
 def main() -> None:
     args = parse_args()
     unreadable = []
-    with cli.one_sentence(ValueError, OSError):
+    with cli.exit_on_error(ValueError, OSError):
         is_timm = args.config.startswith('timm:')
         if not is_timm:
             args.config = cli.find_config(args.config)

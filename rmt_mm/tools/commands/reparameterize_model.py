@@ -9,9 +9,9 @@ import argparse
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
-from ... import RMT
-from .. import cli
+from ...backbone import RMT
 from ...checkpoints.files import check_destination, write_checkpoint
+from .. import cli
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument('out', help='checkpoint to write')
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     args = parser.parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         cli.force_safe_loading()
         check_destination(args.out, args.force)
         args.checkpoint = cli.check_checkpoint_file(args.checkpoint)

@@ -25,6 +25,9 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from ...arch import NUM_STAGES
+from ...backbone import RMT
+from ...errors import UsageError
 from .. import cli
 from ..analysis import (
     Recorded,
@@ -36,12 +39,9 @@ from ..analysis import (
     receptive_fields,
     record,
 )
-from ...arch import NUM_STAGES
-from ...backbone import RMT
 from ..cli.cfg_options import CfgOptions
 from ..cli.images import find_images, read_image
 from ..cli.predictor import SIZE_ERRORS, Predictor, load_predictor
-from ...errors import UsageError
 
 DRAWINGS = ('attention', 'features', 'receptive-field')
 # MaSA's output and the drawn attention applied to the values differ by rounding: far less than this.
@@ -324,7 +324,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS, *SIZE_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS, *SIZE_ERRORS):
         skipped = run(args)
     raise SystemExit(1 if skipped else 0)
 

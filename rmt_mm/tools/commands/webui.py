@@ -11,10 +11,10 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...errors import UsageError
 from .. import cli
 from ..cli.cfg_options import CfgOptions
 from ..cli.predictor import check_device, load_predictor
-from ...errors import UsageError
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     try:
-        with cli.one_sentence(*cli.BUILD_ERRORS):
+        with cli.exit_on_error(*cli.FOREIGN_ERRORS):
             run(args)
     except KeyboardInterrupt:  # Ctrl-C, at any time
         print()

@@ -2,12 +2,10 @@
 
 import contextlib
 import importlib
-import os
 import os.path as osp
-import shutil
-import tempfile
 from typing import Any, Iterator
 
+from ...atomic import replacing
 from ...errors import UsageError
 
 
@@ -25,24 +23,17 @@ def require(module: str) -> Any:
 
 @contextlib.contextmanager
 def replace_file(path: str) -> Iterator[str]:
-    """Yield a name in a new folder beside ``path``; at the end of the block, move every file there to its place.
-
-    After an error, and after an interruption, the folder is deleted, and a file of an earlier export stays as it was.
+    """Yield a path to write to, as :func:`rmt_mm.atomic.replacing` does.
 
     Raises:
         UsageError: the folder of ``path`` does not exist or cannot be written.
     """
-    folder = osp.dirname(path) or '.'
-    try:
-        temporary = tempfile.mkdtemp(prefix='.export-', dir=folder)
-    except OSError as error:
-        raise UsageError(f'{path} cannot be written: {error.strerror}.') from error
-    try:
-        yield osp.join(temporary, osp.basename(path))
-        for name in os.listdir(temporary):
-            os.replace(osp.join(temporary, name), osp.join(folder, name))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(replacing(path))
+        except OSError as error:
+            raise UsageError(f'{path} cannot be written: {error.strerror}.') from error
+        yield temporary
 
 
 def check_target(path: str, force: bool) -> None:

@@ -24,7 +24,7 @@ class Graph(nn.Module):
         task (str): 'features', 'classification', 'segmentation' or 'detection'.
         outputs (dict[str, dict]): names of the outputs, and their axes of any length.
         takes_batches (bool): takes any number of images, not only one.
-        half (bool): the model computes in fp16. Inputs and outputs stay fp32.
+        half_precision (bool): the model computes in fp16. Inputs and outputs stay fp32.
     """
 
     task = ''

@@ -110,7 +110,7 @@ def _distinct(names: Sequence[str]) -> List[str]:
 
 
 def precision_recall(curves: Sequence[Curve]) -> go.Figure:
-    """Draw precision over recall, a line a class; the first curve, if it is a mean, is broad."""
+    """Draw precision over recall, one line per class; the first curve, if it is a mean, is broad."""
     figure = _figure('recall', 'precision', height=440)
     for curve in curves:
         if np.isnan(curve.precision).all():

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from ...errors import DataError
+from ..pictures import scale_to
 from .evaluation import Curve, Evaluation, Scene, check_order
-from .scenes import SIDE, draw_probabilities, enlarge, pair, shorten
+from .scenes import SIDE, draw_probabilities, shorten, side_by_side
 
 MAX_CURVES = 20
 
@@ -32,7 +33,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     names = [osp.basename(info['img_path']) for info in infos]
     check_order(names, samples)
     if not all(isinstance(info.get('gt_label'), (int, np.integer)) for info in infos):
-        raise DataError('the report takes classifiers of one class an image.')
+        raise DataError('the report takes classifiers of one class per image.')
     scores = [sample.get('pred_score') for sample in samples]
     shapes = {tuple(getattr(score, 'shape', ())) for score in scores}
     classes = [str(name) for name in dataset.metainfo.get('classes') or range(max(shapes)[0] if max(shapes) else 0)]
@@ -78,9 +79,9 @@ def _curve(name: str, scores: np.ndarray, positive: np.ndarray) -> Curve:
 
 def _drawer(read, path, values, label, classes):
     def draw():
-        image = Image.fromarray(enlarge(read(path), SIDE * 2 // 3))
+        image = Image.fromarray(scale_to(read(path), SIDE * 2 // 3))
         top = np.argsort(-values)[:5]
         bars = draw_probabilities([classes[i] for i in top], values[top], classes[label], (SIDE, image.height))
-        return pair(image, bars)
+        return side_by_side(image, bars)
 
     return draw

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import DataError
 from .evaluation import Curve, Evaluation, Scene
-from .scenes import Instances, choose_colours, draw_instances, pair
+from .scenes import Instances, choose_colours, draw_instances, side_by_side
 
 MATCH = 0.5  # least IoU of a prediction and the truth that it finds
 MISSED, NOTHING = 'missed', 'nothing there'
@@ -56,7 +56,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
         image = coco.imgs[sample['img_id']]
         annotations = [a for a in coco.imgToAnns[image['id']] if a['category_id'] in labels and not a.get('iscrowd')]
         truth_labels = np.array([labels[a['category_id']] for a in annotations], int)
-        shown = _above(sample['pred_instances'], threshold)
+        shown = _at_least(sample['pred_instances'], threshold)
         boxes = np.array([a['bbox'] for a in annotations], float).reshape(-1, 4)
         _count(counts, _overlaps(shown['corners'], boxes), shown['labels'], truth_labels)
         truth_masks = [coco.annToRLE(a) for a in annotations] if with_masks else None
@@ -129,7 +129,7 @@ def _average_precision(coco: COCO, samples: List[dict], kind: str, name: str, ca
         evaluator.params.catIds = cat_ids
         evaluator.evaluate()
         evaluator.accumulate()
-    # IoU thresholds, recalls, classes; all areas, 100 detections an image. -1: the class has no truth.
+    # IoU thresholds, recalls, classes; all areas, 100 detections per image. -1: the class has no truth.
     precision = evaluator.eval['precision'][:, :, :, 0, -1]
     precision = np.where(precision < 0, np.nan, precision)
     by_threshold = {'AP': slice(None), 'AP50': slice(0, 1), 'AP75': slice(5, 6)}
@@ -164,7 +164,7 @@ def _results(sample: dict, kind: str, cat_ids: list) -> List[dict]:
     return entries
 
 
-def _above(found: dict, threshold: float) -> Dict[str, Any]:
+def _at_least(found: dict, threshold: float) -> Dict[str, Any]:
     """Return the predictions of at least a score, the best first; ``corners`` are left, top, width, height."""
     scores = found['scores'].float().numpy()
     order = [i for i in np.argsort(-scores, kind='stable') if scores[i] >= threshold]
@@ -221,6 +221,6 @@ def _drawer(read, path, corners, labels, masks, shown, classes, colours):
         found_masks = None if shown['masks'] is None else [rle.decode(mask).astype(bool) for mask in shown['masks']]
         truth = Instances(corners, labels, truth_masks)
         found = Instances(shown['boxes'], shown['labels'], found_masks, shown['scores'])
-        return pair(*(draw_instances(image, part, classes, colours) for part in (truth, found)))
+        return side_by_side(*(draw_instances(image, part, classes, colours) for part in (truth, found)))
 
     return draw

@@ -43,7 +43,7 @@ class Evaluation:
         classes (list[str]): names of the classes.
         count (int): images.
         summary (dict[str, float]): metrics over all classes.
-        per_class (dict[str, np.ndarray]): metrics by name, a value a class; NaN where a class does not occur.
+        per_class (dict[str, np.ndarray]): metrics by name, one value per class; NaN where a class does not occur.
         confusion (np.ndarray): (rows, columns): truth in rows, prediction in columns, counts.
         rows, columns (list[str]): names of the confusion matrix's.
         confusion_note (str): how its entries are counted.
@@ -51,7 +51,7 @@ class Evaluation:
         curves_note (str): how they are counted, or why there are none.
         scenes (list[Scene]): all images, in the order of the data set.
         score_note (str): what the score of a scene is.
-        notes (list[str]): what is missing, a sentence each.
+        notes (list[str]): what is missing, one sentence per entry.
     """
 
     classes: List[str]

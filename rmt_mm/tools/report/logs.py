@@ -22,7 +22,7 @@ class Logs:
     Attributes:
         train (list[dict]): lines of trainings with a loss, by iteration.
         val (list[dict]): lines of validations, by epoch or iteration (their ``step``).
-        notes (list[str]): what could not be read, a sentence each.
+        notes (list[str]): what could not be read, one sentence per entry.
         last_run (Path | None): folder of the last run that logged a training; without any, of the last run.
     """
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from ...errors import DataError, printable
 from ...checkpoints.safe import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES, Inspector, Unpickler
+from ...errors import DataError, printable
 
 
 def _require(condition: bool, what: str) -> None:

@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pictures import scale_to
+
 SIDE = 480
 GAP = 12
 INK, FAINT, PAPER = (28, 31, 36), (104, 111, 120), (255, 255, 255)
@@ -69,19 +71,11 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts/ttf' / name), size)
 
 
-def enlarge(image: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """Scale an image so that its longer side has ``side`` pixels."""
-    height, width = image.shape[:2]
-    factor = side / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
-
-
 def draw_instances(
     image: np.ndarray, instances: Instances, classes: Sequence[str], colours: Sequence[Colour], side: int = SIDE
 ) -> Image.Image:
     """Draw boxes, masks and names; the names stand where they cover least of the masks and of each other."""
-    large = enlarge(image, side)
+    large = scale_to(image, side)
     height, width = large.shape[:2]
     boxes = instances.boxes.reshape(-1, 4) * ([width / image.shape[1], height / image.shape[0]] * 2)
     order = np.argsort([-(right - left) * (bottom - top) for left, top, right, bottom in boxes])
@@ -153,11 +147,11 @@ def draw_label_map(
     Args:
         image (np.ndarray): (H, W, 3).
         labels (np.ndarray): (H, W), numbers of classes; others, such as 255, are no class.
-        colours (Sequence[tuple]): a colour a class.
+        colours (Sequence[tuple]): one colour per class.
         background (Sequence[int]): classes that are not drawn, as pixels without a class are not.
         side (int): pixels of the longer side of the picture.
     """
-    large = enlarge(image, side)
+    large = scale_to(image, side)
     shape = large.shape[1::-1]
     numbers = cv2.resize(labels.astype(np.int32), shape, interpolation=cv2.INTER_NEAREST)
     for label in np.unique(numbers):
@@ -195,7 +189,7 @@ def draw_probabilities(names: Sequence[str], values: Sequence[float], truth: str
     return picture
 
 
-def pair(truth: Image.Image, prediction: Image.Image, legend: Sequence[Tuple[str, Colour]] = ()) -> Image.Image:
+def side_by_side(truth: Image.Image, prediction: Image.Image, legend: Sequence[Tuple[str, Colour]] = ()) -> Image.Image:
     """Put truth left and prediction right, with headings above and a legend of classes below."""
     width = truth.width + prediction.width + GAP
     rows = _legend_rows(legend, width)

@@ -267,7 +267,7 @@ def speed(logs: Logs) -> Section:
     if times:
         names = {'time': 'iteration', 'data_time': 'of that, waiting for data'}
         series = {names[name]: points for name, points in times.items()}
-        blocks.append(Chart('Seconds an iteration', charts.lines(series, 'iteration', 'seconds')))
+        blocks.append(Chart('Seconds per iteration', charts.lines(series, 'iteration', 'seconds')))
     memory = logs.curve('memory')
     if memory:
         blocks.append(Chart('Memory of the GPU', charts.lines({'memory': memory}, 'iteration', 'MB')))
@@ -291,7 +291,7 @@ def comparison(runs: Sequence[Run], named: Dict[str, Run]) -> Section:
         rows.append([f'{metric}, last', *(number(points[-1][1]) if points else '–' for points in found)])
         rows.append([f'{metric}, best', *(number(max(y for _, y in points)) if points else '–' for points in found)])
     rows.append(['iterations', *(f'{run.logs.train[-1]["iter"]:,}' if run.logs.train else '–' for run in runs)])
-    rows.append(['seconds an iteration, median', *(_of_finite(run, 'time', np.median, '.3f') for run in runs)])
+    rows.append(['seconds per iteration, median', *(_of_finite(run, 'time', np.median, '.3f') for run in runs)])
     rows.append(['memory of the GPU, MB, largest', *(_of_finite(run, 'memory', np.max, ',.0f') for run in runs)])
     blocks: List[Block] = [Table(['', *named], rows)]
     losses = {name: run.logs.curve('loss') for name, run in named.items() if run.logs.curve('loss')}

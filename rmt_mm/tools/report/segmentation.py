@@ -8,7 +8,7 @@ import torch
 
 from ...errors import DataError
 from .evaluation import Evaluation, Scene, check_order
-from .scenes import choose_colours, draw_label_map, pair
+from .scenes import choose_colours, draw_label_map, side_by_side
 
 IGNORED = 255
 BACKGROUNDS = ('background', 'unlabeled', 'void')
@@ -88,6 +88,6 @@ def _drawer(read, path, truth, labels, classes, colours, background):
         image = read(path)
         there = [i for i in np.union1d(truth, labels) if i < len(classes) and i not in background]
         parts = (draw_label_map(image, part, colours, background) for part in (truth, labels))
-        return pair(*parts, [(classes[i], colours[i]) for i in there])
+        return side_by_side(*parts, [(classes[i], colours[i]) for i in there])
 
     return draw

@@ -7,9 +7,10 @@ import matplotlib
 import numpy as np
 import torch
 
-from ..analysis import AttentionMaps, Recorded, View, attention_maps
 from ...backbone import RMT
-from .sizes import PANEL, fit
+from ..analysis import AttentionMaps, Recorded, View, attention_maps
+from ..pictures import scale_to
+from .sizes import PANEL
 
 HEAT = (matplotlib.colormaps['inferno'](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
 
@@ -48,7 +49,7 @@ def draw_panels(
     query = view.token(*pixel, stride)
     maps = choose_head(attention_maps(recorded.masa, recorded.x, query), head)
     height, width = image.shape[:2]
-    image = fit(image, PANEL)
+    image = scale_to(image, PANEL)
     shown = zoom(view, *image.shape[:2])
     heats = shown.on_image(maps, stride).numpy()
     corners = [shown.pixel(query[0] + d, query[1] + d, stride) for d in (-0.5, 0.5)]

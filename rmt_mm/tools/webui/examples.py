@@ -6,8 +6,8 @@ from typing import List
 
 from mmengine.config import Config
 
-from ..cli.images import IMAGE_SUFFIXES
 from ...training.datasets import build_lazily
+from ..cli.images import IMAGE_SUFFIXES
 
 # Of a large data set, the examples are from the first files that the folder lists.
 MOST_LISTED = 10000
@@ -20,14 +20,14 @@ def find_examples(cfg: Config, count: int) -> List[Path]:
             prefix = dataset.data_prefix
             prefixes = dict(img=prefix) if isinstance(prefix, str) else dict(prefix or {})
             for folder in filter(None, (prefixes.get('img'), prefixes.get('img_path'))):
-                found = _list(Path(folder))
+                found = _list_images(Path(folder))
                 if found:
                     step = max(1, len(found) // count)
                     return found[::step][:count]
     return []
 
 
-def _list(folder: Path) -> List[Path]:
+def _list_images(folder: Path) -> List[Path]:
     if not folder.is_dir():
         return []
     listed = itertools.islice(folder.rglob('*'), MOST_LISTED)

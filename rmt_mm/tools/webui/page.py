@@ -10,8 +10,8 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 import gradio as gr
 
 from ...backbone import RMT
-from ..cli.predictor import Detector, Predictor
 from ...errors import UsageError, printable
+from ..cli.predictor import Detector, Predictor
 from .listing import list_predictions
 from .sizes import clickable
 from .trial import LEAST_SCORE, Result, Trial

@@ -2,10 +2,11 @@
 
 from typing import Any, Tuple
 
-import cv2
 import numpy as np
 import torch
 from mmengine.structures import PixelData
+
+from ..pictures import scale_to
 
 # Pictures are sent to the browser with a longer side of at most this many pixels.
 LARGEST = 1600
@@ -18,33 +19,25 @@ SMALLEST = 400
 PANEL = 480
 
 
-def fit(image: np.ndarray, side: int) -> np.ndarray:
-    """Return an image whose longer side has ``side`` pixels."""
-    height, width = image.shape[:2]
-    ratio = side / max(height, width)
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
-
-
 def shrink(image: np.ndarray) -> np.ndarray:
     """Return an image with a longer side of at most ``LARGEST`` pixels."""
-    return image if max(image.shape[:2]) <= LARGEST else fit(image, LARGEST)
+    return image if max(image.shape[:2]) <= LARGEST else scale_to(image, LARGEST)
 
 
 def clickable(image: np.ndarray) -> np.ndarray:
     """Return an image with a longer side of ``CLICKABLE`` to ``LARGEST`` pixels."""
-    return fit(image, min(max(*image.shape[:2], CLICKABLE), LARGEST))
+    return scale_to(image, min(max(*image.shape[:2], CLICKABLE), LARGEST))
 
 
-def enlarge(image: np.ndarray, sample: Any) -> Tuple[np.ndarray, Any]:
+def enlarge_with_sample(image: np.ndarray, sample: Any) -> Tuple[np.ndarray, Any]:
     """Return a small image, and the boxes, masks and labels of its data sample, enlarged by a whole number.
 
     Args:
         image (np.ndarray): (H, W, 3), uint8.
         sample: a data sample of mmdet or mmseg. It stays as it is.
     """
-    height, width = image.shape[:2]
-    times = SMALLEST // max(height, width)
+    side = max(image.shape[:2])
+    times = SMALLEST // side
     if times < 2:
         return image, sample
 
@@ -61,4 +54,4 @@ def enlarge(image: np.ndarray, sample: Any) -> Tuple[np.ndarray, Any]:
         if 'masks' in found:
             found.masks = repeat(found.masks)
         larger.pred_instances = found
-    return cv2.resize(image, (width * times, height * times), interpolation=cv2.INTER_CUBIC), larger
+    return scale_to(image, times * side), larger

@@ -9,13 +9,13 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 from PIL import Image
 
-from ..analysis import Recorded, View, find_backbone, record
 from ...backbone import RMT
+from ...errors import UsageError, printable
+from ..analysis import Recorded, View, find_backbone, record
 from ..cli.images import IMAGE_SUFFIXES, read_image
 from ..cli.predictor import SIZE_ERRORS, Classifier, Detector, Predictor
-from ...errors import UsageError, printable
 from .attention import Panels, draw_panels
-from .sizes import enlarge, shrink
+from .sizes import enlarge_with_sample, shrink
 
 # The lowest threshold of the page. Detections below it are not kept.
 LEAST_SCORE = 0.05
@@ -113,7 +113,7 @@ class Trial:
         """
         image, sample = result.image, result.sample
         if not isinstance(self.predictor, Classifier):  # whose visualiser enlarges
-            image, sample = enlarge(image, sample)
+            image, sample = enlarge_with_sample(image, sample)
         with self.lock, self._name_size(result.name, image, 'drawn'):
             np.random.seed(0)  # mmdet varies the colours of masks at random: keep them while the threshold moves
             return shrink(self.predictor.draw(image, sample, threshold))

@@ -1,20 +1,22 @@
 """Report whether RMT works here: versions, operators, attention kernels, speed, parity, and how to fix problems.
 
-    python -m rmt_mm
+    rmt-doctor
 
-The exit status is 0 if everything that is installed works, otherwise 1. Put the output into bug reports.
+`python -m rmt_doctor` is the same, and so is `python -m rmt_mm` where rmt_mm can be imported. The exit status is 0 if
+everything that is installed works, otherwise 1. Put the output into bug reports.
+
+This module lies beside the package, because importing rmt_mm raises an error where the doctor is needed most: where
+mmcv or mmengine are missing or too old.
 """
 
 import argparse
 import importlib
 import os
 import platform
+import sys
 import time
 from importlib import metadata
 from typing import List, Optional
-
-from ... import compat
-from ...version import __version__
 
 # The task that needs each package. RMT itself needs none of them.
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
@@ -88,12 +90,15 @@ def check_numpy_and_torchvision(report: Report) -> None:
 
 
 def check_stack(report: Report) -> bool:
-    """Report the OpenMMLab packages, and whether they can work together."""
+    """Report this package and the OpenMMLab packages; return whether they can work together and this one imports."""
+    failure = import_error('rmt_mm')
+    # Python keeps what a failing import has loaded, and rmt_mm loads these two before it can fail.
+    compat, version = sys.modules['rmt_mm.compat'], sys.modules['rmt_mm.version']
+    report.fact('rmt_mm', f'{version.__version__} in {os.path.dirname(os.path.abspath(version.__file__ or ""))}')
     found = compat.find_installed()
-    for package, (distribution, version) in found.items():
-        if package == 'torch':  # already reported
-            continue
-        report.fact(package, f'{version}' if distribution == package else f'{version} ({distribution})')
+    for package, (distribution, number) in found.items():
+        if package != 'torch':  # already reported
+            report.fact(package, number if distribution == package else f'{number} ({distribution})')
     problem = compat.find_stack_problem(found)
     if problem:
         report.problem('stack', problem, problem.rpartition(': ')[2])
@@ -119,29 +124,32 @@ def check_stack(report: Report) -> bool:
             error = import_error(package)
             if error:
                 report.problem(package, f'is installed, and does not import ({error})', remedy)
-    return True
+    if failure and not report.problems:  # otherwise one of them is why
+        report.problem('rmt_mm', f'does not import ({failure})', 'open an issue with this output')
+    return not failure
 
 
 def check_model(report: Report) -> None:
     """Report kernels, seconds and parity of RMT-T."""
     import torch
 
-    from ...arch import ARCHS
-    from ...backbone import RMT
-    from ...backbone.attention import attend_decomposed, choose_full
-    from ..golden import parity_error
+    from rmt_mm import RMT, ops
+    from rmt_mm.arch import ARCHS
+    from rmt_mm.tools.golden import parity_error
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for height, width in SIZES:
-        kernels = []
-        for i, stage in enumerate(ARCHS['tiny'].stages()):
-            kernel = attend_decomposed
-            if not stage.decomposed:
-                size = (height // RMT.strides[i], width // RMT.strides[i])
-                head_dim = stage.dim // stage.num_heads
-                kernel = choose_full(*size, stage.num_heads, head_dim, device == 'cuda')
-            kernels.append(kernel.__name__)
-        report.fact('attention', f'RMT-T at {height} x {width}, stages 1 to 4: {", ".join(kernels)}')
+        choices = []
+        for stride, stage in zip(RMT.strides, ARCHS['tiny'].stages()):
+            size, head_dim = (height // stride, width // stride), stage.dim // stage.num_heads
+            q = torch.empty(1, *size, stage.num_heads, head_dim, device=device)
+            tables = ops.PositionTables((-1.0,) * stage.num_heads, *size, head_dim, q.device)
+            operator, dim = ('attend_lines', [2]) if stage.decomposed else ('attend_map', [])
+            choices.append(ops.choose(operator, ops.Call.of(q), q, q, q, tables, *dim))
+        kernels = ', '.join(f'{operator}={kernel}' for operator, kernel, _ in choices)
+        report.fact('attention', f'RMT-T at {height} x {width}, stages 1 to 4: {kernels}')
+    for name, reason in choices[0].reasons:
+        report.fact('', f'not {name}: {reason}')
 
     model = RMT('tiny').to(device)
     image = torch.zeros(1, 3, 224, 224, device=device)
@@ -165,11 +173,10 @@ def check_model(report: Report) -> None:
 def main(argv: Optional[List[str]] = None) -> int:
     """Print the report; return 0, or 1 if something does not work."""
     parser = argparse.ArgumentParser(
-        prog='python -m rmt_mm', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog='rmt-doctor', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args(argv)
     report = Report()
-    report.fact('rmt_mm', f'{__version__} in {os.path.dirname(os.path.abspath(compat.__file__))}')
     report.fact('Python', f'{platform.python_version()}, {platform.platform()}')
     has_torch = check_torch(report)
     check_numpy_and_torchvision(report)
@@ -180,3 +187,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(f'to mend: {problem}')
     print(f'{len(report.problems)} problems' if report.problems else 'everything that is installed works')
     return min(1, len(report.problems))
+
+
+if __name__ == '__main__':  # python -m rmt_doctor
+    sys.exit(main())
