@@ -65,7 +65,7 @@ class Numbers(torch.utils.data.Dataset):
         return 2
 
     def __getitem__(self, index):
-        return torch.ones(1)
+        return dict(inputs=torch.ones(1))
 
 @MODELS.register_module()
 class Line(BaseModel):
@@ -90,7 +90,7 @@ def test_the_libraries_resume_training_with_rmt_mm_among_the_imports_of_the_conf
     (tmp_path / 'train.py').write_text(TRAIN)
     run('train.py', cwd=tmp_path)
     resumed = run('train.py', 'resume', cwd=tmp_path)
-    assert 'iterations: 4 4' in resumed and 'weights_only=False' not in resumed
+    assert 'iterations: 4 4' in resumed and 'Falling back' not in resumed
 
 
 MEANINGS = """

@@ -39,7 +39,7 @@ TOKEN_GEOMETRY = 'tests/classification/test_token_label_geometry.py'
 TOKEN_TOOL = 'tests/classification/test_token_label_tool.py'
 OFFICIAL = 'tests/checkpoints/test_official.py'
 CONVERTER = 'tests/checkpoints/test_converter.py'
-COMPAT = 'tests/checkpoints/test_compat.py'
+PROCESS = 'tests/checkpoints/test_process.py'
 SAFETY = 'tests/checkpoints/test_safety.py'
 DATA_CHECK = 'tests/training/test_data_check.py'
 TOOLS = 'tests/cli/test_tools.py'
@@ -864,7 +864,7 @@ MUTANTS = [
         ),
         (
             'loading: deployed files in an ordinary model',
-            '    _check_form(backbone, wanted, have, deploy)\n',
+            '    _check_form(spec, have, deploy)\n',
             '',
             'tests/checkpoints tests/cli/test_loading.py',
         ),
@@ -874,7 +874,7 @@ MUTANTS = [
             'if False:\n            state_dict, notes',
         ),
         ('loading: models of others', '    require_rmt(below or state_dict)\n', '    pass\n'),
-        ('loading: positions of another decay', '    check_position_buffers(part, backbone.arch)\n', ''),
+        ('loading: positions of another decay', '    check_position_buffers(part, spec.arch)\n', ''),
         (
             'loading: errors on official files in our names',
             'differences(official_shapes(needed), official_shapes(given)) if official else',
@@ -886,16 +886,10 @@ MUTANTS = [
         CONVERTER,
         (
             'files: written in place',
-            'os.replace(temporary, path)',
-            "open(path, 'wb').write(open(temporary, 'rb').read())",
+            '    with replacing(path) as temporary:\n',
+            '    for temporary in (path,):\n',
         ),
         ('files: replaced unasked', 'if osp.exists(path) and not force:', 'if False:'),
-        (
-            'files: the switch stays off',
-            "os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'",
-            'pass',
-            f'{CONVERTER} -k force_safe_loading',
-        ),
     ),
     # Reading mmengine's own files
     *_group(
@@ -910,10 +904,47 @@ MUTANTS = [
         ('files: damage is not looked for', 'while entry.CRC and file.read(2**20):', 'while False:', CONVERTER),
         ('files: bombs', '        if unpacked > limit:', '        if False:'),
         ('files: tensors larger than their file', '    if total > TENSOR_TIMES', '    if 0 > TENSOR_TIMES'),
+    ),
+    *_group(
+        'rmt_mm/checkpoints/safe/process.py',
+        SAFETY,
         (
             'files: what others have allowed stays forbidden',
             '            set_safe_globals(before)',
             '            pass',
+        ),
+        (
+            'files: the switch stays off',
+            "os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'",
+            'pass',
+            f'{CONVERTER} -k force_safe_loading',
+        ),
+        (
+            'import: mmengine cannot resume',
+            "    if not hasattr(checkpoint, 'get_torch_safe_globals'):\n",
+            '    if False:\n',
+            PROCESS,
+        ),
+    ),
+    *_group(
+        'rmt_mm/checkpoints/shapes.py',
+        OFFICIAL,
+        ('shapes: hidden channels of another ratio', 'int(stage.dim * stage.mlp_ratio)', '3 * stage.dim'),
+        ('shapes: what a model computes is demanded', 'if name not in computed', 'if True'),
+    ),
+    *_group(
+        'rmt_mm/atomic.py',
+        'tests/test_atomic.py',
+        ('atomic: not on the disk', 'os.fsync(file.fileno())', 'pass'),
+        (
+            'atomic: an earlier file without its companion',
+            'key=lambda name: name == target',
+            'key=lambda name: name != target',
+        ),
+        (
+            'atomic: an incomplete file after an error',
+            '        shutil.rmtree(temporary, ignore_errors=True)',
+            '        pass',
         ),
     ),
     *_group(
@@ -926,14 +957,14 @@ MUTANTS = [
         SAFETY,
         (
             "allowance: mmengine's history",
-            "    _under('mmengine.logging.history_buffer.HistoryBuffer', _HistoryBuffer),\n",
+            "    _named('mmengine.logging.history_buffer.HistoryBuffer', _HistoryBuffer),\n",
             '',
-            COMPAT,
+            PROCESS,
         ),
         ('allowance: any attribute', "known and name in ('min', 'max', 'mean', 'current')", 'known'),
         ('allowance: any dtype', 'type(kind) is str and _PLAIN_KIND.fullmatch(kind) is not None', 'True'),
         ('allowance: data of another size', 'and len(data) == math.prod(shape) * dtype.itemsize', 'and True'),
-        ('allowance: NumPy 1 alone', "for core in ('core', '_core')", "for core in ('core', )", COMPAT),
+        ('allowance: NumPy 1 alone', "for core in ('core', '_core')", "for core in ('core', )", PROCESS),
     ),
     *_group(
         'rmt_mm/errors.py',
