@@ -198,6 +198,7 @@ struct Change {
 template <class F>
 INLINE void visit_rows(const Problem& p, const View& view, const Place& place, int64_t begin, int64_t end,
                        const Change& change, F visit) {
+  const int64_t dim = p.dim;  // a local: stores cannot change it
   Walk walk(p, view, begin);
   if (change.is_rotated && p.phases.data) {
     const float* phases = at<const float>(p.phases, place);
@@ -205,15 +206,16 @@ INLINE void visit_rows(const Problem& p, const View& view, const Place& place, i
     const float scale = change.scale, sine = change.is_back ? -scale : scale;
     const Vec8 sines = {-sine, sine, -sine, sine, -sine, sine, -sine, sine};
     for (int64_t n = begin; n < end; n++, walk.next(), phase_walk.next()) {
-      for (int64_t c = 0; c < p.dim; c += EIGHT) {
+      for (int64_t c = 0; c < dim; c += EIGHT) {
         Vec8 phase = load8(phases + phase_walk.offset + c);
         visit(walk.offset, n - begin, c, [=](Vec8 x) INLINE_LAMBDA { return rotate8(x, phase, scale, sines); });
       }
     }
   } else {
+    const float scale = change.scale;
     for (int64_t n = begin; n < end; n++, walk.next()) {
-      for (int64_t c = 0; c < p.dim; c += EIGHT) {
-        visit(walk.offset, n - begin, c, [=](Vec8 x) INLINE_LAMBDA { return x * change.scale; });
+      for (int64_t c = 0; c < dim; c += EIGHT) {
+        visit(walk.offset, n - begin, c, [=](Vec8 x) INLINE_LAMBDA { return x * scale; });
       }
     }
   }
@@ -228,7 +230,7 @@ void load_rows(const Problem& p, const View& view, const Place& place, int64_t b
   visit_rows(p, view, place, begin, end, change, [=](int64_t offset, int64_t n, int64_t c, auto changed) INLINE_LAMBDA {
     store8(rows + n * row + c, changed(load8(from + offset + c)));
   });
-  for (int64_t n = 0; n < end - begin; n++) {
+  for (int64_t n = 0; row > p.dim && n < end - begin; n++) {
     for (int64_t c = p.dim; c < row; c += EIGHT) store8(rows + n * row + c, Vec8{});
   }
 }

@@ -98,33 +98,48 @@ INLINE Vec log2(Vec x) {
   return x == x ? result : x;
 }
 
+#ifdef __clang__
+#define SHUFFLE(to, a, b, index)                         \
+  UNROLL                                                 \
+  for (int j = 0; j < LANES; j++) {                      \
+    const int at = index;                                \
+    to[j] = at < LANES ? a[at % LANES] : b[at % LANES];  \
+  }
+#else  // as constants: else the compiler sees no shuffle here
+#define SHUFFLE(to, a, b, index)                    \
+  {                                                 \
+    Int indices;                                    \
+    UNROLL                                          \
+    for (int j = 0; j < LANES; j++) indices[j] = index; \
+    to = __builtin_shuffle(a, b, indices);          \
+  }
+#endif
+
 // Transpose LANES x LANES numbers: rows at `from`, `from + from_row`, ..., likewise at `to`.
 INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
   Vec rows[LANES];
   UNROLL
   for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_row);
   UNROLL
-  for (int step = 1; step < LANES; step *= 2) {  // exchange the off-diagonal blocks of step x step
+  for (int i = 0; i < LANES; i += 4) {  // blocks of 4 x 4, by what processors do in one instruction
+    Vec a, b, c, d;
+    SHUFFLE(a, rows[i], rows[i + 1], j % 2 * LANES + j / 4 * 4 + j % 4 / 2)
+    SHUFFLE(b, rows[i], rows[i + 1], j % 2 * LANES + j / 4 * 4 + j % 4 / 2 + 2)
+    SHUFFLE(c, rows[i + 2], rows[i + 3], j % 2 * LANES + j / 4 * 4 + j % 4 / 2)
+    SHUFFLE(d, rows[i + 2], rows[i + 3], j % 2 * LANES + j / 4 * 4 + j % 4 / 2 + 2)
+    SHUFFLE(rows[i], a, c, j % 4 / 2 * LANES + j / 4 * 4 + j % 2)
+    SHUFFLE(rows[i + 1], a, c, j % 4 / 2 * LANES + j / 4 * 4 + j % 2 + 2)
+    SHUFFLE(rows[i + 2], b, d, j % 4 / 2 * LANES + j / 4 * 4 + j % 2)
+    SHUFFLE(rows[i + 3], b, d, j % 4 / 2 * LANES + j / 4 * 4 + j % 2 + 2)
+  }
+  UNROLL
+  for (int step = 4; step < LANES; step *= 2) {  // exchange the off-diagonal blocks of step x step
     UNROLL
     for (int i = 0; i < LANES; i++) {
       if (i & step) continue;
       Vec a = rows[i], b = rows[i + step];
-#ifdef __clang__
-      UNROLL
-      for (int j = 0; j < LANES; j++) {
-        rows[i][j] = j & step ? b[j - step] : a[j];
-        rows[i + step][j] = j & step ? b[j] : a[j + step];
-      }
-#else
-      Int upper, lower;
-      UNROLL
-      for (int j = 0; j < LANES; j++) {
-        upper[j] = j & step ? LANES + j - step : j;
-        lower[j] = j & step ? LANES + j : j + step;
-      }
-      rows[i] = __builtin_shuffle(a, b, upper);
-      rows[i + step] = __builtin_shuffle(a, b, lower);
-#endif
+      SHUFFLE(rows[i], a, b, j & step ? LANES + j - step : j)
+      SHUFFLE(rows[i + step], a, b, j & step ? LANES + j : j + step)
     }
   }
   UNROLL
