@@ -4,7 +4,7 @@
 #   TORCH=VERSION    another torch than that of requirements/torch.txt, in .venv-torchVERSION
 #   MMCV_WHEEL=FILE  install this wheel of mmcv instead of compiling one
 #   PYTHON=PROGRAM   makes the environment (default python3.11)
-#   RMT_MM_CACHE=DIR keeps compiled wheels (default ~/.cache/rmt-mm)
+#   RMT_MM_CACHE=DIR keeps compiled wheels and operators (default ~/.cache/rmt-mm)
 #
 # mmcv has no wheel with compiled operators for a current torch, so it is compiled here, once (tools/mmcv_wheel.py). The
 # wheel is kept in a folder named after torch, Python and the accelerator: pip's own cache knows mmcv's version alone and
@@ -49,13 +49,29 @@ if [ -x "$python" ] && [ -n "${PYTHON:-}" ] && [ "$(minor "$PYTHON")" != "$(mino
 with ENV"
 fi
 
+# Compiles our own operators if their sources have changed. RMT works without them, slower.
+build_ops() {
+  local sources
+  sources=$(cat rmt_mm/ops/build.py rmt_mm/ops/csrc/* | sha256sum)
+  [ "$(cat "$env/.ops" 2>/dev/null)" != "$sources" ] || return 0
+  if "$python" -m rmt_mm.build_ops 2>"$log"; then
+    printf '%s' "$sources" >"$env/.ops"
+  else
+    tail -n 1 "$log" >&2
+    say 'attention is computed in plain torch: run the same command again once that is mended'
+  fi
+}
+
 # The stamp holds a digest of all that decides what is installed, and the options. An option that is left out means: as
 # it was set up.
 digest=$(cat tools/{setup_env.sh,setup_plan.py,mmcv_wheel.py} setup.cfg requirements/{build,torch,dev,"$stack"}.txt | sha256sum)
 options="TORCH=$torch MMCV_WHEEL=${wheel:+$(sha256sum <"$wheel")}"
 stamped=$(cat "$env/.ready" 2>/dev/null || true)
 if [ -x "$python" ] && [ "${stamped%%$'\n'*}" = "$digest" ]; then
-  if [ "${stamped#*$'\n'}" = "$options" ] || [ -z "$torch$wheel" ]; then exit 0; fi
+  if [ "${stamped#*$'\n'}" = "$options" ] || [ -z "$torch$wheel" ]; then
+    build_ops
+    exit 0
+  fi
 fi
 rm -f "$env/.ready"
 
@@ -144,5 +160,7 @@ import mmcv, mmcv.ops, mmdet, mmpretrain, mmseg, torch, torchvision
 import rmt_mm
 print('  ready:', *(f'{module.__name__} {module.__version__}' for module in (torch, mmcv, mmdet, mmseg, mmpretrain)))
 PYTHON
+rm -f "$env/.ops"
+build_ops
 printf '%s\n%s' "$digest" "$options" >"$env/.ready"
 say "$env is ready"

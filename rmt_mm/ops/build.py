@@ -1,6 +1,6 @@
 """Build the C++ operators of rmt_mm/ops/csrc, and find and load what was built.
 
-    python -m rmt_mm.ops.build
+    python -m rmt_mm.build_ops
 
 It needs a C++ compiler: $CXX, else g++, c++ or clang++. The library is kept in $RMT_MM_CACHE/ops (default
 ~/.cache/rmt-mm/ops), in a folder named after torch, the machine and a digest of the sources: another torch or another
@@ -25,7 +25,7 @@ from typing import Dict, List, Optional, Tuple
 
 import torch
 
-BUILD_COMMAND = 'python -m rmt_mm.ops.build'
+BUILD_COMMAND = 'python -m rmt_mm.build_ops'
 SOURCES = Path(__file__).parent / 'csrc'
 # What every source is compiled with. Not -ffast-math: NaN and infinity must propagate.
 FLAGS = ('-O3', '-fPIC', '-fvisibility=hidden', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-w')
@@ -191,7 +191,3 @@ def main() -> None:
         sys.exit(f'rmt-mm: the C++ operators were not built: {error}')
     seconds = time.monotonic() - began
     print(f'rmt-mm: the C++ operators are in {path}' + (f' ({seconds:.0f} s)' if seconds > 1 else ''))
-
-
-if __name__ == '__main__':
-    main()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from . import masa
 from .dispatch import kernel, run
-from .plain import to_image
+from .eager import attend_map_by_row, holds_bias
+from .plain import attend_lines, attend_map, to_image
 from .recorders import Call, needs_batch
 from .tables import PositionTables
 
@@ -92,20 +93,18 @@ def _not_float32(call: Call, *args: Any) -> Optional[str]:
 @kernel('attend_lines', 'float32', _not_float32)
 def attend_lines_float32(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
     """Attend in fp32: in bf16 on the CPU, the backward pass of torch's fused kernel takes several times as long."""
-    return _attend_float32('attend_lines', q, k, v, tables, dim)
+    return _in_float32(attend_lines, q, k, v, tables, dim)
 
 
 @kernel('attend_map', 'float32', _not_float32)
 def attend_map_float32(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend in fp32, as :func:`attend_lines_float32`."""
-    return _attend_float32('attend_map', q, k, v, tables)
+    return _in_float32(attend_map if holds_bias(Call.of(q), q) else attend_map_by_row, q, k, v, tables)
 
 
-def _attend_float32(operator: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
-    dtype = q.dtype
-    q, k, v = (t.float() for t in (q, k, v))
+def _in_float32(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
     with torch.autocast('cpu', enabled=False):
-        return run(operator, Call.of(q), q, k, v, *args).to(dtype)
+        return attend(q.float(), k.float(), v.float(), *args).to(q.dtype)
 
 
 def _not_strips(call: Call, *args) -> Optional[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rmt_mm.ops import build, masa
-from rmt_mm.ops.tables import manhattan_bias, rotary_phases, rotate
+from rmt_mm.ops.tables import manhattan_bias, rotary_phases
 
 ERRORS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (4e-3, 1e-2)}  # of values, of gradients
 SIZES = [(1, 1), (1, 7), (7, 1), (7, 7), (14, 14), (5, 33), (2, 97), (17, 50), (400, 3), (3, 400)]
@@ -31,6 +31,11 @@ def library():
 
 def decay(heads):
     return tuple(-0.29 / (head + 1) ** 2 for head in range(heads))
+
+
+def rotate(x, phases):
+    product = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.view_as_complex(phases)
+    return torch.view_as_real(product).flatten(-2)
 
 
 def by_formula(q, k, v, log_decay, dim, phases=None):
@@ -217,7 +222,7 @@ def test_unbuilt_says_how_to_build(monkeypatch, tmp_path):
 def test_build_failures_are_one_sentence(tmp_path):
     for compiler, words in (('no-such-compiler', 'no such program'), ('false', 'failed: see ')):
         env = {**os.environ, 'RMT_MM_CACHE': str(tmp_path), 'CXX': compiler}
-        done = subprocess.run([sys.executable, '-m', 'rmt_mm.ops.build'], env=env, text=True, capture_output=True)
+        done = subprocess.run([sys.executable, '-m', 'rmt_mm.build_ops'], env=env, text=True, capture_output=True)
         assert done.returncode == 1
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith('rmt-mm: the C++ operators were not built: ') and words in last

@@ -5,7 +5,7 @@
 Both run in turn in one process on the same tensors, which are views of one projection, as in the model. The table gives
 medians in milliseconds, torch / kernel, and the kernel's rate by the multiply-adds of its products (2 in the forward
 pass, 7 in both). Only the ratios mean something, and only within one run. Build the kernel first:
-python -m rmt_mm.ops.build.
+python -m rmt_mm.build_ops.
 """
 
 import argparse
