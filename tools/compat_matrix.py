@@ -33,8 +33,8 @@ LITE = ('mmcv-lite==2.1.0', 'mmengine==0.10.7', 'mmpretrain==1.2.0', 'setuptools
 TOOLS = ('pytest>=8', 'pytest-timeout', 'scikit-learn', 'onnx')
 TESTS = (
     'tests/backbone',
+    'tests/ops',
     'tests/checkpoints',
-    'tests/conversion',
     'tests/training',
     'tests/classification/test_classification_usage.py',  # trains, resumes and tests
     'tests/test_imports.py',
