@@ -51,7 +51,7 @@ test-strangers: setup
 # The oldest torch, in an environment of its own; `make compatibility` runs more of them, and all their tests.
 test-torch2.1: setup
 	$(PYTHON_ENV) tools/compat_matrix.py --only torch2.1 --keep \
-		tests/backbone tests/checkpoints/test_compat.py tests/checkpoints/test_safety.py
+		tests/backbone tests/checkpoints/test_compat.py tests/checkpoints/test_process.py tests/checkpoints/test_safety.py
 
 compatibility: setup
 	$(PYTHON_ENV) tools/compat_matrix.py --resume

@@ -133,22 +133,23 @@ def check_model(report: Report) -> None:
     """Report kernels, seconds and parity of RMT-T."""
     import torch
 
+    from rmt_mm import RMT, ops
     from rmt_mm.arch import ARCHS
-    from rmt_mm.backbone import RMT
-    from rmt_mm.backbone.attention import attend_decomposed, choose_full
     from rmt_mm.tools.golden import parity_error
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for height, width in SIZES:
-        kernels = []
-        for i, stage in enumerate(ARCHS['tiny'].stages()):
-            kernel = attend_decomposed
-            if not stage.decomposed:
-                size = (height // RMT.strides[i], width // RMT.strides[i])
-                head_dim = stage.dim // stage.num_heads
-                kernel = choose_full(*size, stage.num_heads, head_dim, device == 'cuda')
-            kernels.append(kernel.__name__)
-        report.fact('attention', f'RMT-T at {height} x {width}, stages 1 to 4: {", ".join(kernels)}')
+        choices = []
+        for stride, stage in zip(RMT.strides, ARCHS['tiny'].stages()):
+            size, head_dim = (height // stride, width // stride), stage.dim // stage.num_heads
+            q = torch.empty(1, *size, stage.num_heads, head_dim, device=device)
+            tables = ops.PositionTables((-1.0,) * stage.num_heads, *size, head_dim, q.device)
+            operator, dim = ('attend_lines', [2]) if stage.decomposed else ('attend_map', [])
+            choices.append(ops.choose(operator, ops.Call.of(q), q, q, q, tables, *dim))
+        kernels = ', '.join(f'{operator}={kernel}' for operator, kernel, _ in choices)
+        report.fact('attention', f'RMT-T at {height} x {width}, stages 1 to 4: {kernels}')
+    for name, reason in choices[0].reasons:
+        report.fact('', f'not {name}: {reason}')
 
     model = RMT('tiny').to(device)
     image = torch.zeros(1, 3, 224, 224, device=device)

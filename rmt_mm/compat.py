@@ -1,4 +1,4 @@
-"""What installed versions of the OpenMMLab stack need: a check at import, and their own files loadable again."""
+"""Check at import that the installed versions of the OpenMMLab stack work with this package and together."""
 
 import re
 from importlib import metadata
@@ -97,25 +97,3 @@ def check_stack() -> None:
     if problem:
         # The name of the package, so that `python -m rmt_mm` prints the sentence without a traceback.
         raise ImportError(problem, name=__package__)
-
-
-def allow_own_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read the files that mmengine itself writes.
-
-    mmengine keeps its message hub in a checkpoint: HistoryBuffers, NumPy arrays and scalars. mmengine 0.10.7 loads with
-    torch's default, which since torch 2.6 refuses those types, and so refuses to resume its own files. They are allowed
-    here, as the stand-ins of :mod:`rmt_mm.checkpoints.safe.types`; nothing else of the safety is switched off.
-
-    onedl-mmengine puts the types themselves on torch's list while it loads. That list is a set: which of two entries
-    of one name counts is chance, and a type does not work with a stand-in. Its list is emptied: the stand-ins are on
-    torch's already, and if they were on both, the end of its load would take them off torch's.
-    """
-    from mmengine.runner import checkpoint
-
-    from .checkpoints.safe.types import STAND_INS
-    from .checkpoints.safe.unpickler import install, safe_globals, set_safe_globals
-
-    install()
-    set_safe_globals([*safe_globals(), *STAND_INS])
-    if hasattr(checkpoint, 'get_torch_safe_globals'):
-        checkpoint.get_torch_safe_globals = list

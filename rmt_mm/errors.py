@@ -1,5 +1,28 @@
 """The errors of this package: each message states in one sentence what was wrong and what to do."""
 
+import contextlib
+from typing import Iterator, Type
+
+# What code of others raises for what it is given: the classes of a config while they are built, a config file, a model
+# that is run on an image, a package at import. None of these documents its errors, and a misspelt argument, an odd
+# size or a broken file can raise nearly every class. Left out are errors that no input causes, such as SystemError.
+# Where the errors are known, name them instead.
+FOREIGN_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
 
 def printable(text: object, limit: int = 0) -> str:
     """Return ``text`` for a terminal, with unprintable characters escaped, such as ``\\x1b`` and ``\\u202e``.
@@ -23,8 +46,8 @@ class RMTError(Exception):
 
     Args:
         text (str): what was wrong, and what to do. Unprintable characters are escaped, line breaks are not.
-        remedy (str): a key of ``rmt_mm.tools.cli.options.REMEDIES``, such as ``'convert'``, for the text that the tools add;
-            the library names neither their paths nor their flags. Default ``''``: the tools add nothing.
+        remedy (str): a key of ``rmt_mm.tools.cli.options.REMEDIES``, such as ``'convert'``, for the text that the tools
+            add; the library names neither their paths nor their flags. Default ``''``: the tools add nothing.
         **facts: values that fill the remedy's text, such as ``channels=4``.
     """
 
@@ -38,6 +61,25 @@ class RMTError(Exception):
     def at(self, place: str) -> 'RMTError':
         """Return the same error with ``place``, such as a file's name, in front of its text."""
         return type(self)(f'{place}: {self}', self.remedy, **self.facts)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the class and the text of an error that is not ours, without line breaks."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split()).rstrip(':')
+
+
+@contextlib.contextmanager
+def as_sentence(kind: Type[RMTError], text: str) -> Iterator[None]:
+    """Raise ``kind`` for what code of others raises in the block: ``text``, a colon, and the error in one line.
+
+    Our own errors pass unchanged.
+    """
+    try:
+        yield
+    except RMTError:
+        raise
+    except FOREIGN_ERRORS as error:
+        raise kind(f'{text}: {in_one_line(error)}') from error
 
 
 class UsageError(RMTError):

@@ -1,6 +1,5 @@
 """Read checkpoint files without executing anything that they hold, and write them atomically."""
 
-import contextlib
 import hashlib
 import http.client
 import json
@@ -8,17 +7,15 @@ import os
 import os.path as osp
 import re
 import shutil
-import tempfile
 import urllib.request
 from typing import Sequence
 
 import torch
 from mmengine.logging import print_log
 
-from ..compat import allow_own_checkpoints
+from ..atomic import replacing
 from ..errors import CheckpointError, MissingCheckpointError, printable
-from .safe.load import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
-from .safe.unpickler import refuse_programs
+from .safe import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
 
 # Other formats that users pass as checkpoints: the first bytes of each, and the text of the error.
 OTHER_FORMATS = (
@@ -43,8 +40,8 @@ SUFFIXES = ('.pth', '.pt', SAFETENSORS)
 def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = OFFICIAL_TYPES) -> dict:
     """Read a checkpoint without executing anything that it holds.
 
-    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.checkpoints.safe.load.safe_load`. The types that
-    mmengine itself writes are allowed.
+    ``torch.load(weights_only=True)``, further restricted: see :func:`rmt_mm.checkpoints.safe.safe_load`. The
+    types that mmengine itself writes are allowed.
 
     Args:
         path (str): a ``.pth`` or a ``.safetensors`` file.
@@ -145,28 +142,17 @@ def write_checkpoint(checkpoint: dict, path: str, force: bool = False, publish: 
         OSError: the file could not be written.
     """
     check_destination(path, force)
-    folder = osp.dirname(path) or '.'
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f'.{osp.basename(path)}.', suffix=osp.splitext(path)[1])
-    os.close(descriptor)
-    try:
+    with replacing(path) as temporary:
         if path.endswith(SAFETENSORS):
             _write_safetensors(checkpoint, temporary)
         else:
             with open(temporary, 'wb') as file:  # a file object, so that the file's name is not stored in it
                 torch.save(checkpoint, file)
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
         if publish:
             stem, suffix = osp.splitext(path)
             path = f'{stem}-{file_hash(temporary)[:8]}{suffix}'
             check_destination(path, force)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # only their owner may read mkstemp's files
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+            os.rename(temporary, osp.join(osp.dirname(temporary), osp.basename(path)))
     return path
 
 
@@ -202,19 +188,6 @@ def file_hash(path: str) -> str:
     return digest.hexdigest()
 
 
-def force_safe_loading() -> None:
-    """Make every ``torch.load`` of this process, and of those it starts, refuse to execute what a file holds.
-
-    mmengine 0.10.7 leaves ``weights_only`` to torch, whose default is False before torch 2.6. onedl-mmengine falls back
-    to False when safe loading fails. torch.hub (checkpoints from the web) passes False. torch's own switch, which this
-    function sets, overrides them all. Call it in programs, not in libraries: it changes the whole process.
-    """
-    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch accepts one of the two only
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    allow_own_checkpoints()
-    refuse_programs()
-
-
 def local_copy(path: str) -> str:
     """Return a local file with the contents of ``path``: ``path`` itself, or an http(s) download in torch's cache.
 
@@ -234,24 +207,18 @@ def local_copy(path: str) -> str:
         return cached
     os.makedirs(folder, exist_ok=True)
     print_log(f'Downloading {printable(path)} to {cached}', logger='current')
-    temporary = ''
     try:
         with (
             urllib.request.urlopen(path, timeout=60) as response,
-            tempfile.NamedTemporaryFile(dir=folder, suffix='.part', delete=False) as file,
+            replacing(cached) as temporary,
+            open(temporary, 'wb') as file,
         ):
-            temporary = file.name
             shutil.copyfileobj(response, file, 2**20)
             length = response.headers.get('Content-Length', '')
             if length.isdigit() and int(length) != file.tell():
                 raise CheckpointError(f'{path} was not downloaded: {file.tell()} of {length} bytes came.')
-        os.replace(temporary, cached)
     except (OSError, http.client.HTTPException, ValueError) as error:  # urllib's own errors are OSErrors
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f'{path} cannot be downloaded ({printable(error, 200)}).') from error
-    finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
     return cached

@@ -3,25 +3,26 @@
 import logging
 import os.path as osp
 import re
-from typing import TYPE_CHECKING, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..arch import ARCHS
+from ..arch import ARCHS, Arch
 from ..errors import CheckpointError
 from .files import is_safetensors, local_copy, read_checkpoint
 from .official_names import (
     CLASSIFIER_HEAD,
-    Shapes,
     check_position_buffers,
     convert_official_state_dict,
+    is_backbone_tensor,
     is_official,
     is_ours,
     official_shapes,
 )
+from .shapes import BackboneSpec, Shapes, backbone_shapes
 from .state_dicts import (
     differences,
     is_deployed,
@@ -32,15 +33,6 @@ from .state_dicts import (
     require_rmt,
 )
 
-if TYPE_CHECKING:  # the backbone imports this module
-    from ..backbone import RMT
-
-# The layers of a block, each with a weight.
-LAYERS = ('cpe', 'norm1', 'attn.qkv', 'attn.lce', 'attn.proj', 'norm2', 'ffn.fc1', 'ffn.dwconv', 'ffn.fc2')
-# Tensor names of RMT's own modules.
-OWN_NAME = re.compile(
-    r'stem\.|downsamples\.|norm\d+\.|stages\.\d+\.\d+\.(gamma[12]$|(' + '|'.join(map(re.escape, LAYERS)) + r')\.)'
-)
 # Names of the modules in which models keep a second copy of a network. A checkpoint of the network alone lacks them.
 COPIES = re.compile(r'(^|\.)(teacher\w*|ema\w*|encoder_k|momentum\w*|target\w*)\.')
 
@@ -58,15 +50,22 @@ def is_address(path: str) -> bool:
     return '://' in path and not path.startswith(('http://', 'https://'))
 
 
-def load_pretrained(backbone: 'RMT', checkpoint: str, prefix: Optional[str] = None, map_location: str = 'cpu') -> None:
+def load_pretrained(
+    backbone: nn.Module,
+    spec: BackboneSpec,
+    checkpoint: str,
+    prefix: Optional[str] = None,
+    map_location: str = 'cpu',
+) -> None:
     """Load a checkpoint into an RMT backbone, completely or with an error.
 
-    It replaces mmengine's ``PretrainedInit`` and takes the same arguments. Unlike ``PretrainedInit``, it converts the
+    It replaces mmengine's ``PretrainedInit`` and takes its arguments. Unlike ``PretrainedInit``, it converts the
     authors' files while loading, executes nothing that a file holds, and raises where ``PretrainedInit`` logs a warning
     and goes on with random weights. It logs what it loaded.
 
     Args:
-        backbone (RMT): the backbone.
+        backbone (Module): the backbone.
+        spec (BackboneSpec): what it demands of a checkpoint.
         checkpoint (str): a file (``~`` is the home folder), or an http(s), ``s3://`` or ``petrel://`` address. It may
             be an official checkpoint of any kind (of raw weights and their moving average, the raw weights are loaded),
             one of this package or of mmpretrain, mmdet or mmseg, or a bare state dict.
@@ -84,10 +83,10 @@ def load_pretrained(backbone: 'RMT', checkpoint: str, prefix: Optional[str] = No
     try:
         state_dict, report = _backbone_state_dict(content, prefix)
         if is_official(state_dict):
-            state_dict, notes = _convert_official(backbone, state_dict)
+            state_dict, notes = _convert_official(spec, state_dict)
             report += notes
         else:
-            report += check_state_dict(backbone, state_dict, deploy=is_marked_deployed(content))
+            report += check_state_dict(spec, state_dict, deploy=is_marked_deployed(content))
     except CheckpointError as error:
         raise error.at(checkpoint) from error
     backbone.load_state_dict(state_dict, strict=False)
@@ -122,7 +121,7 @@ def _backbone_state_dict(content: dict, prefix: Optional[str]) -> Tuple[Dict[str
     return below or state_dict, notes
 
 
-def _convert_official(backbone: 'RMT', state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], List[str]]:
+def _convert_official(spec: BackboneSpec, state_dict: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], List[str]]:
     """Return the backbone's tensors of an official state dict under our names, checked, and notes."""
     part = {name: tensor for name, tensor in state_dict.items() if not CLASSIFIER_HEAD.match(name)}
     notes = ['an official checkpoint, converted']
@@ -133,19 +132,19 @@ def _convert_official(backbone: 'RMT', state_dict: Dict[str, Tensor]) -> Tuple[D
         converted = convert_official_state_dict(part)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    notes += check_state_dict(backbone, converted, official=True)
-    check_position_buffers(part, backbone.arch)
+    notes += check_state_dict(spec, converted, official=True)
+    check_position_buffers(part, spec.arch)
     return converted, notes
 
 
 def check_state_dict(
-    backbone: 'RMT', state_dict: Dict[str, Tensor], deploy: bool = False, official: bool = False
+    spec: BackboneSpec, state_dict: Dict[str, Tensor], deploy: bool = False, official: bool = False
 ) -> List[str]:
     """Check that a state dict under our names holds exactly the tensors of a backbone.
 
     Args:
-        backbone (RMT): the backbone. Modules that a subclass adds may be missing. If layers of RMT itself were replaced
-            (LoRA, FSDP), nothing is checked.
+        spec (BackboneSpec): of the backbone. Modules that a subclass adds may be missing. If layers of RMT itself were
+            replaced (LoRA, FSDP), nothing is checked.
         state_dict (dict[str, Tensor]): tensors under the backbone's names.
         deploy (bool): the file is marked as the form for inference; the names of most such files show it too. Default
             False.
@@ -158,19 +157,14 @@ def check_state_dict(
         CheckpointError: another tensor is missing or unexpected, a tensor has the wrong shape, or either the backbone
             or the state dict, but not both, is in the form for inference.
     """
-    wanted = _shapes(backbone)
+    wanted = spec.shapes
     have = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    layers = (
-        f'stages.{stage}.{block}.{layer}.weight'
-        for stage, depth in enumerate(backbone.arch.depths)
-        for block in range(depth)
-        for layer in LAYERS
-    )
+    layers = [name for name in backbone_shapes(spec.arch) if re.match(r'stages\..*\.weight$', name)]
     if not wanted.keys() >= {'stem.0.weight', *layers}:
         return ['not checked: layers of RMT were replaced in the model']
     if not have.keys() <= wanted.keys():
         require_rmt(state_dict)
-    _check_form(backbone, wanted, have, deploy)
+    _check_form(spec, have, deploy)
 
     norms, their_norms = _norms(wanted), _norms(have)
     notes = []
@@ -181,7 +175,7 @@ def check_state_dict(
         notes.append(f'unused: {", ".join(sorted(their_norms - norms))}; the model does not have them')
     if 'mask_token' in have and 'mask_token' not in wanted:
         notes.append('unused: mask_token, of masked image modelling; the model takes no masks')
-    added = [name for name in wanted if name not in have and not OWN_NAME.match(name)]
+    added = [name for name in wanted if name not in have and not is_backbone_tensor(name)]
     if added:
         notes.append(f'new: {list_some(added)}; the model adds them to RMT')
     optional = {name for name in wanted if name.endswith('.num_batches_tracked')}.union(added)
@@ -205,17 +199,8 @@ def check_state_dict(
             channels=our_stem[1],
         )
     raise CheckpointError(
-        f'its tensors are not those of the model{_sizes(backbone, state_dict)}: {", ".join(problems)}.'
+        f'its tensors are not those of the model{_sizes(spec.arch, state_dict)}: {", ".join(problems)}.'
     )
-
-
-def _shapes(backbone: 'RMT') -> Shapes:
-    """Return names and shapes of the tensors that a backbone's state dict must hold."""
-    computed = {
-        f'{name}.{buffer}' for name, module in backbone.named_modules() for buffer in module._non_persistent_buffers_set
-    }
-    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
-    return {name: tuple(tensor.shape) for name, tensor in tensors if name not in computed}
 
 
 def _norms(names: Iterable[str]) -> Set[str]:
@@ -223,10 +208,10 @@ def _norms(names: Iterable[str]) -> Set[str]:
     return {name.split('.')[0] for name in names if re.match(r'norm\d+\.', name)}
 
 
-def _check_form(backbone: 'RMT', wanted: Shapes, have: Shapes, marked: bool) -> None:
+def _check_form(spec: BackboneSpec, have: Shapes, marked: bool) -> None:
     """Raise CheckpointError if either the file or the model, but not both, is in the form for inference."""
-    theirs, ours = is_deployed(have), is_deployed(wanted)
-    if (theirs and not ours) or (marked and not backbone.deploy):
+    theirs, ours = is_deployed(have), is_deployed(spec.shapes)
+    if (theirs and not ours) or (marked and not spec.deploy):
         raise CheckpointError(
             'it is of the form for inference (RMT.switch_to_deploy), and the model is not: set '
             'model.backbone.deploy=True for it.'
@@ -238,24 +223,24 @@ def _check_form(backbone: 'RMT', wanted: Shapes, have: Shapes, marked: bool) -> 
         )
 
 
-def _sizes(backbone: 'RMT', state_dict: Dict[str, Tensor]) -> str:
+def _sizes(arch: Arch, state_dict: Dict[str, Tensor]) -> str:
     """Describe the sizes of file and model, if they differ."""
     dims, depths = measure(state_dict)
-    if 0 in (*dims, *depths) or (dims, depths) == (backbone.arch.embed_dims, backbone.arch.depths):
+    if 0 in (*dims, *depths) or (dims, depths) == (arch.embed_dims, arch.depths):
         return ''
-    names = {(arch.embed_dims, arch.depths): f'RMT {size}' for size, arch in ARCHS.items()}
+    names = {(preset.embed_dims, preset.depths): f'RMT {size}' for size, preset in ARCHS.items()}
     file = names.get((dims, depths), f'an RMT of {depths} blocks of {dims} channels')
-    model = names.get((backbone.arch.embed_dims, backbone.arch.depths), 'of another size')
+    model = names.get((arch.embed_dims, arch.depths), 'of another size')
     return f' (the file is {file}, the model is {model})'
 
 
-def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) -> None:
+def require_whole_backbone(spec: BackboneSpec, state_dict: Dict[str, Tensor], prefix: str) -> None:
     """Raise CheckpointError if a state dict about to be loaded is not the whole of the backbone, or not of RMT.
 
     mmengine loads without ``strict``: it would log unexpected, missing and misshapen tensors, and go on.
 
     Args:
-        backbone (RMT): the backbone.
+        spec (BackboneSpec): of the backbone.
         state_dict (dict[str, Tensor]): of the backbone or of a model around it.
         prefix (str): prefix of the backbone's names.
     """
@@ -273,7 +258,7 @@ def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) 
             level=logging.WARNING,
         )
         return
-    own = {name: tensor for name, tensor in below.items() if OWN_NAME.match(name)}
+    own = {name: tensor for name, tensor in below.items() if is_backbone_tensor(name)}
     if not below or (not own and not prefix and is_ours(below)):
         where = f'below {prefix!r}' if prefix else 'without a prefix'
         raise CheckpointError(
@@ -283,10 +268,10 @@ def refuse_foreign(backbone: 'RMT', state_dict: Dict[str, Tensor], prefix: str) 
         )
     try:
         # A backbone without a model around it ignores the other tensors of a file.
-        check_state_dict(backbone, below if prefix else own or below)
+        check_state_dict(spec, below if prefix else own or below)
     except CheckpointError as error:
         hint = ''
-        if own and own.keys() < _shapes(backbone).keys() and not is_deployed(own):
+        if own and own.keys() < spec.shapes.keys() and not is_deployed(own):
             hint = ' To load a part on purpose, complete it: {**model.state_dict(), **part}.'
         raise CheckpointError(
             f'checkpoint{" below " + repr(prefix) if prefix else ""}: {error}{hint}', error.remedy, **error.facts

@@ -7,18 +7,19 @@ from typing import Dict, List, Optional, Tuple
 import torch
 
 from ..arch import ARCHS, Arch
-from ..backbone import RMT
+from ..errors import CheckpointError, printable
+from ..version import __version__
 from .official_names import (
     CLASSIFIER_HEAD,
     POSITION_BUFFER,
-    Shapes,
     check_position_buffers,
     convert_official_state_dict,
     is_official,
-    official_shapes,
+    official_backbone_shapes,
     position_buffers,
     revert_to_official_state_dict,
 )
+from .shapes import HEADS, Shapes, classifier
 from .state_dicts import (
     StateDict,
     as_dict,
@@ -30,9 +31,6 @@ from .state_dicts import (
     pick_state_dict,
     require_rmt,
 )
-from ..errors import CheckpointError, printable
-from ..version import __version__
-from .heads import HEADS, classifier
 
 # The kinds that each kind can be reduced to.
 REDUCTIONS = {
@@ -169,21 +167,6 @@ class OfficialModel:
         return lines + self.notes
 
 
-def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) -> Shapes:
-    """Return names and shapes of an official backbone's tensors, taken from an RMT without memory.
-
-    Args:
-        arch (Arch): the size.
-        in_channels (int): channels of the input image. Default 3.
-        out_norms (bool): include the norms of dense prediction. Default True.
-    """
-    with torch.device('meta'):
-        model = RMT(arch._asdict(), in_channels=in_channels, out_norm=out_norms)
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    buffers = {name: tuple(buffer.shape) for name, buffer in position_buffers(arch).items()}
-    return {**official_shapes(ours), **buffers}
-
-
 def parse_checkpoint(checkpoint: dict, weights: str = 'auto', task: str = 'auto') -> OfficialModel:
     """Identify what a checkpoint holds, and check that it is complete.
 
@@ -313,7 +296,7 @@ def _check(parsed: OfficialModel) -> None:
         absent = []
     stem = parsed.backbone.get('patch_embed.proj.0.weight')
     in_channels = stem.shape[1] if stem is not None and stem.dim() == 4 else 3
-    wanted = backbone_shapes(arch, in_channels, out_norms=parsed.kind not in ('classification', 'token_label'))
+    wanted = official_backbone_shapes(arch, in_channels, out_norms=parsed.kind not in ('classification', 'token_label'))
     try:
         wanted.update(parsed.head_shapes(parsed.num_classes if parsed.kind != 'dense' else 0))
     except KeyError as error:

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from ..arch import Arch, log_decay, rotary_angles
 from ..errors import CheckpointError, printable
-
-Shapes = Dict[str, Tuple[int, ...]]
+from .shapes import Shapes, backbone_shapes
 
 # Official name, and ours: # stands for a number, * for the rest.
-_NAMES = [
+_BACKBONE_NAMES = [
     ('patch_embed.proj.*', 'stem.*'),
     ('layers.#.downsample.reduction.*', 'downsamples.#.conv.*'),
     ('layers.#.downsample.norm.*', 'downsamples.#.norm.*'),
@@ -26,6 +25,8 @@ _NAMES = [
     ('layers.#.blocks.#.ffn.fc2.*', 'stages.#.#.ffn.fc2.*'),
     ('layers.#.blocks.#.gamma_#', 'stages.#.#.gamma#'),
     ('extra_norms.#.*', 'norm#.*'),
+]
+_HEAD_NAMES = [
     ('proj.*', 'head.proj.*'),
     ('norm.*', 'head.norm.*'),
     ('head.*', 'head.fc.*'),
@@ -47,8 +48,9 @@ def _renames(names: Iterable[Tuple[str, str]]) -> List[Tuple[Pattern, str]]:
     ]
 
 
-_TO_OURS = _renames(_NAMES)
-_TO_OFFICIAL = _renames((ours, theirs) for theirs, ours in _NAMES)
+_TO_OURS = _renames([*_BACKBONE_NAMES, *_HEAD_NAMES])
+_TO_OFFICIAL = _renames((ours, theirs) for theirs, ours in [*_BACKBONE_NAMES, *_HEAD_NAMES])
+_OF_BACKBONE = [pattern for pattern, _ in _renames((ours, theirs) for theirs, ours in _BACKBONE_NAMES)]
 
 
 def _rename(name: str, renames: Iterable[Tuple[Pattern, str]]) -> Optional[str]:
@@ -73,6 +75,11 @@ def is_official(names: Iterable[str]) -> bool:
 def is_ours(names: Iterable[str]) -> bool:
     """Tell whether tensor names are those of :class:`rmt_mm.RMT`, after any prefix."""
     return any(re.search(r'(^|\.)stages\.\d+\.\d+\.attn\.qkv\.weight$', name) for name in names)
+
+
+def is_backbone_tensor(name: str) -> bool:
+    """Tell whether a tensor of this name belongs to :class:`rmt_mm.RMT` of some size; a subclass may add others."""
+    return any(pattern.fullmatch(name) for pattern in (_QKV_OURS, *_OF_BACKBONE))
 
 
 def convert_official_state_dict(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -189,6 +196,12 @@ def position_buffers(arch: Arch) -> Dict[str, Tensor]:
         decay = log_decay(stage.num_heads, stage.init_value, stage.heads_range)
         buffers[f'layers.{i}.Relpos.decay'] = torch.tensor(decay, dtype=torch.float32)
     return buffers
+
+
+def official_backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) -> Shapes:
+    """Return :func:`backbone_shapes` under official names, and the position buffers."""
+    buffers = {name: tuple(buffer.shape) for name, buffer in position_buffers(arch).items()}
+    return {**official_shapes(backbone_shapes(arch, in_channels, out_norms)), **buffers}
 
 
 def check_position_buffers(state_dict: Dict[str, Tensor], arch: Arch) -> None:

@@ -7,7 +7,8 @@ from typing import Dict, Iterable, List, Optional, Tuple
 from torch import Tensor
 
 from ..errors import CheckpointError, printable
-from .official_names import Shapes, is_ours
+from .official_names import is_ours
+from .shapes import Shapes
 
 StateDict = Dict[str, Tensor]
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints.safe import DAMAGE, safe_load
 from ..errors import CheckpointError, TokenLabelError, printable
-from ..checkpoints.safe.load import DAMAGE, safe_load
 
 EXTENSIONS = ('.pt', '.npz')
 NPZ_KEY = 'label_map'

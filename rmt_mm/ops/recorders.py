@@ -1,18 +1,63 @@
-"""Tell when operations may take the shortcuts of eager execution: in place, by a faster product, recomputed later.
+"""Tell who watches a call of an operator. Nothing else in the package asks for gradients, compilers, tracers or hooks.
 
 A compiler, a tracer or a functional transform records operations instead of running them, and needs the plain form. A
-forward hook may keep an output, which must not be overwritten after the hook has run.
+hook reads or changes what a layer gets and returns, so a kernel must call that layer instead of using its weights.
 """
 
-import functools
-from typing import Callable
+from typing import NamedTuple, Set, Type
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+# Classes whose forward pass a kernel may compute from their weights. Quantised, parametrised and adapted layers are of
+# another class.
+_KNOWN: Set[Type[nn.Module]] = {nn.Linear, nn.Conv2d}
+
+
+class Call(NamedTuple):
+    """Where a call of an operator runs, and who watches it."""
+
+    device: str  # type of the device, such as 'cpu'
+    dtype: torch.dtype
+    grad: bool  # autograd records the call
+    needs_grad: bool  # the map needs a gradient
+    autocast: bool  # autocast chooses the dtypes of products
+    compiled: bool  # torch.compile or torch.export traces the call
+    exported: bool  # torch.export traces it; an older torch that cannot tell answers for torch.compile too
+    traced: bool  # torch.jit.trace, the older ONNX exporter or a torch.func transform handles it
+    plain: bool  # every layer is of a known class and without hooks
+
+    @classmethod
+    def of(cls, x: Tensor, *layers: nn.Module) -> 'Call':
+        """Describe a call with a map ``x`` and the ``layers`` that the operator applies to it."""
+        compiled = is_compiling()
+        return cls(
+            device=x.device.type,
+            dtype=x.dtype,
+            grad=torch.is_grad_enabled(),
+            needs_grad=x.requires_grad,
+            autocast=torch.is_autocast_cpu_enabled() if x.device.type == 'cpu' else torch.is_autocast_enabled(),
+            compiled=compiled,
+            exported=compiled and getattr(torch.compiler, 'is_exporting', is_compiling)(),
+            traced=not compiled and is_traced(),
+            plain=all(type(layer) in _KNOWN and not has_hooks(layer) for layer in layers),
+        )
+
+    def why_not_run(self) -> str:
+        """Return who records this call instead of running it, or an empty string."""
+        if self.compiled:
+            return 'torch.export records the call' if self.exported else 'torch.compile records the call'
+        return 'a tracer or a functional transform records the call' if self.traced else ''
+
+
+def known(layer: Type[nn.Module]) -> Type[nn.Module]:
+    """Declare, as a decorator, that kernels may compute a class of layers from its weights."""
+    _KNOWN.add(layer)
+    return layer
 
 
 def is_compiling() -> bool:
@@ -22,72 +67,29 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()  # torch < 2.3
 
 
-def is_exporting() -> bool:
-    """Tell whether torch.export traces this call; an older torch that cannot tell answers for torch.compile too."""
-    return getattr(torch.compiler, 'is_exporting', is_compiling)()
-
-
 def is_traced() -> bool:
     """Tell whether ``torch.jit.trace``, the older ONNX exporter or a torch.func transform handles this call."""
-    return not is_compiling() and (torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None)
+    return torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def is_recorded() -> bool:
-    """Tell whether a compiler, a tracer, an exporter or a transform handles this call."""
-    return is_compiling() or is_traced()
+def makes_values() -> bool:
+    """Tell whether a tensor made now holds values: nobody records the call, and no mode (FakeTensorMode) wraps it."""
+    return not is_compiling() and not is_traced() and _get_current_dispatch_mode() is None
 
 
-def opaque_to_compilers(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Have torch.compile call a function as it is, instead of compiling its operations. For use without gradients.
-
-    Args:
-        function (Callable): takes tensors and numbers, with annotations; changes no argument; returns a contiguous
-            tensor of the shape and dtype of its first argument.
-    """
-    if not hasattr(torch.library, 'custom_op'):  # torch < 2.4
-        return function
-    operator = torch.library.custom_op(f'rmt_mm::{function.__name__}', function, mutates_args=())
-    operator.register_fake(lambda first, *rest: torch.empty_like(first, memory_format=torch.contiguous_format))
-
-    @functools.wraps(function)
-    def call(*args):
-        return operator(*args) if is_compiling() else function(*args)
-
-    return call
-
-
-def may_call_opaque() -> bool:
-    """Tell whether this call may take a function of :func:`opaque_to_compilers`: eager or compiled, without gradients.
-
-    Exported programs must hold torch's own operations only. The types that autocast chooses are unknown to a compiler.
-    """
-    if torch.is_grad_enabled():
-        return False
-    if is_compiling():
-        return hasattr(torch.library, 'custom_op') and not is_exporting() and not torch.is_autocast_cpu_enabled()
-    return not is_traced()
-
-
-def may_cache() -> bool:
-    """Tell whether a tensor made now holds values: it is not fake, traced, or wrapped by a mode."""
-    return not is_recorded() and _get_current_dispatch_mode() is None
-
-
-def is_plain(layer: nn.Module, kind: type) -> bool:
-    """Tell whether ``layer`` is exactly of class ``kind`` and without hooks, so that a call runs its forward alone.
-
-    Quantised, parametrised or wrapped layers are of another class. Hooks read or change inputs and outputs.
-    """
-    return (
-        type(layer) is kind
-        and not any(getattr(layer, name, None) for name in _HOOKS)
-        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a call of ``module`` runs hooks beside its forward pass."""
+    return bool(
+        any(getattr(module, name, None) for name in _HOOKS)
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
     )
 
 
-def may_overwrite(layer: nn.Module, kind: type) -> bool:
-    """Tell whether hooks, compilers and transforms permit changing the output of ``layer``, a ``kind``, in place.
+def needs_batch(module: nn.Module) -> bool:
+    """Tell whether a module needs the images of a batch together.
 
-    The caller must check whether autograd needs the output.
+    Hooks expect the whole batch. A BatchNorm in training mode, or without running statistics, computes those of it.
     """
-    return is_plain(layer, kind) and not is_recorded()
+    is_stateless = isinstance(module, _BatchNorm) and module.running_mean is None
+    return module.training or is_stateless or has_hooks(module)

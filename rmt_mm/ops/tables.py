@@ -5,13 +5,13 @@ COCO, above fp16's maximum and far above the integers that bf16 can represent.
 """
 
 import functools
-from typing import Optional, Tuple
+from typing import Callable, Dict, Tuple
 
 import torch
 from torch import Tensor
 
 from ..arch import LogDecay, rotary_angles
-from .recorders import is_recorded, may_cache
+from .recorders import makes_values
 
 
 def _cached(maxsize: int):
@@ -31,7 +31,7 @@ def _cached(maxsize: int):
 
         @functools.wraps(build)
         def get(*args):
-            return build_once(*args) if may_cache() else build(*args)
+            return build_once(*args) if makes_values() else build(*args)
 
         get.cache_info = build_once.cache_info
         get.cache_clear = build_once.cache_clear
@@ -107,7 +107,7 @@ def rotary_phases(height: int, width: int, head_dim: int, device: torch.device) 
 class PositionTables:
     """The position tables of one map size. A stage makes one instance and passes it to its blocks.
 
-    Each table is computed at its first use, so that a compiled graph holds it once a stage. Later calls of the same
+    Each table is computed at its first use, so that a compiled graph holds it once per stage. Later calls of the same
     size take it from the cache of the table functions.
 
     Args:
@@ -121,55 +121,28 @@ class PositionTables:
     def __init__(self, log_decay: LogDecay, height: int, width: int, head_dim: int, device: torch.device) -> None:
         self.log_decay, self.height, self.width, self.head_dim = log_decay, height, width, head_dim
         self.device = device
-        self._phases: Optional[Tensor] = None
-        self._lines: Optional[Tuple[Tensor, Tensor]] = None
-        self._whole: Optional[Tensor] = None
-        self._by_row: Optional[Tensor] = None
+        self._tables: Dict[str, Tensor] = {}
 
     def phases(self) -> Tensor:
-        """Return :func:`rotary_phases`."""
-        if self._phases is None:
-            self._phases = rotary_phases(self.height, self.width, self.head_dim, self.device)
-        return self._phases
+        """Return :func:`rotary_phases`, (H, W, 1, head_dim / 2, 2), fp32."""
+        if 'phases' not in self._tables:
+            self._tables['phases'] = rotary_phases(self.height, self.width, self.head_dim, self.device)
+        return self._tables['phases']
 
-    def lines(self, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-        """Return :func:`line_bias` of a row, (heads, W, W), and of a column, (heads, H, H)."""
-        if self._lines is None or self._lines[0].dtype != dtype:
-            self._lines = (
-                line_bias(self.log_decay, self.width, self.device, dtype),
-                line_bias(self.log_decay, self.height, self.device, dtype),
-            )
-        return self._lines
+    def line(self, dim: int, dtype: torch.dtype) -> Tensor:
+        """Return :func:`line_bias` of a row (dim 2), (heads, W, W), or of a column (dim 1), (heads, H, H)."""
+        name, length = ('row', self.width) if dim == 2 else ('column', self.height)
+        return self._bias(name, dtype, line_bias, length)
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """Return :func:`manhattan_bias`, (heads, H * W, H * W)."""
-        if self._whole is None or self._whole.dtype != dtype:
-            self._whole = manhattan_bias(self.log_decay, self.height, self.width, self.device, dtype)
-        return self._whole
+        return self._bias('whole', dtype, manhattan_bias, self.height, self.width)
 
     def by_row(self, dtype: torch.dtype) -> Tensor:
         """Return :func:`manhattan_bias_by_row`, (H, heads, W, H * W)."""
-        if self._by_row is None or self._by_row.dtype != dtype:
-            self._by_row = manhattan_bias_by_row(self.log_decay, self.height, self.width, self.device, dtype)
-        return self._by_row
+        return self._bias('by_row', dtype, manhattan_bias_by_row, self.height, self.width)
 
-
-def rotate(x: Tensor, phases: Tensor, overwrite: bool = False) -> Tensor:
-    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above.
-
-    Args:
-        x (Tensor): (B, H, W, heads, head_dim).
-        phases (Tensor): from :func:`rotary_phases`.
-        overwrite (bool): ``x`` may be changed in place. Default False.
-
-    Returns:
-        Tensor: the shape and dtype of ``x``.
-    """
-    pairs = x.to(torch.promote_types(x.dtype, phases.dtype)).unflatten(-1, (-1, 2))
-    if is_recorded():  # compilers fuse the real form; exporters and transforms do not support complex numbers
-        (u0, u1), (cos, sin) = pairs.unbind(-1), phases.unbind(-1)
-        rotated = torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1)
-    else:  # one kernel, no copies
-        pairs, phases = torch.view_as_complex(pairs), torch.view_as_complex(phases.to(pairs.dtype))
-        rotated = torch.view_as_real(pairs.mul_(phases) if overwrite else pairs * phases)
-    return rotated.flatten(-2).to(x.dtype)
+    def _bias(self, name: str, dtype: torch.dtype, build: Callable[..., Tensor], *size: int) -> Tensor:
+        if name not in self._tables or self._tables[name].dtype != dtype:
+            self._tables[name] = build(self.log_decay, *size, self.device, dtype)
+        return self._tables[name]

@@ -1,12 +1,11 @@
 """Compare the classes of a data set with the heads of a model, and with those of another data set."""
 
-import logging
-from typing import List, Optional, Sequence
+from logging import WARNING
+from typing import Iterator, List, Optional, Sequence
 
-from mmengine.logging import print_log
 from torch import nn
 
-from ..errors import DataError
+from .findings import Finding
 
 # Attributes in which mmdet, mmseg and mmpretrain keep the heads that predict the classes of the data set. num_classes
 # of other heads counts something else: region proposals, stuff (semantic_head), identities (track_head), points.
@@ -23,29 +22,22 @@ def metainfos(dataset) -> List[dict]:
     return list(metainfo) if isinstance(metainfo, (list, tuple)) else [metainfo]
 
 
-def class_names(dataset, loader: str) -> Optional[Sequence[str]]:
-    """Return the classes of a data set, or None if it names no classes or its parts name different classes.
-
-    Raises:
-        DataError: ``metainfo.classes`` is a str, not a sequence of names.
-    """
+def class_names(dataset) -> Optional[Sequence[str]]:
+    """Return the classes of a data set, or None if it names no classes or its parts name different classes."""
     found = [metainfo.get('classes') for metainfo in metainfos(dataset)]
-    for classes in found:
-        if isinstance(classes, str):
-            raise DataError(
-                f'{loader}: metainfo.classes is the text {classes!r}, not a sequence of names, and no file '
-                f'is called so: a single class is written ({classes!r}, ).'
-            )
     return found[0] if found and found[0] and all(classes == found[0] for classes in found) else None
 
 
-def check_heads(model: nn.Module, dataset, loader: str) -> None:
-    """Compare the number of classes of a data set with ``num_classes`` of the heads that predict them.
-
-    Raises:
-        DataError: a head has another number of classes than the data set.
-    """
-    classes = class_names(dataset, loader)
+def check_heads(model: nn.Module, dataset, loader: str) -> Iterator[Finding]:
+    """Find heads whose ``num_classes`` is not the number of classes of a data set, and a text in place of its names."""
+    for metainfo in metainfos(dataset):
+        text = metainfo.get('classes')
+        if isinstance(text, str):
+            yield Finding(
+                f'{loader}: metainfo.classes is the text {text!r}, not a sequence of names, and no file '
+                f'is called so: a single class is written ({text!r}, ).'
+            )
+    classes = class_names(dataset)
     if classes is None or takes_text(model):
         return
     counts = {len(classes)}
@@ -71,13 +63,9 @@ def check_heads(model: nn.Module, dataset, loader: str) -> None:
             f'({shown}): set the one in the model, or the other by dataset.metainfo.classes in {loader}.'
         )
         if 'auxiliary_head' in name and given <= 2 and len(wrong) == 1:
-            print_log(
-                f'{text} If this head predicts something else, such as boundaries, all is well.',
-                'current',
-                logging.WARNING,
-            )
+            yield Finding(f'{text} If this head predicts something else, such as boundaries, all is well.', WARNING)
         else:
-            raise DataError(text)
+            yield Finding(text)
 
 
 def takes_text(model: nn.Module) -> bool:
@@ -95,24 +83,23 @@ def _has_other_targets(head: nn.Module, given: int, wanted: int) -> bool:
     )  # mmseg: one output for foreground or background
 
 
-def check_same_classes(train: Optional[Sequence[str]], other: Optional[Sequence[str]], loader: str) -> None:
+def check_same_classes(
+    train: Optional[Sequence[str]], other: Optional[Sequence[str]], loader: str
+) -> Iterator[Finding]:
     """Compare the classes of the training data with those that a trained model is evaluated on.
 
-    Raises:
-        DataError: the names are the same but in another order, so that a label means another class.
+    The same names in another order are an error: a label means another class.
     """
     if not train or not other or list(train) == list(other):
         return
     if sorted(map(str, train)) == sorted(map(str, other)):
         first = next(i for i, (a, b) in enumerate(zip(train, other)) if a != b)
-        raise DataError(
+        yield Finding(
             f'{loader} has the classes of train_dataloader in another order: label {first} is '
             f'{other[first]!r} there, and {train[first]!r} in training.'
         )
-    if len(train) == len(other):
+    elif len(train) == len(other):
         pairs = [f'{b!r} for {a!r}' for a, b in zip(train, other) if a != b]
-        print_log(
-            f'{loader} names {len(pairs)} classes otherwise than train_dataloader: {", ".join(pairs[:3])}.',
-            'current',
-            logging.WARNING,
+        yield Finding(
+            f'{loader} names {len(pairs)} classes otherwise than train_dataloader: {", ".join(pairs[:3])}.', WARNING
         )

@@ -6,28 +6,20 @@ without an area, annotations of unknown categories, and classes that are the nam
 
 import difflib
 import json
-import logging
 import math
 import os.path as osp
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from logging import ERROR, INFO, WARNING
+from typing import Any, Generator, Iterable, Iterator, List, Tuple
 
 import numpy as np
-from mmengine.logging import print_log
 
 from ..errors import DataError
-from .datasets import find_transform, is_on_disk, reads_from_disk, spread
+from .datasets import find_transform, is_on_disk, pick_evenly, reads_from_disk
+from .findings import Finding
 from .image_size import read_image_size
 
 
-class CocoFile(NamedTuple):
-    """The parts of an annotation file that other checks compare."""
-
-    images: Dict[int, str]  # id -> file name
-    annotations: List[dict]
-    labels: Tuple[str, ...]  # the classes in the order of their labels, which is the order of the file's categories
-
-
-def read_json(path: str, where: str):
+def read_json(path: str, where: str) -> Any:
     """Return the content of a JSON file.
 
     Raises:
@@ -53,183 +45,169 @@ def read_json(path: str, where: str):
 
 
 class CocoCheck:
-    """The checks of one annotation file. Each raises DataError, or prints a note about something possibly intended.
+    """The check of a data set's annotation file, and of the sizes of some of its images.
 
     Args:
-        content: the parsed file.
-        path (str): path of the file.
+        dataset (mmdet.datasets.CocoDataset): a data set; it may be built with ``lazy_init=True``.
         where (str): the data loader that reads it, such as ``'train_dataloader'``.
-        classes (Sequence[str]): ``metainfo.classes``.
-        training (bool): the annotations are trained on. In a test, a file may have none. Default True.
-        masks (bool): ``segmentation`` is read too. Default False.
-        known_names (bool): ``classes`` are the library's own for this data set, so that a name missing from the file
-            gets a note, not an error. Default False.
+
+    Attributes:
+        images, categories, annotations (list[dict]): the parts of the file; empty before :meth:`run` has read it, and
+            if the file is not on this machine.
     """
 
-    def __init__(
-        self,
-        content,
-        path: str,
-        where: str,
-        classes: Optional[Sequence[str]],
-        training: bool = True,
-        masks: bool = False,
-        known_names: bool = False,
-    ) -> None:
-        self.path, self.where, self.classes = path, where, classes
-        self.training, self.masks, self.known_names = training, masks, known_names
-        if not isinstance(content, dict):
-            self._fail(
-                f'holds a {type(content).__name__}, where COCO has an object of images, annotations and categories'
-            )
-        for key in ('images', 'categories', *(('annotations',) if training else ())):
-            if key not in content:
-                self._fail(f'has no {key!r}, which COCO annotation files have')
-        self.images = self._entries(content, 'images')
-        self.categories = self._entries(content, 'categories')
-        self.annotations = self._entries(content, 'annotations')
+    def __init__(self, dataset, where: str) -> None:
+        self.dataset, self.path, self.where = dataset, dataset.ann_file, where
+        self.classes = dataset.metainfo.get('classes')
+        self.training = not dataset.test_mode  # the annotations are trained on; in a test, a file may have none
+        self.images: List[dict] = []
+        self.categories: List[dict] = []
+        self.annotations: List[dict] = []
 
-    def check(self) -> CocoFile:
-        """Run all checks that need only the annotation file."""
-        self._require(self.images, 'image', ('id', 'file_name', 'height', 'width'))
-        self._require(self.categories, 'category', ('id', 'name'))
-        self._unique(self.images, 'image')
-        self._unique(self.categories, 'category')
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        """The classes in the order of their labels: CocoDataset numbers those it finds, in the order of the file."""
+        names = [category['name'] for category in self.categories]
+        return tuple(name for name in names if name in self.classes) if self.classes else tuple(map(str, names))
+
+    def run(self) -> Iterator[Finding]:
+        """Read the file once and yield what is wrong, such as a file that is certainly not what was intended."""
+        if not is_on_disk(self.path, self.dataset.backend_args):
+            yield Finding(f'{self.where}: {self.path} is not on this machine and is not checked.', INFO)
+            return
+        try:
+            content = read_json(self.path, self.where)
+        except DataError as error:
+            yield Finding(str(error))
+            return
+        yield from self._check_parts(content)
+        yield from self._check_entries(self.images, 'image', ('id', 'file_name', 'height', 'width'))
+        yield from self._check_entries(self.categories, 'category', ('id', 'name'))
         for image in self.images:
             if not all(_is_number(image[key]) and image[key] > 0 for key in ('height', 'width')):
-                self._fail(f'gives image {image["id"]} width {image["width"]!r} and height {image["height"]!r}')
-        labels = self._check_classes()
-        self._require(self.annotations, 'annotation', ('id', 'image_id', 'category_id'))
-        self._unique(self.annotations, 'annotation')
+                yield self._found(f'gives image {image["id"]} width {image["width"]!r} and height {image["height"]!r}')
+        yield from self._check_classes()
+        yield from self._check_entries(self.annotations, 'annotation', ('id', 'image_id', 'category_id'))
         if not self.training and any(annotation['id'] == 0 for annotation in self.annotations):
-            self._note('has an annotation with id 0, which pycocotools counts as found by nothing: number from 1')
-        self._check_references(labels)
+            yield self._found(
+                'has an annotation with id 0, which pycocotools counts as found by nothing: number from 1', WARNING
+            )
+        yield from self._check_references()
         # CocoDataset skips annotations marked ignore before it reads the box.
         used = [annotation for annotation in self.annotations if not annotation.get('ignore')]
-        self._require(used, 'annotation', ('bbox', 'area'))
-        kept = self._check_boxes(used)
-        if self.masks:
-            names = {category['id']: category['name'] for category in self.categories}
-            self._check_masks([a for a in kept if names[a['category_id']] in labels])
-        return CocoFile({image['id']: image['file_name'] for image in self.images}, self.annotations, labels)
+        yield from self._check_keys(used, 'annotation', ('bbox', 'area'))
+        kept = yield from self._check_boxes(used)
+        if getattr(find_transform(self.dataset, 'LoadAnnotations'), 'with_mask', False):
+            names, labels = self._names(), self.labels
+            yield from self._check_masks([a for a in kept if names[a['category_id']] in labels])
+        load = find_transform(self.dataset, 'LoadImageFromFile')
+        folder = self.dataset.data_prefix.get('img', '')
+        if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
+            yield from self._check_images(folder)
 
-    def check_images(self, folder: str, annotated: bool) -> None:
-        """Compare width and height in the file with the headers of up to 50 images in ``folder``."""
-        images = self.images
-        if annotated:  # training does not load the others
-            used = {annotation['image_id'] for annotation in self.annotations}
-            images = [image for image in images if image['id'] in used]
-        wrong, turned, sample = [], [], spread(images)
-        for image in sample:
-            path = osp.join(folder, image['file_name'])
-            try:
-                size = read_image_size(path)
-            except OSError as error:
-                self._fail(
-                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
-                    f'{error.strerror or error}'
-                )
-            given = (image['width'], image['height'])
-            if size is not None and given not in (size.loaded, (size.width, size.height)):
-                wrong.append(f'{path} is {size.loaded[0]} x {size.loaded[1]}, not {given[0]} x {given[1]}')
-            elif size is not None and given != size.loaded:
-                turned.append(path)
-        if len(wrong) * 10 > len(sample):
-            self._fail(f'gives {len(wrong)} of {len(sample)} images another width x height than they have: {wrong[0]}')
-        if wrong:
-            self._note(f'gives {len(wrong)} of {len(sample)} images another width x height: {wrong[0]}')
-        if turned:
-            self._note(
-                f'has the size of {len(turned)} of {len(sample)} images as stored, but mmcv turns them by their '
-                f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}'
+    def _found(self, text: str, level: int = ERROR) -> Finding:
+        return Finding(f'{self.where}: {self.path} {text}.', level)
+
+    def _names(self) -> dict:
+        return {category['id']: category['name'] for category in self.categories}
+
+    def _check_parts(self, content: Any) -> Iterator[Finding]:
+        """Find the lists of the file, and set the attributes."""
+        if not isinstance(content, dict):
+            yield self._found(
+                f'holds a {type(content).__name__}, where COCO has an object of images, annotations and categories'
             )
+        for key in ('images', 'categories', *(('annotations',) if self.training else ())):
+            if key not in content:
+                yield self._found(f'has no {key!r}, which COCO annotation files have')
+        for key in ('images', 'categories', 'annotations'):
+            entries = content.get(key, [])
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                yield self._found(f'has {key!r} that are not a list of objects')
+            setattr(self, key, entries)
 
-    def _fail(self, text: str) -> None:
-        raise DataError(f'{self.where}: {self.path} {text}.')
-
-    def _note(self, text: str) -> None:
-        print_log(f'{self.where}: {self.path} {text}.', 'current', logging.WARNING)
-
-    def _entries(self, content: dict, key: str) -> List[dict]:
-        entries = content.get(key, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            self._fail(f'has {key!r} that are not a list of objects')
-        return entries
-
-    def _require(self, entries: List[dict], what: str, keys: Iterable[str]) -> None:
+    def _check_keys(self, entries: List[dict], what: str, keys: Iterable[str]) -> Iterator[Finding]:
         for key in keys:
-            if not all(key in entry for entry in entries):
-                i, entry = next((i, entry) for i, entry in enumerate(entries) if key not in entry)
-                missing = sum(key not in entry for entry in entries)
-                self._fail(
-                    f'has no {key!r} for {what} {entry.get("id", f"number {i}")} ({missing} of {len(entries)}), '
+            lacking = [(i, entry) for i, entry in enumerate(entries) if key not in entry]
+            if lacking:
+                i, entry = lacking[0]
+                yield self._found(
+                    f'has no {key!r} for {what} {entry.get("id", f"number {i}")} ({len(lacking)} of {len(entries)}), '
                     'which CocoDataset needs'
                 )
 
-    def _unique(self, entries: List[dict], what: str) -> None:
+    def _check_entries(self, entries: List[dict], what: str, keys: Iterable[str]) -> Iterator[Finding]:
+        """Find entries without one of the keys, or with the ``id`` of another."""
+        yield from self._check_keys(entries, what, keys)
         seen = set()
         for entry in entries:
             if not isinstance(entry['id'], (int, float, str)):
-                self._fail(f'has a {what} whose id is {entry["id"]!r}')
+                yield self._found(f'has a {what} whose id is {entry["id"]!r}')
             if entry['id'] in seen:
-                self._fail(f'has more than one {what} with id {entry["id"]}')
+                yield self._found(f'has more than one {what} with id {entry["id"]}')
             seen.add(entry['id'])
 
-    def _check_classes(self) -> Tuple[str, ...]:
-        """Compare ``classes`` with the categories. CocoDataset numbers the classes it finds, in the file's order."""
-        names = [category['name'] for category in self.categories]
-        classes = self.classes
+    def _check_classes(self) -> Iterator[Finding]:
+        """Compare ``classes`` with the categories."""
+        names, classes, labels = [category['name'] for category in self.categories], self.classes, self.labels
         if not classes:
-            return tuple(map(str, names))
-        labels = tuple(name for name in names if name in classes)
+            return
         twice = sorted({name for name in labels if labels.count(name) > 1})
         if twice:
-            self._fail(f'has more than one category called {twice[0]!r}, so that labels would not fit the classes')
+            yield self._found(
+                f'has more than one category called {twice[0]!r}, so that labels would not fit the classes'
+            )
         missing = [name for name in classes if name not in names]
         if missing:
             others = [name for name in names if name not in classes]
             close = difflib.get_close_matches(str(missing[0]), list(map(str, others)), 1)
-            text = (
+            harmless = self.training and not others and labels and labels == tuple(classes[: len(labels)])
+            yield self._found(
                 f'has no category called {missing[0]!r}, as {len(missing)} of {len(classes)} names in '
                 'metainfo.classes'
                 + (f': did you mean {close[0]!r}?' if close else '')
-                + f' (the categories are {_some(names)}; classes that are no category shift the labels of others)'
+                + f' (the categories are {_some(names)}; classes that are no category shift the labels of others)',
+                WARNING if harmless or self._has_own_classes() else ERROR,
             )
-            harmless = self.training and not others and labels == tuple(classes[: len(labels)])
-            (self._note if harmless and labels or self.known_names else self._fail)(text)
         elif labels != tuple(classes):
-            self._note(
+            yield self._found(
                 'has its categories in another order than metainfo.classes: labels follow the file, so '
-                f'metainfo.classes should be {_some(labels, 100)} for the right names in results'
+                f'metainfo.classes should be {_some(labels, 100)} for the right names in results',
+                WARNING,
             )
-        return labels
 
-    def _check_references(self, labels: Tuple[str, ...]) -> None:
-        names = {category['id']: category['name'] for category in self.categories}
-        images = {image['id'] for image in self.images}
+    def _has_own_classes(self) -> bool:
+        """Tell whether the classes are those of one of mmdet's data sets for certain data, such as Objects365."""
+        kind = type(self.dataset)
+        is_librarys = kind.__module__.startswith('mmdet.') and kind.__name__ != 'CocoDataset'
+        return is_librarys and list(kind.METAINFO.get('classes') or ()) == list(self.classes)
+
+    def _check_references(self) -> Iterator[Finding]:
+        names, labels, images = self._names(), self.labels, {image['id'] for image in self.images}
         for annotation in self.annotations:
             if not _is_known(annotation['category_id'], names):
-                self._fail(
+                yield self._found(
                     f'gives annotation {annotation["id"]} category_id {annotation["category_id"]!r}, which no '
                     f'category has (they have {_some(sorted(names, key=str))})'
                 )
         lost = [annotation for annotation in self.annotations if not _is_known(annotation['image_id'], images)]
         if lost:
-            text = (
+            yield self._found(
                 f'gives {len(lost)} of {len(self.annotations)} annotations an image_id that no image has, such as '
-                f'annotation {lost[0]["id"]} the image_id {lost[0]["image_id"]!r}: they are left out'
+                f'annotation {lost[0]["id"]} the image_id {lost[0]["image_id"]!r}: they are left out',
+                ERROR if len(lost) == len(self.annotations) else WARNING,
             )
-            (self._fail if len(lost) == len(self.annotations) else self._note)(text)
         left_out = [a for a in self.annotations if names[a['category_id']] not in labels]
         if left_out and len(left_out) == len(self.annotations) and self.training:
-            self._fail(
+            yield self._found(
                 f'has annotations of {_some(sorted({names[a["category_id"]] for a in left_out}))} alone, which '
                 'metainfo.classes leaves out'
             )
 
-    def _check_boxes(self, annotations: List[dict]) -> List[dict]:
+    def _check_boxes(self, annotations: List[dict]) -> Generator[Finding, None, List[dict]]:
         """Check boxes and areas, and return the annotations that CocoDataset keeps."""
-        boxes, areas = self._numbers(annotations, 'bbox', (4,)), self._numbers(annotations, 'area', ())
+        boxes = yield from self._check_numbers(annotations, 'bbox', (4,))
+        areas = yield from self._check_numbers(annotations, 'area', ())
         sizes = {image['id']: (image['width'], image['height']) for image in self.images}
         shown = np.array([annotation['image_id'] in sizes for annotation in annotations], bool)
         if not shown.any():
@@ -241,7 +219,7 @@ class CocoCheck:
 
         normalised = (np.abs(boxes) <= 1).all(1)
         if normalised.mean() > 0.9:
-            self._fail(
+            yield self._found(
                 f'has boxes from 0 to 1, such as annotation {annotations[int(normalised.argmax())]["id"]}: '
                 'CocoDataset reads [x, y, width, height] in pixels'
             )
@@ -255,9 +233,9 @@ class CocoCheck:
             f'{some["bbox"]} in {sizes[some["image_id"]][0]} x {sizes[some["image_id"]][1]} pixels'
         )
         if corners.mean() > 0.99 and leaving.mean() > 0.2:
-            self._fail(f'{text}: they look like [x1, y1, x2, y2], and CocoDataset reads [x, y, width, height]')
+            yield self._found(f'{text}: they look like [x1, y1, x2, y2], and CocoDataset reads [x, y, width, height]')
         if leaving.mean() > 0.5:
-            self._fail(f'{text}: CocoDataset reads [x, y, width, height] in pixels')
+            yield self._found(f'{text}: CocoDataset reads [x, y, width, height] in pixels')
 
         reasons = {
             'narrower or lower than a pixel': (extent < 1).any(1),
@@ -267,16 +245,18 @@ class CocoCheck:
         dropped = np.logical_or.reduce(list(reasons.values()))
         if dropped.any():
             counts = ', '.join(f'{reason.sum()} {name}' for name, reason in reasons.items() if reason.any())
-            what = (
+            yield self._found(
                 f'has {dropped.sum()} of {number} boxes that CocoDataset leaves out ({counts}), such as annotation '
-                f'{annotations[int(dropped.argmax())]["id"]} with {annotations[int(dropped.argmax())]["bbox"]}'
+                f'{annotations[int(dropped.argmax())]["id"]} with {annotations[int(dropped.argmax())]["bbox"]}',
+                ERROR if dropped.mean() > 0.5 else WARNING,
             )
-            (self._fail if dropped.mean() > 0.5 else self._note)(what)
         if leaving.any():
-            self._note(text)
+            yield self._found(text, WARNING)
         return [annotation for annotation, drop in zip(annotations, dropped) if not drop]
 
-    def _numbers(self, annotations: List[dict], key: str, shape: Tuple[int, ...]) -> np.ndarray:
+    def _check_numbers(
+        self, annotations: List[dict], key: str, shape: Tuple[int, ...]
+    ) -> Generator[Finding, None, np.ndarray]:
         """Return ``key`` of all annotations as one array of finite numbers."""
         values = [annotation[key] for annotation in annotations]
         try:
@@ -289,38 +269,73 @@ class CocoCheck:
             numbers = value if shape and isinstance(value, list) else [value]
             if len(numbers) != sum(shape, not shape) or not all(map(_is_number, numbers)):
                 wanted = '[x, y, width, height] in numbers' if shape else 'a number'
-                self._fail(f'gives annotation {annotation["id"]} the {key} {value!r}, which is not {wanted}')
+                yield self._found(f'gives annotation {annotation["id"]} the {key} {value!r}, which is not {wanted}')
         return np.array(values, np.float64).reshape(len(values), *shape)
 
-    def _check_masks(self, annotations: List[dict]) -> None:
+    def _check_masks(self, annotations: List[dict]) -> Iterator[Finding]:
         sizes = {image['id']: [image['height'], image['width']] for image in self.images}
         no_polygon = []
         for annotation in annotations:
             mask = annotation.get('segmentation')
             if not mask:
-                self._fail(
+                yield self._found(
                     f'has no segmentation for annotation {annotation["id"]}, and masks are read '
                     '(LoadAnnotations with with_mask=True)'
                 )
             if isinstance(mask, dict):
                 if mask.get('size') and list(mask['size']) != sizes[annotation['image_id']]:
-                    self._fail(
+                    yield self._found(
                         f'has a segmentation of {mask["size"]} pixels for annotation {annotation["id"]}, whose '
                         f'image has {sizes[annotation["image_id"]]} (height, width)'
                     )
             elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-                self._fail(
+                yield self._found(
                     f'has a segmentation for annotation {annotation["id"]} that is neither a list of polygons '
                     '[[x1, y1, x2, y2, ...], ...] nor run lengths'
                 )
             elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
                 no_polygon.append(annotation['id'])
         if no_polygon:
-            text = (
+            yield self._found(
                 f'has {len(no_polygon)} of {len(annotations)} segmentations without a polygon of three points '
-                f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored'
+                f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored',
+                ERROR if len(no_polygon) * 2 > len(annotations) else WARNING,
             )
-            (self._fail if len(no_polygon) * 2 > len(annotations) else self._note)(text)
+
+    def _check_images(self, folder: str) -> Iterator[Finding]:
+        """Compare width and height in the file with the headers of up to 50 images in ``folder``."""
+        images = self.images
+        if self.training:  # which does not load the others
+            used = {annotation['image_id'] for annotation in self.annotations}
+            images = [image for image in images if image['id'] in used]
+        wrong, turned, sample = [], [], pick_evenly(images)
+        for image in sample:
+            path = osp.join(folder, image['file_name'])
+            try:
+                size = read_image_size(path)
+            except OSError as error:
+                yield self._found(
+                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
+                    f'{error.strerror or error}'
+                )
+                continue
+            given = (image['width'], image['height'])
+            if size is not None and given not in (size.loaded, (size.width, size.height)):
+                wrong.append(f'{path} is {size.loaded[0]} x {size.loaded[1]}, not {given[0]} x {given[1]}')
+            elif size is not None and given != size.loaded:
+                turned.append(path)
+        if len(wrong) * 10 > len(sample):
+            yield self._found(
+                f'gives {len(wrong)} of {len(sample)} images another width x height than they have: {wrong[0]}'
+            )
+        if wrong:
+            yield self._found(f'gives {len(wrong)} of {len(sample)} images another width x height: {wrong[0]}', WARNING)
+        if turned:
+            yield self._found(
+                f'has the size of {len(turned)} of {len(sample)} images as stored, but mmcv turns them by their '
+                f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}',
+                WARNING,
+            )
 
 
 def _boxes(annotations: List[dict]) -> set:
@@ -352,71 +367,41 @@ def is_plain_coco(dataset) -> bool:
     return False
 
 
-def check_coco_dataset(dataset, where: str) -> Optional[CocoFile]:
-    """Check the annotation file of a CocoDataset, and the sizes of some of its images. Parse the file once.
-
-    Args:
-        dataset (mmdet.datasets.CocoDataset): a data set; it may be built with ``lazy_init=True``.
-        where (str): name of its data loader.
-
-    Raises:
-        DataError: the file cannot be used, or is certainly not what was intended.
-    """
-    if not is_on_disk(dataset.ann_file, dataset.backend_args):
-        print_log(f'{where}: {dataset.ann_file} is not on this machine and is not checked.', 'current')
-        return None
-    annotations = find_transform(dataset, 'LoadAnnotations')
-    classes = dataset.metainfo.get('classes')
-    kind = type(dataset)
-    is_librarys = kind.__module__.startswith('mmdet.') and kind.__name__ != 'CocoDataset'
-    check = CocoCheck(
-        read_json(dataset.ann_file, where),
-        dataset.ann_file,
-        where,
-        classes,
-        training=not dataset.test_mode,
-        masks=bool(getattr(annotations, 'with_mask', False)),
-        known_names=is_librarys and list(kind.METAINFO.get('classes') or ()) == list(classes or ()),
-    )
-    found = check.check()
-    load = find_transform(dataset, 'LoadImageFromFile')
-    folder = dataset.data_prefix.get('img', '')
-    if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
-        check.check_images(folder, annotated=not dataset.test_mode)
-    return found
-
-
-def check_evaluated_images(metric, found: CocoFile, where: str) -> None:
+def check_evaluated_images(metric, data: CocoCheck, where: str) -> Iterator[Finding]:
     """Compare the images of mmdet's CocoMetric, if it has a separate annotation file, with those of the data set.
 
-    Raises:
-        DataError: the metric's file is about other images, or has no segmentation where masks are evaluated.
+    Find a file about other images, or without a segmentation where masks are evaluated.
+
+    Args:
+        metric (mmdet.evaluation.CocoMetric): others have no findings.
+        data (CocoCheck): of the data set, after its run.
+        where (str): name of the evaluator.
     """
     coco = getattr(metric, '_coco_api', None)
     if type(metric).__name__ != 'CocoMetric' or coco is None:
         return
     images = {key: osp.basename(str(image.get('file_name'))) for key, image in coco.imgs.items()}
-    unknown = [key for key, name in found.images.items() if images.get(key) != osp.basename(name)]
-    more = len(images) - (len(found.images) - len(unknown))
+    names = {image['id']: image['file_name'] for image in data.images}
+    unknown = [key for key, name in names.items() if images.get(key) != osp.basename(name)]
+    more = len(images) - (len(names) - len(unknown))
     if unknown or more:
         what = (
-            f'has no image {unknown[0]} called {found.images[unknown[0]]!r}'
+            f'has no image {unknown[0]} called {names[unknown[0]]!r}'
             if unknown
             else f'has {more} images more, which count as images without predictions'
         )
-        raise DataError(f'{where}: ann_file of CocoMetric is another file than that of the data set: it {what}.')
+        yield Finding(f'{where}: ann_file of CocoMetric is another file than that of the data set: it {what}.')
     evaluated = coco.dataset.get('annotations', [])
-    if found.annotations and evaluated and _boxes(found.annotations) != _boxes(evaluated):
-        print_log(
+    if data.annotations and evaluated and _boxes(data.annotations) != _boxes(evaluated):
+        yield Finding(
             f'{where}: ann_file of CocoMetric has other boxes than the annotation file of the data set; the '
             "metric's are those that count.",
-            'current',
-            logging.WARNING,
+            WARNING,
         )
     if 'segm' in metric.metrics and not metric.format_only:
         for annotation in evaluated:
             if not annotation.get('segmentation'):
-                raise DataError(
+                yield Finding(
                     f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
                     f'{annotation["id"]} of its ann_file has no segmentation.'
                 )

@@ -2,17 +2,17 @@
 in a loss."""
 
 import contextlib
-from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterator, List, Optional, Sequence, Set
+from typing import TYPE_CHECKING, Iterable, Iterator, List, Optional, Sequence, Set
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..errors import DataError, RMTError
+from ..errors import FOREIGN_ERRORS, DataError, RMTError, in_one_line
 from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
-from .coco_check import check_coco_dataset, check_evaluated_images, is_plain_coco, read_json
-from .datasets import BUILD_ERRORS, build_lazily, files_of, find_datasets
+from .coco_check import CocoCheck, check_evaluated_images, is_plain_coco, read_json
+from .datasets import build_lazily, find_datasets, name_files
+from .findings import Finding, collect, report
 from .label_check import check_image_labels, check_label_maps
 
 if TYPE_CHECKING:  # `import rmt_mm` does not need Runner
@@ -48,7 +48,7 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         yield
     except RMTError:
         raise
-    except BUILD_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         loader, evaluator = f'{split}_dataloader', f'{split}_evaluator'
         config = runner.cfg.get(loader)
         if not config:
@@ -56,17 +56,16 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         datasets = [dataset for dataset, _ in build_lazily(config, runner.cfg.get('default_scope'))]
         for dataset in datasets:
             if is_plain_coco(dataset):
-                check_coco_dataset(dataset, loader)
+                report(CocoCheck(dataset, loader).run())
         for path in _annotation_files(runner.cfg.get(evaluator)):
             if path.endswith('.json') and '://' not in path:
                 read_json(path, evaluator)
         # NumPy's message when mmengine packs the samples of an empty data set into one array.
         if 'need at least one array' in str(error):
             raise DataError(_empty(loader)) from error
-        files = ' and '.join(filter(None, map(files_of, datasets)))
+        files = ' and '.join(filter(None, map(name_files, datasets)))
         raise DataError(
-            f'{loader} cannot be built: {type(error).__name__}: {" ".join(str(error).split())}'
-            f'{f" (it reads {files})" if files else ""}.'
+            f'{loader} cannot be built: {in_one_line(error)}{f" (it reads {files})" if files else ""}.'
         ) from error
 
 
@@ -131,33 +130,34 @@ class DataCheckHook(Hook):
             loader = f'{split}_dataloader'
             if hasattr(dataset, '__len__') and len(dataset) == 0:
                 raise DataError(_empty(loader))
-            check_heads(runner.model, dataset, loader)
+            report(check_heads(runner.model, dataset, loader))
             if self.check_files:
-                _on_main_process(partial(self._check_files, runner, split, dataset))
+                _report_of_main_process(self._check_files(runner, split, dataset))
             self._checked.add(split)
 
-    def _check_files(self, runner: 'Runner', split: str, dataset) -> None:
+    def _check_files(self, runner: 'Runner', split: str, dataset) -> Iterator[Finding]:
         loader = f'{split}_dataloader'
-        classes, leaves = class_names(dataset, loader), list(find_datasets(dataset))
+        classes, leaves = class_names(dataset), list(find_datasets(dataset))
         for leaf in leaves:
             names = {f'{cls.__module__.split(".")[0]}.{cls.__name__}' for cls in type(leaf).__mro__}
             if is_plain_coco(leaf):
-                found = check_coco_dataset(leaf, loader)
-                if found is not None and len(leaves) == 1:
-                    classes = found.labels
-                    for metric in (
-                        getattr(getattr(runner, f'{split}_evaluator', None), 'metrics', ()) if split != 'train' else ()
-                    ):
-                        check_evaluated_images(metric, found, f'{split}_evaluator')
+                coco = CocoCheck(leaf, loader)
+                yield from coco.run()
+                if coco.images and len(leaves) == 1:
+                    classes, evaluator = coco.labels, f'{split}_evaluator'
+                    for metric in getattr(getattr(runner, evaluator, None), 'metrics', ()) if split != 'train' else ():
+                        yield from check_evaluated_images(metric, coco, evaluator)
             elif 'mmseg.BaseSegDataset' in names:
                 ignored = [getattr(module, 'ignore_index', None) for module in runner.model.modules()]
-                check_label_maps(leaf, loader, {255, *(value for value in ignored if isinstance(value, int))})
+                yield from check_label_maps(
+                    leaf, loader, {255, *(value for value in ignored if isinstance(value, int))}
+                )
             elif 'mmpretrain.BaseDataset' in names:
-                check_image_labels(leaf, loader, _num_classes(runner.model))
+                yield from check_image_labels(leaf, loader, _num_classes(runner.model))
         if split == 'train':
             self._train_classes = classes
         elif not takes_text(runner.model):
-            check_same_classes(self._train_classes, classes, loader)
+            yield from check_same_classes(self._train_classes, classes, loader)
 
 
 def _num_classes(model) -> Optional[int]:
@@ -166,14 +166,8 @@ def _num_classes(model) -> Optional[int]:
     return given if isinstance(given, int) else None
 
 
-def _on_main_process(check: Callable[[], None]) -> None:
-    """Call ``check`` in the first process, and raise its DataError in all of them."""
-    error: List[Optional[DataError]] = [None]
-    if is_main_process():
-        try:
-            check()
-        except DataError as found:
-            error = [found]
-    broadcast_object_list(error)
-    if error[0] is not None:
-        raise error[0]
+def _report_of_main_process(check: Iterable[Finding]) -> None:
+    """Run a check in the first process, and report what it found in all of them; mmengine logs notes in the first."""
+    found: List[List[Finding]] = [collect(check) if is_main_process() else []]
+    broadcast_object_list(found)
+    report(found[0])

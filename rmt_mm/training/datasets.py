@@ -6,18 +6,7 @@ from typing import Iterator, Optional, Sequence, Tuple
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-# Errors that OpenMMLab's data sets, and the readers that they call, raise for wrong data or arguments.
-BUILD_ERRORS = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    ImportError,
-)
+from ..errors import FOREIGN_ERRORS
 
 
 def find_datasets(dataset) -> Iterator:
@@ -63,7 +52,7 @@ def build_lazily(node, scope: Optional[str]) -> Iterator[Tuple[BaseDataset, dict
                 dataset = kind(**known, pipeline=[], lazy_init=True)
             except (AssertionError, OSError):
                 continue
-            except BUILD_ERRORS:
+            except FOREIGN_ERRORS:
                 return  # unknown arguments: the runner's own construction raises the error
             yield dataset, node
             return
@@ -104,14 +93,14 @@ def reads_from_disk(transform) -> bool:
     )
 
 
-def spread(items: Sequence, at_most: int = 50) -> list:
+def pick_evenly(items: Sequence, at_most: int = 50) -> list:
     """Return up to ``at_most`` items at even distances, including the first and the last."""
     if len(items) <= at_most:
         return list(items)
     return [items[i * (len(items) - 1) // (at_most - 1)] for i in range(at_most)]
 
 
-def files_of(dataset) -> str:
+def name_files(dataset) -> str:
     """Name the annotation file of a data set, or its folders if it has none."""
     ann_file = getattr(dataset, 'ann_file', None)
     if ann_file:

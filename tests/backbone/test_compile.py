@@ -7,8 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from rmt_mm import RMT
-from rmt_mm.backbone import attention, ffn, strips
-from rmt_mm.ops.recorders import is_exporting
+from rmt_mm.ops.recorders import Call
 
 from support import needs_torch
 from support.archs import SMALL_ARCH
@@ -93,37 +92,12 @@ def _tells_compilers_from_exporters():
     told = []
 
     def ask(x):
-        told.append(is_exporting())
+        told.append(Call.of(x).exported)
         return x + 1
 
     torch.compile(ask, backend='eager')(torch.zeros(1))
     if told != [False]:
         pytest.skip('this torch cannot tell a compiler from an exporter')
-
-
-@pytest.mark.usefixtures('_tells_compilers_from_exporters')
-def test_compiled_models_call_the_kernels_of_the_eager_form(monkeypatch):
-    """Without gradients alone; an exported program holds no operation of this package."""
-    monkeypatch.setattr(strips, 'MAX_MAP_BYTES', 0)
-    monkeypatch.setattr(strips, 'MIN_STRIP_ROWS', 3)
-    monkeypatch.setattr(ffn, 'STRIP_BYTES', 0)
-    monkeypatch.setattr(attention, 'MAX_BIAS_ELEMENTS', 0)
-    names = operations()
-    decomposed = [
-        depth for depth, is_decomposed in zip(SMALL_ARCH['depths'], SMALL_ARCH['decomposed']) if is_decomposed
-    ]
-    assert names.count('rmt_mm.attend_short_lines') == 2 * sum(decomposed) > 0
-    assert names.count('rmt_mm.attend_full_by_row') == sum(SMALL_ARCH['depths']) - sum(decomposed) > 0
-    assert names.count('rmt_mm.ffn_in_strips') == sum(SMALL_ARCH['depths'])
-    assert 'rmt_mm' not in operations(train=True) + operations(export=True)
-
-    model, x = RMT(SMALL_ARCH).eval(), torch.randn(2, 3, 61, 45)
-    with torch.no_grad():
-        outs = torch.compile(model, backend='aot_eager', fullgraph=True)(x)
-        for out, expected in zip(outs, model(x)):
-            torch.testing.assert_close(out, expected)
-        with torch.autocast('cpu', torch.bfloat16):
-            assert 'rmt_mm' not in operations()
 
 
 @pytest.mark.usefixtures('_tells_compilers_from_exporters')

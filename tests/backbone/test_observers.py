@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from rmt_mm import RMT
+from rmt_mm import RMT, ops
 from rmt_mm.ops import tables
 
 from support.archs import SMALL_ARCH
@@ -232,11 +232,13 @@ def test_the_older_onnx_exporter():
 
 def test_recorded_rotation_is_the_eager_one():
     x = torch.rand(1, 5, 7, 2, 8)
-    phases = tables.rotary_phases(5, 7, 8, x.device)
-    traced = torch.jit.trace(lambda x: tables.rotate(x, phases), (x,))
+
+    def rotate(x):
+        return ops.rotate(x, ops.PositionTables((-0.1, -0.2), 5, 7, 8, x.device))
+
+    traced = torch.jit.trace(rotate, (x,))
     assert 'complex' not in str(traced.graph)
-    torch.testing.assert_close(traced(x), tables.rotate(x, phases))
-    torch.testing.assert_close(traced(x), tables.rotate(x.clone(), phases, overwrite=True))
+    torch.testing.assert_close(traced(x), rotate(x))
 
 
 def test_gelu_of_ffn_keeps_the_input_of_others():

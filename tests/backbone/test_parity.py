@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rmt_mm import RMT, convert_official_state_dict
+from rmt_mm import RMT, convert_official_state_dict, ops
 from rmt_mm.arch import ARCHS, resolve_arch
-from rmt_mm.backbone import attention, ffn, linear, stem, strips
 from rmt_mm.reference import PlainRMT
 
 from support.archs import SMALL_ARCH
@@ -78,27 +77,23 @@ def test_outputs_of_the_plain_reference(name, size):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 2), (33, 61), (7, 500), (900, 5), (224, 224)])
-@pytest.mark.parametrize('way', ['gradients', 'no_grad', 'inference_mode', 'strips', 'fused', 'deploy'])
-def test_every_way_of_computing_agrees_at_every_size(way, size, monkeypatch):
-    """The eager shortcuts (strips, short lines, split projections) at sizes that do not fit them."""
+@pytest.mark.parametrize('way', ['gradients', 'no_grad', 'inference_mode', 'plain', 'fast', 'deploy'])
+def test_every_way_of_computing_agrees_at_every_size(way, size):
+    """All kernels at sizes that do not fit them: those of eager execution, plain torch alone, those for large maps."""
     official = nano_state_dict('dense')
     model, reference = RMT(NANO._asdict()).eval(), PlainRMT(NANO).eval()
     load_strictly(model, convert_official_state_dict(official))
     load_strictly(reference, {name: t for name, t in official.items() if name in reference.state_dict()})
-    if way == 'strips':
-        monkeypatch.setattr(strips, 'MAX_MAP_BYTES', 0)
-        monkeypatch.setattr(strips, 'MIN_STRIP_ROWS', 3)
-        for module in (stem, ffn):
-            monkeypatch.setattr(module, 'STRIP_BYTES', 0)
-        monkeypatch.setattr(linear, 'MIN_SPLIT_TOKENS', 0)
-        monkeypatch.setattr(attention, 'SLICE_WEIGHTS', 50)
-    elif way == 'fused':
-        monkeypatch.setattr(attention, 'MAX_SHORT_LINE', 0)
+    pins = {}
+    if way == 'plain':
+        pins = dict.fromkeys(ops.PRIORITY, 'plain')
+    elif way == 'fast':
+        pins = dict(ffn='strips', batch='one_by_one', attend_map='by_row')
     elif way == 'deploy':
         model.switch_to_deploy()
     image = torch.from_numpy(weights.image('sizes', (2, 3, *size)))
     context = dict(gradients=torch.enable_grad, inference_mode=torch.inference_mode).get(way, torch.no_grad)
-    with context():
+    with context(), ops.use(**pins):
         outs = model(image)
     with torch.no_grad():
         expected = reference(image)

@@ -23,10 +23,10 @@ from mmengine.runner.checkpoint import load_checkpoint
 from rmt_mm import RMT
 from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints import loading
-from rmt_mm.checkpoints.files import CheckpointError, file_hash, force_safe_loading, read_checkpoint, write_checkpoint
-from rmt_mm.tools.commands import rmt_to_mm
-from rmt_mm.checkpoints.heads import HEADS
+from rmt_mm.checkpoints.files import CheckpointError, file_hash, read_checkpoint, write_checkpoint
+from rmt_mm.checkpoints.shapes import HEADS
 from rmt_mm.reference import PlainRMT
+from rmt_mm.tools.commands import rmt_to_mm
 
 from support import ROOT
 from support.official_files import (
@@ -506,11 +506,8 @@ def test_commands_are_refused_whatever_is_allowed(run, tmp_path):
     refused(run, tmp_path, *args, words=('posix.system', 'Do not open'))
 
 
-def test_force_safe_loading(tmp_path, monkeypatch):
+def test_force_safe_loading(forced, tmp_path):
     """The tools call it first. Then mmengine's loaders cannot be made to execute a file either."""
-    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
-    force_safe_loading()
     marker, path = tmp_path / 'marker', tmp_path / 'trap.pth'
     for content in (dict(state_dict=Trap(marker)), Trap(marker)):
         torch.save(content, path)

@@ -15,17 +15,19 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from rmt_mm import RMT
 from rmt_mm.arch import ARCHS
-from rmt_mm.checkpoints.files import CheckpointError
-from rmt_mm.checkpoints.loading import check_checkpoint_file, load_pretrained
+from rmt_mm.checkpoints import load_pretrained
+from rmt_mm.checkpoints.loading import check_checkpoint_file
+from rmt_mm.checkpoints.official_model import parse_checkpoint
 from rmt_mm.checkpoints.official_names import (
     POSITION_BUFFER,
     convert_official_state_dict,
+    is_backbone_tensor,
+    official_backbone_shapes,
     position_buffers,
     revert_to_official_state_dict,
 )
-from rmt_mm.checkpoints.official_model import parse_checkpoint
-from rmt_mm.checkpoints.heads import HEADS, classifier
-from rmt_mm.checkpoints.official_model import backbone_shapes
+from rmt_mm.checkpoints.shapes import HEADS, backbone_shapes, classifier
+from rmt_mm.errors import CheckpointError
 
 from support import ROOT
 from support.official_files import (
@@ -72,10 +74,43 @@ def build_model(name):
         return MODELS.build(cfg)
 
 
+def load(model, path, **options):
+    load_pretrained(model, model.checkpoint_spec(), path, **options)
+
+
+@pytest.mark.parametrize('settings', [{}, dict(in_channels=4), dict(out_norm=False)])
+@pytest.mark.parametrize('size', ARCHS)
+def test_the_table_of_shapes_is_that_of_the_model(size, settings):
+    with torch.device('meta'):
+        model = RMT(size, **settings)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = backbone_shapes(ARCHS[size], settings.get('in_channels', 3), settings.get('out_norm', True))
+    assert list(table.items()) == list(shapes.items())
+    assert model.checkpoint_spec() == (ARCHS[size], shapes, False)
+
+
+def test_a_spec_tells_what_a_backbone_computes_adds_and_has_folded():
+    model = Extended(NANO._asdict())
+    spec = model.checkpoint_spec()
+    assert spec.shapes.keys() == model.state_dict().keys()
+    assert 'computed' not in spec.shapes
+    assert [name for name in spec.shapes if not is_backbone_tensor(name)] == ['adapter.weight', 'adapter.bias', 'kept']
+    model.eval().switch_to_deploy()
+    assert model.checkpoint_spec().deploy and model.checkpoint_spec().shapes.keys() == model.state_dict().keys()
+
+
+class Extended(RMT):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.adapter = torch.nn.Linear(1, 1)
+        self.register_buffer('kept', torch.zeros(1))
+        self.register_buffer('computed', torch.zeros(1), persistent=False)
+
+
 @pytest.mark.parametrize('key', OFFICIAL_KEYS)
 def test_layout(key):
     size, kind = key.split('/')
-    shapes = backbone_shapes(ARCHS[size], out_norms=kind == 'dense')
+    shapes = official_backbone_shapes(ARCHS[size], out_norms=kind == 'dense')
     if kind != 'dense':
         shapes.update(classifier(ARCHS[size].embed_dims, 1000, kind == 'token_label'))
     assert shapes == {name: tuple(shape) for name, shape in OFFICIAL_KEYS[key].items()}
@@ -84,7 +119,7 @@ def test_layout(key):
 @pytest.mark.parametrize('size', ARCHS)
 def test_position_buffers(size):
     arch = ARCHS[size]
-    shapes = {name: shape for name, shape in backbone_shapes(arch).items() if POSITION_BUFFER.fullmatch(name)}
+    shapes = {name: shape for name, shape in official_backbone_shapes(arch).items() if POSITION_BUFFER.fullmatch(name)}
     ours, expected = position_buffers(arch), tensors(shapes, arch)
     assert ours.keys() == expected.keys()
     for name in expected:
@@ -241,7 +276,7 @@ def test_incomplete_files_do_not_load(case, tmp_path):
     model = RMT(NANO._asdict())
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CheckpointError) as error:
-        load_pretrained(model, path)
+        load(model, path)
     assert all(word in str(error.value) for word in (*words, path)), str(error.value)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
@@ -260,20 +295,20 @@ def test_another_size_is_named(official, tmp_path):
     path = str(tmp_path / 'tiny.pth')
     torch.save(names, path)
     with pytest.raises(CheckpointError, match=r'the file is RMT tiny, the model is RMT small'):
-        load_pretrained(RMT('small'), path)
+        load(RMT('small'), path)
 
 
 def test_other_input_channels_are_an_error_that_says_what_to_do(tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
     with pytest.raises(CheckpointError, match='for images of 3 channels, and that of the model for 4') as error:
-        load_pretrained(RMT(NANO._asdict(), in_channels=4), path)
+        load(RMT(NANO._asdict(), in_channels=4), path)
     assert (error.value.remedy, error.value.facts) == ('in_channels', dict(channels=4))
 
 
 def test_unknown_prefix(tmp_path):
     path = save_classifier(tmp_path / 'official.pth', nano_state_dict('dense'))
     with pytest.raises(CheckpointError, match="starts with 'student.'"):
-        load_pretrained(RMT(NANO._asdict()), path, prefix='student.')
+        load(RMT(NANO._asdict()), path, prefix='student.')
 
 
 # Whole models, loaded by load_from and the libraries' own functions, with which mmengine would log and go on.
@@ -383,7 +418,7 @@ def test_output_norms_may_be_missing_singly(theirs, ours, new, unused, way, tmp_
 def test_official_backbones_with_fewer_norms(nano, tmp_path):
     official = {name: t for name, t in nano_state_dict('dense').items() if not name.startswith('extra_norms.1.')}
     model = RMT(NANO._asdict())
-    load_pretrained(model, save_classifier(tmp_path / 'official.pth', official))
+    load(model, save_classifier(tmp_path / 'official.pth', official))
     assert (model.norm1.weight == 1).all() and torch.equal(model.norm2.weight, official['extra_norms.2.weight'])
     parsed = parse_checkpoint(official)
     assert 'norm1' in '\n'.join(parsed.report()) and 'norm1.weight' not in parsed.to_ours()['state_dict']
@@ -401,18 +436,18 @@ def test_the_form_for_inference_is_loaded_into_its_own_kind_alone(deploy, way, t
         path = str(tmp_path / f'{form}.pth')
         torch.save(dict(state_dict=source.state_dict()), path)
         model = Detector(deploy=deploy)
-        load = (
+        load_it = (
             functools.partial(load_checkpoint, model, path)
             if way == 'mmengine'
-            else functools.partial(load_pretrained, model.backbone, path)
+            else functools.partial(load, model.backbone, path)
         )
         if deploy == (form == 'deployed'):
-            load()
+            load_it()
             assert all(torch.equal(t, model.state_dict()[name]) for name, t in source.state_dict().items())
         else:
             words = 'model.backbone.deploy=True' if form == 'deployed' else 'leave model.backbone.deploy at False'
             with pytest.raises(CheckpointError, match=words):
-                load()
+                load_it()
 
 
 def test_the_form_for_inference_of_other_norms_is_told_by_the_file(tmp_path):
@@ -422,9 +457,9 @@ def test_the_form_for_inference_of_other_norms_is_told_by_the_file(tmp_path):
     source.switch_to_deploy()
     path = str(tmp_path / 'file.pth')
     torch.save(dict(state_dict=source.state_dict(), meta=dict(rmt_mm=dict(deploy=True))), path)
-    load_pretrained(RMT(arch, deploy=True, **settings), path)
+    load(RMT(arch, deploy=True, **settings), path)
     with pytest.raises(CheckpointError, match='model.backbone.deploy=True'):
-        load_pretrained(RMT(arch, **settings), path)
+        load(RMT(arch, **settings), path)
 
 
 def test_no_way_leads_back_from_the_form_for_inference(nano):
@@ -477,7 +512,7 @@ def test_models_with_replaced_layers_take_no_other_model(tmp_path):
     model = RMT(NANO._asdict())
     model.stages[0][0].attn.qkv = LowRank(model.stages[0][0].attn.qkv)
     with pytest.raises(CheckpointError, match='not a checkpoint of RMT'):
-        load_pretrained(model, path)
+        load(model, path)
 
 
 def test_addresses_of_other_storage(tmp_path, monkeypatch):

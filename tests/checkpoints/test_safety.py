@@ -27,13 +27,13 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from rmt_mm.arch import ARCHS
 from rmt_mm.checkpoints import read_checkpoint
 from rmt_mm.checkpoints.files import local_copy, write_checkpoint
-from rmt_mm.checkpoints.state_dicts import pick_state_dict
-from rmt_mm.classification.label_map import MAX_NUMBERS, load_label_map, save_label_map
-from rmt_mm.tools.cli.options import describe
 from rmt_mm.checkpoints.official_model import parse_checkpoint
-from rmt_mm.errors import CheckpointError, RMTError, TokenLabelError, printable
 from rmt_mm.checkpoints.safe.types import STAND_INS
 from rmt_mm.checkpoints.safe.unpickler import safe_globals, set_safe_globals
+from rmt_mm.checkpoints.state_dicts import pick_state_dict
+from rmt_mm.classification.label_map import MAX_NUMBERS, load_label_map, save_label_map
+from rmt_mm.errors import CheckpointError, RMTError, TokenLabelError, printable
+from rmt_mm.tools.cli.options import describe
 
 from support import ROOT, forged
 from support.official_files import NANO, nano_state_dict
@@ -82,7 +82,7 @@ def test_forged_files_are_refused_in_every_way_in(name, outcomes):
             assert '\n' not in text and f'{name}-{way}.pt' in text
 
 
-def test_the_forgery_is_well_made(tmp_path):
+def test_the_forgery_is_well_made(forced, tmp_path):
     """What is refused above is refused for what is wrong with it: the same files without it load."""
     good = dict(
         array=forged.array((2,), b'A' * 16),
@@ -97,7 +97,7 @@ def test_the_forgery_is_well_made(tmp_path):
         assert type(content['buffer']) is HistoryBuffer and content['tensor'].shape == (8,)
 
 
-def test_statistics_of_a_file_do_not_reach_the_class(tmp_path):
+def test_statistics_of_a_file_do_not_reach_the_class(forced, tmp_path):
     another = forged.Reduce(forged.Global('builtins', 'getattr'), (forged.HISTORY, 'max'))
     path = forged.write(tmp_path / 'a.pth', dict(a=forged.history(statistics_methods=dict(mean=another, new=another))))
     torch.load(path, weights_only=True)
@@ -171,7 +171,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize('old', [False, True], ids=['NumPy 2', 'NumPy 1'])
-def test_all_that_mmengine_writes_loads(old, tmp_path):
+def test_all_that_mmengine_writes_loads(old, forced, tmp_path):
     hub = MessageHub('written')
     for name, value in PLAIN.items():
         hub.update_info(name, value)

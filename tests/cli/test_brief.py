@@ -1,4 +1,4 @@
-"""train.py --brief shows a line an epoch and logs as before; --vis-backend writes to another backend of mmengine."""
+"""train.py --brief shows one line per epoch and logs as before; --vis-backend writes to another backend of mmengine."""
 
 import re
 import sys
@@ -7,9 +7,9 @@ import uuid
 import pytest
 from mmengine.config import Config
 
+from rmt_mm.errors import UsageError
 from rmt_mm.tools import cli
 from rmt_mm.tools.commands import train
-from rmt_mm.errors import UsageError
 
 LOADER = dict(batch_size=1, num_workers=0, dataset=dict(type='ToyData'), collate_fn=dict(type='default_collate'))
 CONFIG = dict(

@@ -9,8 +9,8 @@ import pytest
 from mmengine.config import Config
 
 import rmt_mm
-from rmt_mm.tools.cli.cfg_options import KNOWN_KEYS, CfgOptions, apply_options, check_top_level_names
 from rmt_mm.errors import UsageError
+from rmt_mm.tools.cli.cfg_options import KNOWN_KEYS, CfgOptions, apply_options, check_top_level_names
 
 DETECTION = 'mask-rcnn_rmt-t_fpn_amp-1x_coco'
 SEGMENTATION = 'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512'

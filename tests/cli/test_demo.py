@@ -13,11 +13,11 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from rmt_mm.errors import CheckpointError, UsageError
 from rmt_mm.tools.cli.images import find_images, read_image
 from rmt_mm.tools.cli.predictor import build_predictor
 from rmt_mm.tools.cli.tiles import merge_boxes, tile_windows
 from rmt_mm.tools.commands.demo import main
-from rmt_mm.errors import CheckpointError, UsageError
 
 from support import ROOT
 from support.miniature import call

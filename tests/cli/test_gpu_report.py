@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rmt_mm.backbone import attention
+from rmt_mm.ops import dispatch
 from rmt_mm.tools.cli import UsageError
 
 from support import ROOT, load_tool
@@ -31,10 +31,8 @@ def tool():
 
 
 @pytest.fixture
-def restored(monkeypatch):
+def restored():
     """Put back what a check changes in its process."""
-    for name in ('MAX_BIAS_ELEMENTS', 'HAS_FLEX_KERNEL'):
-        monkeypatch.setattr(attention, name, getattr(attention, name))
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     yield
@@ -135,8 +133,8 @@ def test_torchvision_missing(tool, monkeypatch):
 def test_a_check_notices_wrong_attention(tool, restored, monkeypatch):
     arch, shape = tool.QUICK.check
     assert tool.check('by row', 'fp32', arch, shape, 'cpu')['passed']
-    attend = attention.attend_full_by_row
-    monkeypatch.setattr(attention, 'attend_full_by_row', lambda *args: 1.001 * attend(*args))
+    key, by_row = ('attend_map', 'by_row'), dispatch._KERNELS['attend_map', 'by_row']
+    monkeypatch.setitem(dispatch._KERNELS, key, by_row._replace(run=lambda *args: 1.001 * by_row.run(*args)))
     assert not tool.check('by row', 'fp32', arch, shape, 'cpu')['passed']
 
 

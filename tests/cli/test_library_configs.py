@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from rmt_mm.errors import UsageError
 from rmt_mm.tools.cli.cfg_options import check_top_level_names
 from rmt_mm.tools.cli.model_check import check_model
+from rmt_mm.tools.cli.notes import note
 from rmt_mm.tools.cli.search import find_dicts
 from rmt_mm.tools.cli.types import library, type_name
-from rmt_mm.errors import UsageError
+from rmt_mm.training.findings import report
 
 from support.archs import LEAST_ARCH
 
@@ -52,7 +54,7 @@ def test_no_false_alarm(package, least):
                 key = repr({key: value for key, value in model.items() if key.endswith(('head', 'neck', 'backbone'))})
                 if key not in seen:
                     seen.add(key)
-                    check_model(model, library(cfg))
+                    report(check_model(model, library(cfg)), UsageError, note)
         except UsageError as error:
             refused.append(f'{path.relative_to(root)}: {error}')
     assert checked >= least and not refused, '\n'.join(refused)

@@ -17,11 +17,11 @@ from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 
 from rmt_mm import RMT
-from rmt_mm.tools import cli
 from rmt_mm.checkpoints import read_checkpoint
+from rmt_mm.errors import CheckpointError, UsageError
+from rmt_mm.tools import cli
 from rmt_mm.tools.cli.runner import _adapt_to_cpu
 from rmt_mm.tools.cli.weights import choose_checkpoint
-from rmt_mm.errors import CheckpointError, UsageError
 
 from support import ROOT
 from support.official_files import NANO, nano_state_dict, save_classifier

@@ -11,10 +11,10 @@ from mmengine.registry import TRANSFORMS
 from torch import nn
 
 import rmt_mm
+from rmt_mm.errors import UsageError
 from rmt_mm.tools import cli
 from rmt_mm.tools.cli import runner as cli_runner
 from rmt_mm.tools.cli.types import type_name
-from rmt_mm.errors import UsageError
 
 from support import ROOT
 

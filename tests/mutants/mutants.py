@@ -25,14 +25,11 @@ def _group(file, tests, *rows):
 RECIPES = 'tests/configs/test_recipes_against_libraries.py'
 SCHEDULES = 'tests/configs/test_schedules.py'
 BACKBONE = 'tests/backbone/test_backbone.py'
-BATCHES = 'tests/backbone/test_batches.py'
+BATCHES = 'tests/ops/test_batches.py'
 PARITY = 'tests/backbone/test_parity.py'
-ATTENTION = 'tests/backbone/test_attention.py'
+KERNELS = 'tests/ops/test_kernels.py'
+DISPATCH = 'tests/ops/test_dispatch.py'
 OBSERVERS = 'tests/backbone/test_observers.py'
-STEM = 'tests/backbone/test_stem.py'
-FFN = 'tests/backbone/test_ffn.py'
-LINEAR = 'tests/backbone/test_linear.py'
-DEPTHWISE = 'tests/backbone/test_depthwise.py'
 DEPLOY = 'tests/backbone/test_deploy.py'
 CLS_HEAD = 'tests/classification/test_classification_head.py'
 CLS_RECIPES = 'tests/classification/test_classification_recipes.py'
@@ -42,7 +39,7 @@ TOKEN_GEOMETRY = 'tests/classification/test_token_label_geometry.py'
 TOKEN_TOOL = 'tests/classification/test_token_label_tool.py'
 OFFICIAL = 'tests/checkpoints/test_official.py'
 CONVERTER = 'tests/checkpoints/test_converter.py'
-COMPAT = 'tests/checkpoints/test_compat.py'
+PROCESS = 'tests/checkpoints/test_process.py'
 SAFETY = 'tests/checkpoints/test_safety.py'
 DATA_CHECK = 'tests/training/test_data_check.py'
 TOOLS = 'tests/cli/test_tools.py'
@@ -253,40 +250,157 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/backbone/attention.py',
-        ATTENTION,
+        PARITY,
         (
-            'decomposed attention: columns with the decay of another head',
-            'return attend_lines(q, k, v, column_bias)',
-            'return attend_lines(q, k, v, column_bias.flip(0))',
-        ),
-        ('short lines: scores that are not scaled', 'alpha=q.shape[-1] ** -0.5', 'alpha=1'),
-        ('short lines: softmax over the queries', '1 if keys_first else 2, out=part', '2, out=part'),
-        (
-            'short lines: the last slice is left out',
-            'in zip(*(t.split(step, dim=1) for t in group))',
-            'in list(zip(*(t.split(step, dim=1) for t in group)))[:-1] or [[t[:, :step] for t in group]]',
+            'decomposed attention: rows twice',
+            'ops.attend_lines(q, k, rows, tables, dim=1)',
+            'ops.attend_lines(q, k, rows, tables, dim=2)',
         ),
         (
-            'short lines: with gradients too',
-            'if may_call_opaque() and q.shape[2]',
-            'if not is_compiling() and q.shape[2]',
+            'decomposed attention: columns of the values',
+            'ops.attend_lines(q, k, rows, tables, dim=1)',
+            'ops.attend_lines(q, k, v, tables, dim=1)',
         ),
-        ('large maps: no limit of memory', 'or heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS:', 'or True:'),
+        (
+            'LCE of another size',
+            'nn.Conv2d(dim, dim, 5, padding=2, groups=dim)',
+            'nn.Conv2d(dim, dim, 3, padding=1, groups=dim)',
+        ),
+    ),
+    *_group(
+        'rmt_mm/ops/plain.py',
+        KERNELS,
+        ('plain lines: columns are rows', 'if dim == 1:\n        q, k, v', 'if dim == 3:\n        q, k, v'),
+        (
+            'plain map: half the decay',
+            'attn_mask=bias.unsqueeze(0))\n    return out.transpose(1, 2).unflatten(1',
+            'attn_mask=bias.unsqueeze(0) / 2)\n    return out.transpose(1, 2).unflatten(1',
+        ),
+        ('plain rotation: the other way', 'u0 * cos - u1 * sin', 'u0 * cos + u1 * sin'),
+        (
+            'plain rotation in the dtype of the model',
+            'torch.promote_types(x.dtype, phases.dtype)',
+            'x.dtype',
+            f'{KERNELS} -k in_bf16',
+        ),
+        ('plain FFN without GELU', 'fc2(dwconv(F.gelu(fc1(x))))', 'fc2(dwconv(fc1(x)))'),
+    ),
+    *_group(
+        'rmt_mm/ops/eager.py',
+        KERNELS,
+        ('large maps: no limit of memory', 'heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS', 'True'),
         (
             'large maps: keys are not counted backward',
             '(t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))',
             '(t.flatten(1, 2).transpose(1, 2) for t in (k, v))',
         ),
         (
+            'large maps: a program for one size alone',
+            'isinstance(q.shape[1], int) else',
+            'True else',
+            'tests/deployment',
+        ),
+        (
+            'complex rotation: the other way',
+            '* torch.view_as_complex(phases.to(pairs.dtype))',
+            '* torch.view_as_complex(phases.to(pairs.dtype)).conj()',
+        ),
+        (
+            'complex rotation in the dtype of the model',
+            'torch.promote_types(x.dtype, phases.dtype)',
+            'x.dtype',
+            f'{BACKBONE} -k bf16',
+        ),
+        ('complex rotation in a trace', 'return call.why_not_run() or None', 'return None', OBSERVERS),
+        ('with_cp keeps everything', 'if not Call.of(x).needs_grad:', 'if True:', BACKBONE),
+        (
+            'with_cp draws another drop path',
+            'use_reentrant=False, **options)',
+            'use_reentrant=False, preserve_rng_state=False)',
+            BACKBONE,
+        ),
+        ('hooks on the FFN fire twice', 'if with_cp and call.plain and', 'if with_cp and', OBSERVERS),
+        ('the FFN keeps its maps', 'if with_cp and call.plain and', 'if False and', BACKBONE),
+        ('the FFN in a trace', 'if call.exported or call.traced else None', 'if False else None', KERNELS),
+    ),
+    *_group(
+        'rmt_mm/ops/cpu.py',
+        KERNELS,
+        (
+            'Linear on the CPU is a product',
+            'return _not_onednn(call) or (call.why_not_run() if call.traced else None)',
+            "return 'never'",
+        ),
+        ('Linear of another class is not called', 'if not (call.plain and isinstance(layer, nn.Linear)):', 'if False:'),
+        (
+            'compiled maps of one image are copied',
+            'if len(x) == 1 and x.is_contiguous()',
+            'if len(x) == 0',
+            'tests/backbone/test_compile.py -k strides',
+        ),
+        ('strips of the FFN: no row above', 'max(0, top - 1)', 'top'),
+        ('strips of the FFN: no row below', 'top + rows + 1]', 'top + rows]'),
+        ('strips of the FFN: with gradients', "('gradients need the whole map' if call.grad else None)", 'None'),
+        (
+            'strips of the FFN: hooks see them',
+            '_not_onednn(call) or _not_plain(call) or call.why_not_run()',
+            '_not_onednn(call) or call.why_not_run()',
+        ),
+        (
+            'strips of the FFN: in a trace',
+            '_not_onednn(call) or _not_plain(call) or call.why_not_run()',
+            '_not_onednn(call) or _not_plain(call)',
+        ),
+        ('strips of the FFN: small maps too', 'if is_small else None', 'if False else None'),
+        (
+            'large images: separate with gradients',
+            'if call.grad or call.compiled or call.traced:',
+            'if call.compiled or call.traced:',
+            BATCHES,
+        ),
+        (
+            'large images: separate in a trace',
+            'if call.grad or call.compiled or call.traced:',
+            'if call.grad:',
+            BATCHES,
+        ),
+        ('large images: threads', ' * torch.get_num_threads():', ':', BATCHES),
+        ('large images: hooks of the backbone itself', 'list(model.modules())[1:]', 'list(model.modules())', BATCHES),
+        (
+            'large images: the batch on a GPU',
+            "if call.device != 'cpu':\n        return f'it is for the CPU, and the images",
+            "if False:\n        return f'it is for the CPU, and the images",
+            BATCHES,
+        ),
+        (
+            'gradients in bf16 stay in bf16',
+            "return call.why_not_run() or None\n\n\n@kernel('attend_lines', 'float32'",
+            "return 'never'\n\n\n@kernel('attend_lines', 'float32'",
+            f'{KERNELS} -k float32',
+        ),
+    ),
+    *_group(
+        'rmt_mm/ops/cuda.py',
+        f'{KERNELS} -k flex',
+        (
             'FlexAttention: distance along one axis',
             '((y[i] - y[j]).abs() + (x[i] - x[j]).abs())',
             '((y[i] - y[j]).abs() + (y[i] - y[j]).abs())',
         ),
+    ),
+    *_group(
+        'rmt_mm/ops/dispatch.py',
+        DISPATCH,
+        ('pins stay after their context', '        _PINNED.clear()\n', '        pass\n'),
+        ('a pin is only a wish', '(pinned,) if pinned else PRIORITY[operator]', 'PRIORITY[operator]'),
+        ('a pinned kernel may find a call too small', 'if reason is None and not pinned:', 'if reason is None:'),
+        ('attend is no group', "(operator, operator.split('_')[0])", '(operator,)'),
+        ('the environment variable is not read', "read_pins(os.environ.get(VARIABLE, ''))", "read_pins('')"),
         (
-            'LCE of another size',
-            'nn.Conv2d(dim, dim, 5, padding=2, groups=dim)',
-            'nn.Conv2d(dim, dim, 3, padding=1, groups=dim)',
-            PARITY,
+            'reasons are forgotten',
+            'reasons = (*reasons, (name, reason))',
+            'reasons = ((name, reason),)',
+            f'{DISPATCH} {KERNELS}',
         ),
     ),
     *_group(
@@ -297,7 +411,6 @@ MUTANTS = [
             'distance = (index[:, None] - index[None, :]).abs()',
             'distance = (index[:, None] - index[None, :]).square()',
         ),
-        ('rotation: the other way', 'if overwrite else pairs * phases)', 'if overwrite else pairs * phases.conj())'),
         (
             'rotation: cosine and sine exchanged',
             'torch.stack((phase.cos(), phase.sin()), dim=-1)',
@@ -309,27 +422,16 @@ MUTANTS = [
             'with torch.no_grad():',
             f'{BACKBONE} -k tables',
         ),
-        (
-            'rotation in the dtype of the model',
-            'torch.promote_types(x.dtype, phases.dtype)',
-            'x.dtype',
-            f'{BACKBONE} -k bf16',
-        ),
-        (
-            'compiled rotation: the other way',
-            'u0 * cos - u1 * sin',
-            'u0 * cos + u1 * sin',
-            'tests/backbone/test_compile.py -k eager_form',
-        ),
+        ('tables: rows for columns', "('row', self.width) if dim == 2", "('row', self.height) if dim == 2", KERNELS),
+        ('tables: of the first dtype', ' or self._tables[name].dtype != dtype', '', f'{DISPATCH} {KERNELS} {BACKBONE}'),
     ),
     *_group(
         'rmt_mm/backbone/stem.py',
-        STEM,
+        PARITY,
         (
             'stem: no GELU before the last convolution',
             '*conv_norm(dim // 2, dim, 2, norm_cfg),\n            nn.GELU()',
             '*conv_norm(dim // 2, dim, 2, norm_cfg),\n            nn.Identity()',
-            PARITY,
         ),
         (
             'norm_cfg does not reach the convolutions',
@@ -337,120 +439,29 @@ MUTANTS = [
             "build_norm_layer(dict(type='BN'), out_channels)[1]",
             f'{BACKBONE} -k norm',
         ),
-        ('deploy: the norms of the stem stay', 'if isinstance(module, nn.Conv2d):', 'if False:', DEPLOY),
+    ),
+    *_group(
+        'rmt_mm/backbone/layers.py',
+        PARITY,
+        ('a depthwise convolution without x', 'out.add_(x) if self.residual else out', 'out'),
+        ('kernels call every depthwise convolution', '@ops.known\n', '', KERNELS),
+    ),
+    *_group(
+        'rmt_mm/backbone/fold.py',
+        DEPLOY,
+        ('deploy: the norms of the stem stay', 'if isinstance(layer, nn.Conv2d):', 'if False:'),
+        ('deploy: identity beside the centre', 'module.weight[:, :, 1, 1] += 1', 'module.weight[:, :, 0, 1] += 1'),
         (
             'deploy: BatchNorm without statistics is folded',
-            'isinstance(norm, _BatchNorm) and norm.running_mean is not None',
-            'isinstance(norm, _BatchNorm)',
-            f'{STEM} {BATCHES} {DEPLOY}',
+            'not isinstance(norm, _BatchNorm) or norm.running_mean is None',
+            'not isinstance(norm, _BatchNorm)',
         ),
-        ('strips of the stem: two rows shared', 'HALO = 3', 'HALO = 2'),
-        ('strips of the stem: four rows shared', 'HALO = 3', 'HALO = 4'),
-        ('strips of the stem: none above', 'max(0, top - self.HALO)', 'top'),
-        ('strips of the stem: none below', '4 * (top + rows + self.HALO)', '4 * (top + rows)'),
-        ('strips of the stem: small maps too', 'if not rows:', 'if False:'),
-        ('strips of the stem: half the rows', '* ((width + 1) // 2)', '* (width // 2)'),
-        ('strips of the stem: with gradients', 'or torch.is_grad_enabled() or is_recorded()', 'or is_recorded()'),
-        ('strips of the stem: in a trace', 'or torch.is_grad_enabled() or is_recorded()', 'or torch.is_grad_enabled()'),
-        ('strips of the stem: BatchNorm in training', 'has_fixed_statistics(module) and not module.training', 'True'),
-        ('strips of the stem: hooks', 'return is_local and is_plain(module, type(module))', 'return is_local'),
-        (
-            'strips of the stem: convolutions of another class',
-            'type(module) in (nn.Conv2d, nn.GELU, nn.Identity)',
-            'isinstance(module, (nn.Conv2d, nn.GELU, nn.Identity))',
-        ),
-        (
-            'strips of the stem: dtype of the input',
-            'torch.empty(size, dtype=strip.dtype',
-            'torch.empty(size, dtype=x.dtype',
-        ),
-        ('strips of the stem: NCHW', 'memory_format=torch.channels_last)\n            out[', ')\n            out['),
+        ('deploy: LayerScale leaves the bias', 'projection.bias.mul_(gamma.flatten())', 'pass'),
+        ('deploy: downsampling keeps its norm', 'elif isinstance(module, Downsample):', 'elif False:'),
+        ('deploy: twice is not once', 'module.residual = False', 'pass'),
     ),
     *_group(
-        'rmt_mm/backbone/strips.py',
-        STEM,
-        ('strips: one image at a time', 'max(1, rows // height)', '1', f'{STEM} {FFN}'),
-        ('strips: at the limit', '> MAX_MAP_BYTES', '>= MAX_MAP_BYTES'),
-    ),
-    *_group(
-        'rmt_mm/backbone/linear.py',
-        LINEAR,
-        (
-            'Linear on the CPU is a product',
-            'if uses_onednn(x) and is_plain(layer',
-            'if False and is_plain(layer',
-        ),
-        (
-            'compiled maps of one image are copied',
-            'and len(x) == 1',
-            'and len(x) == 0',
-            'tests/backbone/test_compile.py',
-        ),
-        ('Linear of another class is not called', 'and is_plain(layer, nn.Linear)', 'and True'),
-        ('parts of a Linear: small maps too', 'if by_part and x.shape[:3].numel() >= MIN_SPLIT_TOKENS:', 'if by_part:'),
-        ('parts of a Linear: the whole output is kept', '(*parts, last.contiguous())', '(*parts, last)'),
-        ('parts of a Linear: with gradients', 'and not torch.is_grad_enabled() and may_overwrite', 'and may_overwrite'),
-        ('parts of a Linear: hooks', 'and may_overwrite(layer, nn.Linear)', ''),
-        ('parts of a Linear: never', 'if by_part and', 'if False and'),
-    ),
-    *_group(
-        'rmt_mm/backbone/depthwise.py',
-        DEPTHWISE,
-        ('deploy: identity beside the centre', 'self.weight[:, :, 1, 1] += 1', 'self.weight[:, :, 0, 1] += 1', DEPLOY),
-        ('wide kernels: as a whole', 'MAX_COLUMNS = 3', 'MAX_COLUMNS = 9'),
-        (
-            'wide kernels: columns that are not seen',
-            'first : first + x.shape[-1] + part',
-            'first + 1 : first + 1 + x.shape[-1] + part',
-        ),
-        ('wide kernels: never', 'if is_plain_training and', 'if False and'),
-        ('wide kernels: under autocast', 'and not torch.is_autocast_cpu_enabled()', ''),
-        ('wide kernels: hooks', 'and is_plain(layer, nn.Conv2d)', ''),
-        ('wide kernels: recorders', 'and not is_recorded()', ''),
-        ('wide kernels: gradient of the input', 'if needs_x else None', 'if not needs_x else None'),
-    ),
-    *_group(
-        'rmt_mm/backbone/ffn.py',
-        FFN,
-        (
-            'hooks on the FFN fire twice',
-            "and self._are_plain('dwconv', 'fc2')",
-            "and self._are_plain('fc2')",
-            OBSERVERS,
-        ),
-        ('strips of the FFN: no row above', 'max(0, top - 1)', 'top'),
-        ('strips of the FFN: no row below', 'top + rows + 1]', 'top + rows]'),
-        ('strips of the FFN: hooks see them', 'self._are_plain(*self._KINDS)', 'True'),
-        (
-            'GELU overwrites what a hook has seen',
-            'not x.requires_grad and may_overwrite(self.fc1, nn.Linear)',
-            'not x.requires_grad',
-            OBSERVERS,
-        ),
-    ),
-    *_group(
-        'rmt_mm/ops/memory.py',
-        'tests/test_memory.py',
-        ('maps are returned to the system', '    bytearray(MAX_DYNAMIC_THRESHOLD)', '    bytearray(0)'),
-        ('a block that malloc never maps', '= 2**25 - 2**16', '= 2**26'),
-    ),
-    *_group(
-        'rmt_mm/ops/recorders.py',
-        OBSERVERS,
-        (
-            'functional transforms take the eager shortcuts',
-            'or torch._C._functorch.peek_interpreter_stack() is not None',
-            '',
-        ),
-        (
-            'global hooks are not looked for',
-            'and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)',
-            '',
-        ),
-        ('fake tables are cached', 'and _get_current_dispatch_mode() is None', ''),
-    ),
-    *_group(
-        'rmt_mm/backbone/rmt.py',
+        'rmt_mm/backbone/block.py',
         BACKBONE,
         (
             'eps of the first LayerNorm of a block',
@@ -462,51 +473,25 @@ MUTANTS = [
             'self.norm2 = nn.LayerNorm(dim, eps=1e-6)',
             'self.norm2 = nn.LayerNorm(dim, eps=1e-8)',
         ),
-        ('eps of the output norms', 'nn.LayerNorm(dims[i]))', 'nn.LayerNorm(dims[i], eps=1e-6))'),
-        (
-            'large images: separate with gradients',
-            'not torch.is_grad_enabled()\n            and not is_recorded()',
-            'not is_recorded()',
-            BATCHES,
-        ),
-        (
-            'large images: separate in a trace',
-            '            and not is_recorded()\n            and len',
-            '            and len',
-            BATCHES,
-        ),
-        ('large images: threads', ' * torch.get_num_threads()\n', '\n', BATCHES),
-        ('large images: BatchNorm in training mode', 'module.training or is_stateless', 'is_stateless', BATCHES),
-        ('large images: BatchNorm without statistics', 'module.training or is_stateless', 'module.training', BATCHES),
-        ('large images: hooks', ' or not is_plain(module, type(module))', '', BATCHES),
-        ('maps are not reused', '        raise_dynamic_threshold()\n', '', 'tests/test_memory.py'),
-        ('large images: hooks of the backbone itself', 'list(self.modules())[1:]', 'list(self.modules())', BATCHES),
-        ('large images: masks', 'if mask is None and self._splits', 'if self._splits', BATCHES),
         ('drop path on attention alone', 'x + self.drop_path2(scale(', 'x + (scale('),
         ('drop path on the FFN alone', 'x + self.drop_path1(scale(', 'x + (scale('),
-        ('drop path of a constant rate', 'drop_path_rate * i / max(1, num_blocks - 1)', 'drop_path_rate'),
-        ('all stages run', 'range(self.out_indices[-1] + 1)', 'range(NUM_STAGES)'),
+        ('with_cp does nothing', 'if self.with_cp else', 'if False else'),
+        ('LayerScale of one branch', 'scale(self.gamma2, ', 'scale(None, '),
+        ('layer_scale_init is ignored', 'float(layer_scale_init)', 'float(1e-6)'),
         (
-            'outputs in channels-last memory',
-            'tuple(out.permute(0, 3, 1, 2).contiguous() for out in outs)',
-            'tuple(out.permute(0, 3, 1, 2) for out in outs)',
+            'every block makes its own tables',
+            'else block(x, tables)',
+            'else block(x)',
+            'tests/backbone/test_compile.py -k once',
         ),
-        ('with_cp does nothing', 'if self.with_cp and x.requires_grad:', 'if False:'),
-        (
-            'with_cp draws another drop path',
-            'cp.checkpoint(block, x, tables, use_reentrant=False)',
-            'cp.checkpoint(block, x, tables, use_reentrant=False, preserve_rng_state=False)',
-        ),
-        (
-            'with_cp in all stages',
-            'for _ in range(stage.depth)],\n                recompute,',
-            'for _ in range(stage.depth)],\n                any(self.with_cp),',
-        ),
-        ('the FFN keeps its maps all the same', 'layer_scale_init, ffn_with_cp) for', 'layer_scale_init) for'),
+    ),
+    *_group(
+        'rmt_mm/backbone/openmmlab.py',
+        BACKBONE,
         (
             'frozen stages: the stem learns',
             'frozen: List[nn.Module] = [self.stem] if self.frozen_stages >= 0 else []',
-            'frozen = []',
+            'frozen: List[nn.Module] = []',
         ),
         ('frozen stages: one less', 'in range(self.frozen_stages):', 'in range(self.frozen_stages - 1):'),
         (
@@ -526,28 +511,73 @@ MUTANTS = [
             'layer = sum(depths[: int(rest[0])]) + int(rest[1]) + 1',
             'layer = sum(depths[: int(rest[0])]) + 1',
         ),
-        ('LayerScale of one branch', 'scale(self.gamma2, ', 'scale(None, '),
-        ('layer_scale_init is ignored', 'float(layer_scale_init)', 'float(1e-6)'),
-        ('deploy: LayerScale leaves the bias', 'projection.bias.mul_(gamma.flatten())', 'pass', DEPLOY),
-        ('deploy: downsampling keeps its norm', '(ConvStem, Downsample, RMTBlock)', '(ConvStem, RMTBlock)', DEPLOY),
-        (
-            'every block makes its own tables',
-            'x = block(x, tables)',
-            'x = block(x)',
-            'tests/backbone/test_compile.py -k once',
-        ),
         (
             'an unused output leaves no gradient',
             'if self.training and dist.is_available() and dist.is_initialized():',
             'if False:',
         ),
-        ('masked tokens stay', 'x * (1 - mask) + ', 'x + '),
         (
             'initialisation of another spread',
             "layer='Linear', std=0.02, bias=0.0)",
             "layer='Linear', std=0.1, bias=0.0)",
         ),
-        ('init_cfg Pretrained loads nothing', 'if is_pretrained(cfg):', 'if False:', f'{OFFICIAL} -k init_cfg'),
+        (
+            'init_cfg Pretrained loads nothing',
+            '            if is_pretrained(cfg):',
+            '            if False:',
+            f'{OFFICIAL} -k init_cfg',
+        ),
+    ),
+    *_group(
+        'rmt_mm/ops/memory.py',
+        'tests/ops/test_memory.py',
+        ('maps are returned to the system', 'mallopt(M_MMAP_MAX, 0)', 'mallopt(M_MMAP_MAX, 65536)'),
+        ("the user's settings are replaced", "or any(name.startswith('MALLOC_') for name in os.environ)", ''),
+    ),
+    *_group(
+        'rmt_mm/ops/recorders.py',
+        OBSERVERS,
+        (
+            'functional transforms take the eager shortcuts',
+            'or torch._C._functorch.peek_interpreter_stack() is not None',
+            '',
+        ),
+        ('hooks are not looked for', 'any(getattr(module, name, None) for name in _HOOKS)', 'False'),
+        ('fake tables are cached', 'and _get_current_dispatch_mode() is None', ''),
+        ('large images: BatchNorm in training mode', 'module.training or is_stateless or', 'is_stateless or', BATCHES),
+        (
+            'large images: BatchNorm without statistics',
+            'module.training or is_stateless or',
+            'module.training or',
+            BATCHES,
+        ),
+        ('large images: hooks', 'is_stateless or has_hooks(module)', 'is_stateless', BATCHES),
+        ('an adapted layer is known', 'type(layer) in _KNOWN', 'isinstance(layer, tuple(_KNOWN))', KERNELS),
+    ),
+    *_group(
+        'rmt_mm/backbone/rmt.py',
+        BACKBONE,
+        ('eps of the output norms', 'nn.LayerNorm(dims[i]))', 'nn.LayerNorm(dims[i], eps=1e-6))'),
+        (
+            'large images: masks',
+            '        if mask is not None:\n            return self._compute(x, mask)\n',
+            '',
+            f'{BACKBONE} {BATCHES}',
+        ),
+        ('drop path of a constant rate', 'drop_path_rate * i / max(1, num_blocks - 1)', 'drop_path_rate'),
+        ('all stages run', 'range(self.out_indices[-1] + 1)', 'range(NUM_STAGES)'),
+        (
+            'outputs in channels-last memory',
+            'out.permute(0, 3, 1, 2).contiguous() for out in',
+            'out.permute(0, 3, 1, 2) for out in',
+        ),
+        (
+            'with_cp in all stages',
+            'for _ in range(stage.depth)],\n                recompute,',
+            'for _ in range(stage.depth)],\n                any(self.with_cp),',
+        ),
+        ('the FFN keeps its maps all the same', 'layer_scale_init, ffn_with_cp) for', 'layer_scale_init) for'),
+        ('masked tokens stay', 'x * (1 - mask) + ', 'x + '),
     ),
     *_group(
         'rmt_mm/backbone/attention.py',
@@ -764,7 +794,7 @@ MUTANTS = [
         ('maps: rows of the query alone', 'q[:, column], k)', 'q[row, column].expand_as(q[:, column]), k)'),
         ('maps: row and column bias exchanged', 'weights(to_columns, to_rows)', 'weights(to_rows, to_columns)'),
         ('maps: the softmax has the decay', 'weights(0, 0)', 'weights(to_columns, to_rows)'),
-        ('maps: without the rotation', '(rotate(t[None], phases)[0] for t in (q, k))', '(q, k)'),
+        ('maps: scores that are not scaled', 'q.float() * masa.head_dim**-0.5', 'q.float()'),
         ('maps: without LCE', '(received + lce)', '(received + 0 * lce)'),
         ('maps: hooks stay', 'handle.remove()', 'pass'),
     ),
@@ -834,7 +864,7 @@ MUTANTS = [
         ),
         (
             'loading: deployed files in an ordinary model',
-            '    _check_form(backbone, wanted, have, deploy)\n',
+            '    _check_form(spec, have, deploy)\n',
             '',
             'tests/checkpoints tests/cli/test_loading.py',
         ),
@@ -844,7 +874,7 @@ MUTANTS = [
             'if False:\n            state_dict, notes',
         ),
         ('loading: models of others', '    require_rmt(below or state_dict)\n', '    pass\n'),
-        ('loading: positions of another decay', '    check_position_buffers(part, backbone.arch)\n', ''),
+        ('loading: positions of another decay', '    check_position_buffers(part, spec.arch)\n', ''),
         (
             'loading: errors on official files in our names',
             'differences(official_shapes(needed), official_shapes(given)) if official else',
@@ -856,16 +886,10 @@ MUTANTS = [
         CONVERTER,
         (
             'files: written in place',
-            'os.replace(temporary, path)',
-            "open(path, 'wb').write(open(temporary, 'rb').read())",
+            '    with replacing(path) as temporary:\n',
+            '    for temporary in (path,):\n',
         ),
         ('files: replaced unasked', 'if osp.exists(path) and not force:', 'if False:'),
-        (
-            'files: the switch stays off',
-            "os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'",
-            'pass',
-            f'{CONVERTER} -k force_safe_loading',
-        ),
     ),
     # Reading mmengine's own files
     *_group(
@@ -880,10 +904,47 @@ MUTANTS = [
         ('files: damage is not looked for', 'while entry.CRC and file.read(2**20):', 'while False:', CONVERTER),
         ('files: bombs', '        if unpacked > limit:', '        if False:'),
         ('files: tensors larger than their file', '    if total > TENSOR_TIMES', '    if 0 > TENSOR_TIMES'),
+    ),
+    *_group(
+        'rmt_mm/checkpoints/safe/process.py',
+        SAFETY,
         (
             'files: what others have allowed stays forbidden',
             '            set_safe_globals(before)',
             '            pass',
+        ),
+        (
+            'files: the switch stays off',
+            "os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'",
+            'pass',
+            f'{CONVERTER} -k force_safe_loading',
+        ),
+        (
+            'import: mmengine cannot resume',
+            "    if not hasattr(checkpoint, 'get_torch_safe_globals'):\n",
+            '    if False:\n',
+            PROCESS,
+        ),
+    ),
+    *_group(
+        'rmt_mm/checkpoints/shapes.py',
+        OFFICIAL,
+        ('shapes: hidden channels of another ratio', 'int(stage.dim * stage.mlp_ratio)', '3 * stage.dim'),
+        ('shapes: what a model computes is demanded', 'if name not in computed', 'if True'),
+    ),
+    *_group(
+        'rmt_mm/atomic.py',
+        'tests/test_atomic.py',
+        ('atomic: not on the disk', 'os.fsync(file.fileno())', 'pass'),
+        (
+            'atomic: an earlier file without its companion',
+            'key=lambda name: name == target',
+            'key=lambda name: name != target',
+        ),
+        (
+            'atomic: an incomplete file after an error',
+            '        shutil.rmtree(temporary, ignore_errors=True)',
+            '        pass',
         ),
     ),
     *_group(
@@ -896,14 +957,14 @@ MUTANTS = [
         SAFETY,
         (
             "allowance: mmengine's history",
-            "    _under('mmengine.logging.history_buffer.HistoryBuffer', _HistoryBuffer),\n",
+            "    _named('mmengine.logging.history_buffer.HistoryBuffer', _HistoryBuffer),\n",
             '',
-            COMPAT,
+            PROCESS,
         ),
         ('allowance: any attribute', "known and name in ('min', 'max', 'mean', 'current')", 'known'),
         ('allowance: any dtype', 'type(kind) is str and _PLAIN_KIND.fullmatch(kind) is not None', 'True'),
         ('allowance: data of another size', 'and len(data) == math.prod(shape) * dtype.itemsize', 'and True'),
-        ('allowance: NumPy 1 alone', "for core in ('core', '_core')", "for core in ('core', )", COMPAT),
+        ('allowance: NumPy 1 alone', "for core in ('core', '_core')", "for core in ('core', )", PROCESS),
     ),
     *_group(
         'rmt_mm/errors.py',
@@ -916,6 +977,12 @@ MUTANTS = [
         DATA_CHECK,
         ('data check: class counts', 'and given not in counts', 'and False'),
         ('data check: another order of classes', 'if sorted(map(str, train)) == sorted(map(str, other)):', 'if False:'),
+    ),
+    *_group(
+        'rmt_mm/training/findings.py',
+        'tests/training/test_findings.py',
+        ('data check: goes on behind an error', '            break', '            pass'),
+        ('data check: an error is a note', '            raise kind(finding.text)', '            pass'),
     ),
     *_group(
         'rmt_mm/training/data_check.py',
@@ -1010,11 +1077,6 @@ MUTANTS = [
         'tests/cli/test_gpu_report.py',
         ('GPU report: any error passes', 'ours <= max(2 * its, 1e-4)', 'ours <= max(2 * its, 1e-1)'),
         ('GPU report: begins anew', '    results = read_results(path)\n', '    results = {}\n'),
-    ),
-    *_group(
-        'rmt_mm/backbone/attention.py',
-        'tests/deployment/test_exported_sizes.py -k traced',
-        ('export: a program for one size alone', 'if not isinstance(height, int) or heads', 'if heads'),
     ),
     *_group(
         'rmt_mm/tools/deployment/inputs.py',

@@ -201,9 +201,12 @@ def ways_in():
     """Return the functions that read untrusted files, by name."""
     import torch
 
-    from rmt_mm.tools import cli
+    from rmt_mm.checkpoints import force_safe_loading
     from rmt_mm.classification.label_map import load_label_map
+    from rmt_mm.tools import cli
     from rmt_mm.tools.commands import rmt_to_mm as tool
+
+    force_safe_loading()
 
     def convert(path):
         tool.convert(tool.parse_args([path, f'{path}-converted.pth']))

@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from rmt_mm.tools import golden as weights
 from rmt_mm.arch import Arch
-from rmt_mm.checkpoints.heads import HEADS, classifier
-from rmt_mm.checkpoints.official_model import backbone_shapes
+from rmt_mm.checkpoints.official_names import official_backbone_shapes
+from rmt_mm.checkpoints.shapes import HEADS, classifier
 from rmt_mm.reference import PlainRMT
+from rmt_mm.tools import golden as weights
 
 from support import ROOT
 from support.archs import SMALL_ARCH
@@ -44,7 +44,7 @@ def tensors(shapes, arch):
 def nano_state_dict(kind, classes=7):
     """Return the official state dict of a NANO model; ``kind`` is a kind of classifier, 'dense', or a name in HEADS."""
     if kind in HEADS:
-        backbone = {f'backbone.{name}': shape for name, shape in backbone_shapes(NANO).items()}
+        backbone = {f'backbone.{name}': shape for name, shape in official_backbone_shapes(NANO).items()}
         heads = HEADS[kind].shapes(NANO.embed_dims, classes)
         generator = torch.Generator().manual_seed(0)
         state_dict = tensors(backbone, NANO)
@@ -53,7 +53,7 @@ def nano_state_dict(kind, classes=7):
             rows = torch.rand(shape[:1] + (1,) * (len(shape) - 1), generator=generator)
             state_dict[name] = rows.expand(shape) if shape else torch.tensor(300)
         return state_dict
-    shapes = backbone_shapes(NANO, out_norms=kind == 'dense')
+    shapes = official_backbone_shapes(NANO, out_norms=kind == 'dense')
     if kind != 'dense':
         shapes.update(classifier(NANO.embed_dims, classes, kind == 'token_label'))
     return tensors(shapes, NANO)

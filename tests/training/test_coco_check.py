@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 
 import pytest
 from PIL import Image
@@ -11,8 +12,8 @@ pytest.importorskip('mmdet')
 from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
 
-from rmt_mm.errors import DataError  # noqa: E402
-from rmt_mm.training.coco_check import check_coco_dataset, check_evaluated_images, is_plain_coco  # noqa: E402
+from rmt_mm.training.coco_check import CocoCheck, check_evaluated_images, is_plain_coco  # noqa: E402
+from rmt_mm.training.findings import collect  # noqa: E402
 
 SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
 
@@ -68,26 +69,29 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
+def findings(dataset):
+    return collect(CocoCheck(dataset, 'train_dataloader').run())
+
+
 def refusal(dataset):
-    with pytest.raises(DataError) as info:
-        check_coco_dataset(dataset, 'train_dataloader')
-    text = str(info.value)
-    assert text.startswith('train_dataloader: ') and '\n' not in text
-    return text
+    error = findings(dataset)[-1]
+    assert error.level == logging.ERROR
+    assert error.text.startswith('train_dataloader: ') and '\n' not in error.text
+    return error.text
 
 
-@pytest.fixture
-def notes(monkeypatch):
-    found = []
-    monkeypatch.setattr('rmt_mm.training.coco_check.print_log', lambda text, *args: found.append(text))
-    return found
+def notes(dataset):
+    found = findings(dataset)
+    assert all(finding.level < logging.ERROR for finding in found), found
+    return [finding.text for finding in found]
 
 
-def test_a_good_file_passes_in_silence(folder, notes):
+def test_a_good_file_passes_in_silence(folder):
     folder.write(content())
-    found = check_coco_dataset(folder.dataset(), 'train_dataloader')
-    assert found.images == {1: '0.png', 2: '1.png'} and found.labels == ('cat', 'dog')
-    assert not notes
+    check = CocoCheck(folder.dataset(), 'train_dataloader')
+    assert collect(check.run()) == []
+    assert [image['file_name'] for image in check.images] == ['0.png', '1.png'] and check.labels == ('cat', 'dog')
+    assert [annotation['id'] for annotation in check.annotations] == [10, 11, 12, 13]
 
 
 def change(key, index, **values):
@@ -201,19 +205,22 @@ def test_no_area_anywhere(folder):
         (dict(image_id=99), '1 of 4 annotations an image_id that no image has, such as annotation 12'),
     ],
 )
-def test_what_may_be_is_noted(folder, notes, values, words):
+def test_what_may_be_is_noted(folder, values, words):
     data = content()
     data['annotations'][2].update(values)
     folder.write(data)
-    check_coco_dataset(folder.dataset(), 'train_dataloader')
-    assert any(words in note and 'train.json' in note for note in notes), notes
+    found = notes(folder.dataset())
+    assert any(words in note and 'train.json' in note for note in found), found
 
 
 def test_boxes_that_are_ignored_are_not_looked_at(folder):
     data = content()
     data['annotations'][2] = dict(id=12, image_id=1, category_id=1, ignore=1)
     folder.write(data)
-    check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert findings(folder.dataset()) == []
+    data['annotations'][2]['ignore'] = 0
+    folder.write(data)
+    assert "no 'bbox' for annotation 12" in refusal(folder.dataset())
 
 
 def test_boxes_alone_need_no_segmentation(folder):
@@ -221,7 +228,8 @@ def test_boxes_alone_need_no_segmentation(folder):
     for annotation in data['annotations']:
         del annotation['segmentation']
     folder.write(data)
-    check_coco_dataset(folder.dataset(masks=False), 'train_dataloader')
+    assert findings(folder.dataset(masks=False)) == []
+    assert 'has no segmentation for annotation 10' in refusal(folder.dataset(masks=True))
 
 
 @pytest.mark.parametrize('classes', [('cat', 'dgo'), ('dgo', 'cat'), ('cta', 'dog')])
@@ -239,24 +247,24 @@ def test_the_eighty_classes_of_coco_left_in(folder):
     assert "'person'" in text and '78 of 80' in text and 'cat, dog' in text
 
 
-def test_a_subset_of_the_categories_may_be_trained(folder, notes):
+def test_a_subset_of_the_categories_may_be_trained(folder):
     folder.write(content())
-    assert check_coco_dataset(folder.dataset(classes=('dog',)), 'train_dataloader').labels == ('dog',)
-    assert not notes
+    check = CocoCheck(folder.dataset(classes=('dog',)), 'train_dataloader')
+    assert collect(check.run()) == [] and check.labels == ('dog',)
 
 
-def test_a_class_without_annotations_may_come_last(folder, notes):
+def test_a_class_without_annotations_may_come_last(folder):
     """In training, the labels of the others are unchanged; in a test, predictions of this class would have no name."""
     folder.write(content())
-    check_coco_dataset(folder.dataset(classes=('cat', 'dog', 'fish')), 'train_dataloader')
-    assert "'fish'" in notes[0]
+    assert "'fish'" in notes(folder.dataset(classes=('cat', 'dog', 'fish')))[0]
     assert "'fish'" in refusal(folder.dataset(classes=('cat', 'dog', 'fish'), test_mode=True))
 
 
-def test_labels_follow_the_file(folder, notes):
+def test_labels_follow_the_file(folder):
     folder.write(content())
-    assert check_coco_dataset(folder.dataset(classes=('dog', 'cat')), 'train_dataloader').labels == ('cat', 'dog')
-    assert 'should be cat, dog' in notes[0]
+    check = CocoCheck(folder.dataset(classes=('dog', 'cat')), 'train_dataloader')
+    assert 'should be cat, dog' in collect(check.run())[0].text and check.labels == ('cat', 'dog')
+    assert len(notes(folder.dataset(classes=('dog', 'cat')))) == 1
 
 
 def test_no_annotation_of_a_class(folder):
@@ -267,18 +275,16 @@ def test_no_annotation_of_a_class(folder):
     assert 'annotations of cat alone' in refusal(folder.dataset(classes=('dog',)))
 
 
-def test_sizes_of_images(folder, notes):
+def test_sizes_of_images(folder):
     folder.write(content())
     Image.new('RGB', (128, 96)).save(folder.path / '1.png')
     assert '1.png is 128 x 96, not 64 x 48' in refusal(folder.dataset())
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new('RGB', (48, 64)).save(folder.path / '1.png', exif=exif)  # 64 x 48 when loaded
-    check_coco_dataset(folder.dataset(), 'train_dataloader')
-    assert not notes
+    assert findings(folder.dataset()) == []
     Image.new('RGB', (64, 48)).save(folder.path / '1.png', exif=exif)
-    check_coco_dataset(folder.dataset(), 'train_dataloader')
-    assert 'EXIF' in notes[0]
+    assert 'EXIF' in notes(folder.dataset())[0]
 
 
 def test_a_missing_image(folder):
@@ -293,7 +299,7 @@ def test_only_a_bounded_number_of_images_is_opened(folder, monkeypatch):
     opened = []
     real = Image.open
     monkeypatch.setattr(Image, 'open', lambda path: opened.append(path) or real(path))
-    check_coco_dataset(folder.dataset(), 'train_dataloader')
+    assert findings(folder.dataset()) == []
     assert len(opened) == 50 and opened[0].endswith('/0.png') and opened[-1].endswith('/199.png')
 
 
@@ -301,14 +307,17 @@ def test_a_test_needs_no_annotations(folder):
     data = content()
     del data['annotations']
     folder.write(data)
-    check_coco_dataset(folder.dataset(test_mode=True), 'test_dataloader')
+    check = CocoCheck(folder.dataset(test_mode=True), 'test_dataloader')
+    assert collect(check.run()) == [] and len(check.images) == 2
+    assert "has no 'annotations'" in refusal(folder.dataset())
 
 
-def test_a_file_elsewhere_is_let_through(folder, notes):
+def test_a_file_elsewhere_is_let_through(folder):
     dataset = folder.dataset()
     dataset.ann_file = 'http://example.com/train.json'
-    assert check_coco_dataset(dataset, 'train_dataloader') is None
-    assert 'http://example.com/train.json' in notes[0]
+    assert notes(dataset) == [
+        'train_dataloader: http://example.com/train.json is not on this machine and is not checked.'
+    ]
 
 
 def test_other_readers_are_left_alone():
@@ -332,17 +341,27 @@ def test_other_readers_are_left_alone():
 
 class TestEvaluatedImages:
     @pytest.fixture
-    def found(self, folder):
+    def data(self, folder):
         folder.write(content())
-        return check_coco_dataset(folder.dataset(), 'val_dataloader')
+        check = CocoCheck(folder.dataset(), 'val_dataloader')
+        assert collect(check.run()) == []
+        return check
 
     def metric(self, folder, data, **kwargs):
         folder.write(data, 'other.json')
         return CocoMetric(ann_file=str(folder.path / 'other.json'), **kwargs)
 
-    def test_a_copy_passes(self, folder, found):
-        check_evaluated_images(self.metric(folder, content(), metric=['bbox', 'segm']), found, 'val_evaluator')
-        check_evaluated_images(CocoMetric(), found, 'val_evaluator')
+    def findings(self, metric, data):
+        return collect(check_evaluated_images(metric, data, 'val_evaluator'))
+
+    def test_a_copy_passes(self, folder, data):
+        metric = self.metric(folder, content(), metric=['bbox', 'segm'])
+        assert self.findings(metric, data) == []
+        metric._coco_api.imgs[1]['file_name'] = 'other.png'
+        assert len(self.findings(metric, data)) == 1
+
+    def test_a_metric_that_takes_the_file_of_the_data_set(self, data):
+        assert self.findings(CocoMetric(), data) == []
 
     @pytest.mark.parametrize(
         'spoil, words',
@@ -352,22 +371,21 @@ class TestEvaluatedImages:
             (lambda data: data['images'].append(dict(data['images'][0], id=7)), 'has 1 images more'),
         ],
     )
-    def test_other_images(self, folder, found, spoil, words):
-        data = copy.deepcopy(content())
-        spoil(data)
-        with pytest.raises(DataError, match='val_evaluator: .*another file') as info:
-            check_evaluated_images(self.metric(folder, data), found, 'val_evaluator')
-        assert words in str(info.value)
+    def test_other_images(self, folder, data, spoil, words):
+        other = copy.deepcopy(content())
+        spoil(other)
+        (error,) = self.findings(self.metric(folder, other), data)
+        assert error.level == logging.ERROR and words in error.text
+        assert error.text.startswith('val_evaluator: ') and 'another file' in error.text
 
-    def test_other_boxes_of_the_same_images_are_noted(self, folder, found, notes):
-        check_evaluated_images(self.metric(folder, content()), found, 'val_evaluator')
-        assert not notes
-        check_evaluated_images(self.metric(folder, content([(1, 1, 8, 8)] * 4)), found, 'val_evaluator')
-        assert 'has other boxes' in notes[0]
+    def test_other_boxes_of_the_same_images_are_noted(self, folder, data):
+        assert self.findings(self.metric(folder, content()), data) == []
+        (note,) = self.findings(self.metric(folder, content([(1, 1, 8, 8)] * 4)), data)
+        assert note.level == logging.WARNING and 'has other boxes' in note.text
 
-    def test_masks(self, folder, found):
-        data = content()
-        del data['annotations'][1]['segmentation']
-        check_evaluated_images(self.metric(folder, data, metric='bbox'), found, 'val_evaluator')
-        with pytest.raises(DataError, match='annotation 11 of its ann_file has no segmentation'):
-            check_evaluated_images(self.metric(folder, data, metric='segm'), found, 'val_evaluator')
+    def test_masks(self, folder, data):
+        other = content()
+        del other['annotations'][1]['segmentation']
+        assert self.findings(self.metric(folder, other, metric='bbox'), data) == []
+        (error,) = self.findings(self.metric(folder, other, metric='segm'), data)
+        assert error.level == logging.ERROR and 'annotation 11 of its ann_file has no segmentation' in error.text

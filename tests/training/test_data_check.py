@@ -18,7 +18,7 @@ from torch import nn
 from rmt_mm import DataCheckHook
 from rmt_mm.errors import DataError
 from rmt_mm.training.data_check import build_data
-from rmt_mm.training.datasets import find_datasets, spread
+from rmt_mm.training.datasets import find_datasets, pick_evenly
 
 HOOKS = dict(train='before_train', val='before_val', test='before_test')
 
@@ -96,14 +96,14 @@ def test_validation_classes_in_another_order(model, monkeypatch):
     with pytest.raises(DataError, match="label 1 is 'fish' there, and 'dog' in training"):
         DataCheckHook().before_train(make_runner(model, train=train, val=DataSet(1, ('cat', 'fish', 'dog'))))
     notes = []
-    monkeypatch.setattr('rmt_mm.training.class_check.print_log', lambda text, *args: notes.append(text))
+    monkeypatch.setattr('rmt_mm.training.findings.print_log', lambda text, *args: notes.append(text))
     DataCheckHook().before_train(make_runner(model, train=train, val=DataSet(1, ('cat', 'dog', 'eel'))))
     assert "'eel' for 'fish'" in notes[0]
 
 
 def test_files_are_looked_at_once(model, monkeypatch):
     calls = []
-    monkeypatch.setattr(DataCheckHook, '_check_files', lambda self, runner, split, dataset: calls.append(split))
+    monkeypatch.setattr(DataCheckHook, '_check_files', lambda self, runner, split, dataset: calls.append(split) or [])
     hook, data = DataCheckHook(), DataSet(1, ('cat', 'dog', 'fish'))
     runner = make_runner(model, train=data, val=data)
     hook.before_train(runner)
@@ -187,9 +187,9 @@ def test_wrappers_are_opened():
 
 
 def test_samples_reach_from_the_first_to_the_last():
-    assert spread(range(7), 50) == list(range(7))
-    assert len(set(spread(range(1000), 50))) == 50
-    assert spread(range(1000), 50)[0] == 0 and spread(range(1000), 50)[-1] == 999
+    assert pick_evenly(range(7), 50) == list(range(7))
+    assert len(set(pick_evenly(range(1000), 50))) == 50
+    assert pick_evenly(range(1000), 50)[0] == 0 and pick_evenly(range(1000), 50)[-1] == 999
 
 
 # In programs of their own: a fork would inherit the locks of torch's threads.
@@ -197,16 +197,18 @@ IN_A_PROCESS = """
 import sys, torch
 from rmt_mm.errors import DataError
 from rmt_mm.training import data_check
+from rmt_mm.training.findings import Finding
 
 rank, address = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group('gloo', init_method=f'file://{address}', rank=rank, world_size=2)
 
 def fail():
     print(rank, 'looks')
-    raise DataError('train.json is broken')
+    yield Finding('train.json is broken')
+    print(rank, 'looks behind the error')
 
 try:
-    data_check._on_main_process(fail)
+    data_check._report_of_main_process(fail())
 except DataError as error:
     print(rank, error)
 torch.distributed.barrier()

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from rmt_mm.arch import ARCHS
-from rmt_mm.tools.cli.measure import OURS, Case, build, matrix_rate, stepper
+from rmt_mm.tools.cli.measure import OURS, Case, build, make_step, matrix_rate
 from rmt_mm.tools.flops import MacCounter
 
 SCALING_SIZES = (128, 192, 256, 384, 512, 768, 1024)
@@ -79,7 +79,7 @@ def case_of(args: argparse.Namespace) -> Case:
 
 def measure_times(args: argparse.Namespace) -> Tuple[Dict[str, List[float]], Dict[str, List[int]]]:
     """Return seconds and page faults of every repeat of every implementation."""
-    steps = {impl: stepper(impl, case_of(args)) for impl in args.impl}
+    steps = {impl: make_step(impl, case_of(args)) for impl in args.impl}
     for step in steps.values():
         step()
         step()
@@ -103,7 +103,7 @@ def resident_mb(field: str) -> float:
 
 def measure_memory(impl: str, args: argparse.Namespace) -> float:
     """Return an implementation's peak memory above its weights in MB; on the CPU, call it in a fresh process."""
-    step = stepper(impl, case_of(args))
+    step = make_step(impl, case_of(args))
     if args.device.startswith('cuda'):
         before = torch.cuda.memory_allocated()  # so that tables, made by the first step, count as on the CPU
         step()

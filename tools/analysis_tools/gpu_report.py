@@ -33,14 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rmt_mm import RMT, __version__, convert_official_state_dict
+from rmt_mm import RMT, __version__, convert_official_state_dict, ops
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.atomic import replacing
-from rmt_mm.backbone import attention
 from rmt_mm.reference import PlainRMT
-from rmt_mm.tools.cli import UsageError, one_sentence
+from rmt_mm.tools.cli import UsageError, exit_on_error
 from rmt_mm.tools.cli.isolation import run_isolated
-from rmt_mm.tools.cli.measure import DTYPES, Case, matrix_rate, stepper
+from rmt_mm.tools.cli.measure import DTYPES, Case, make_step, matrix_rate
 
 # What the backbone is checked in: an attention over whole maps, deployed or compiled, and a precision.
 CHECKS = [(form, dtype) for form in ('FlexAttention', 'bias held') for dtype in DTYPES]
@@ -133,12 +132,10 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
     image = torch.randn(2, 3, *shape, device=device)
     exact = run_both_ways(copy.deepcopy(reference).double(), image.double(), 'fp32')
     plain = run_both_ways(reference, image, dtype)
-    flex = 'FlexAttention' in form
-    if flex or form == 'by row':
-        attention.MAX_BIAS_ELEMENTS, attention.HAS_FLEX_KERNEL = 0, flex
     if form == 'deployed':
         model.switch_to_deploy()
-    with sdpa_kernel(FUSED):  # raises where torch would take its slow path
+    kernel = 'flex' if 'FlexAttention' in form else 'by_row' if form == 'by row' else 'plain'
+    with sdpa_kernel(FUSED), ops.use(attend_map=kernel):  # raises where torch would take its slow path
         found = run_both_ways(torch.compile(model) if 'compiled' in form else model, image, dtype)
     errors = {
         key: [float((vector - exact[key]).norm() / exact[key].norm()) for vector in (found[key], plain[key])]
@@ -149,7 +146,7 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
 
 
 def measure_step(impl: str, case: Case, warm_up: int, repeat: int) -> dict:
-    step = stepper(impl, case)
+    step = make_step(impl, case)
     on_cuda = case.device == 'cuda'
     weights = torch.cuda.memory_allocated() if on_cuda else 0
     times = []
@@ -319,5 +316,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_sentence(OSError):
+    with exit_on_error(OSError):
         main()

@@ -7,19 +7,19 @@ import pickle
 import re
 import struct
 import tarfile
-import threading
 import tokenize
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, printable
+from .process import allowing_only
 from .types import STAND_INS
-from .unpickler import Inspector, by_name, safe_globals, set_safe_globals
+from .unpickler import Inspector, by_name, safe_globals
 
 # What the readers of torch, NumPy, zip and JSON raise for nonsense.
 DAMAGE = (
@@ -56,7 +56,6 @@ _OTHER_TENSORS = re.compile(r'torch\.(_\w+|storage|serialization|sparse|cuda|nn\
 _PROGRAMS = re.compile(r'(os|posix|nt|sys|subprocess|pty|runpy)\..*|builtins\.(eval|exec|compile|__import__)')
 # Official files keep the command line in one. The converter leaves it out without being asked.
 OFFICIAL_TYPES = ('argparse.Namespace',)
-_LIST_IN_USE = threading.Lock()  # torch has one list for all threads
 
 # Unpacked, a zip file may be this many times as large as it is, and this much larger. torch.save does not compress.
 UNPACKED_TIMES, UNPACKED_BYTES = 4, 64 * 2**20
@@ -67,8 +66,8 @@ TENSOR_TIMES, TENSOR_BYTES = 4, 4 * 2**30
 def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] = ()) -> Any:
     """Read a file of ``torch.save`` by ``torch.load(weights_only=True)``, after a look at what it would make.
 
-    Only dense tensors, plain Python values, and what mmengine writes (:mod:`rmt_mm.checkpoints.safe.types`) are made. The sizes of
-    a zip file and its check sums are verified before it is read.
+    Only dense tensors, plain Python values, and what mmengine writes (:mod:`rmt_mm.checkpoints.safe.types`) are made.
+    The sizes of a zip file and its check sums are verified before it is read.
 
     Args:
         path (str): a file in one of torch's two formats.
@@ -91,13 +90,13 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     try:
         names, records = _look_into_archive(path) if zipped else (_look_into_pickles(path), None)
-        listed = _listed(allow_types)
-        refused = sorted(name for name in names if name not in listed and not _is_plain(name))
+        allowed = _allowed_globals(allow_types)
+        refused = sorted(name for name in names if name not in allowed and not _is_plain(name))
         if refused:
             raise _refusal(path, refused, allow_types)
         if map_location == 'meta' and torch.__version__ < (2, 4):  # type: ignore[operator]  # a TorchVersion
             map_location = 'cpu'  # there, a storage on meta takes the size of its last view, whatever its file holds
-        with _only(list(listed.values())):
+        with allowing_only(list(allowed.values())):
             content = torch.load(path, map_location=map_location, weights_only=True)
         _check_content(path, content, records)
     except CheckpointError:
@@ -163,7 +162,7 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
         pickled = archive.read(entries[names.index('data.pkl')])
         lead = len('data/')
         sizes = {name[lead:]: entry.file_size for name, entry in zip(names, entries) if name.startswith('data/')}
-        return _asked(io.BytesIO(pickled), sizes, limit), set(sizes.values())
+        return _read_names(io.BytesIO(pickled), sizes, limit), set(sizes.values())
 
 
 def _look_into_pickles(path: str) -> Set[str]:
@@ -171,32 +170,20 @@ def _look_into_pickles(path: str) -> Set[str]:
     if tarfile.is_tarfile(path):  # torch would read it as its very first format
         raise CheckpointError(f'{path} is a tar file, not a PyTorch checkpoint.')
     with open(path, 'rb') as file:
-        return set().union(*(_asked(file, None, osp.getsize(path)) for _ in range(LEGACY_PICKLES)))
+        return set().union(*(_read_names(file, None, osp.getsize(path)) for _ in range(LEGACY_PICKLES)))
 
 
-def _asked(file: BinaryIO, sizes: Optional[Dict[str, int]], limit: int) -> Set[str]:
+def _read_names(file: BinaryIO, sizes: Optional[Dict[str, int]], limit: int) -> Set[str]:
     """Return the full names of the types and functions that a pickle asks for; the file is left behind it."""
     inspector = Inspector(file, sizes, limit)
     inspector.load()
     return inspector.names
 
 
-def _listed(allow_types: Sequence[str]) -> Dict[str, Callable]:
+def _allowed_globals(allow_types: Sequence[str]) -> Dict[str, Callable]:
     """Return what is on torch's list while a file is read, by the name that a pickle has for it."""
-    listed = by_name([*safe_globals(), *map(_placeholder, allow_types), *STAND_INS])
-    return {name: entry for name, entry in listed.items() if not _PROGRAMS.fullmatch(name)}
-
-
-@contextlib.contextmanager
-def _only(allowed: List[Callable]) -> Iterator[None]:
-    """Put just these on torch's list for a while."""
-    with _LIST_IN_USE:
-        before = safe_globals()
-        set_safe_globals(allowed)
-        try:
-            yield
-        finally:
-            set_safe_globals(before)
+    entries = by_name([*safe_globals(), *map(_placeholder, allow_types), *STAND_INS])
+    return {name: entry for name, entry in entries.items() if not _PROGRAMS.fullmatch(name)}
 
 
 def _placeholder(name: str) -> type:

@@ -156,7 +156,7 @@ def _config_dict(content: Any) -> dict:
     return content
 
 
-def _under(name: str, stand_in: Callable) -> Callable:
+def _named(name: str, stand_in: Callable) -> Callable:
     """Return a stand-in that torch finds under ``name``.
 
     torch 2.4 and 2.5 take the name from the object alone; later ones also take pairs of object and name.
@@ -170,19 +170,19 @@ def _under(name: str, stand_in: Callable) -> Callable:
 
 def _numpy(name: str, stand_in: Callable) -> List[Callable]:
     """Return a stand-in under the names of NumPy 1 and NumPy 2."""
-    return [_under(f'numpy.{core}.multiarray.{name}', stand_in) for core in ('core', '_core')]
+    return [_named(f'numpy.{core}.multiarray.{name}', stand_in) for core in ('core', '_core')]
 
 
 STAND_INS = [
     # The message hub keeps the history of each logged value in one, and NumPy arrays in it.
-    _under('mmengine.logging.history_buffer.HistoryBuffer', _HistoryBuffer),
-    _under('builtins.getattr', _statistic),  # a HistoryBuffer names its own methods: getattr(HistoryBuffer, 'mean')
-    _under('numpy.ndarray', _Array),
-    _under('numpy.dtype', _DType),
+    _named('mmengine.logging.history_buffer.HistoryBuffer', _HistoryBuffer),
+    _named('builtins.getattr', _statistic),  # a HistoryBuffer names its own methods: getattr(HistoryBuffer, 'mean')
+    _named('numpy.ndarray', _Array),
+    _named('numpy.dtype', _DType),
     *_numpy('_reconstruct', _reconstruct),
-    _under('builtins.bytes', _no_bytes),  # the data of an empty array
+    _named('builtins.bytes', _no_bytes),  # the data of an empty array
     # Scores (best_score) and hyper-parameters that were computed with NumPy.
     *_numpy('scalar', _scalar),
     # dataset_meta, where the config gives a data set's metainfo with dicts in it.
-    _under('mmengine.config.config.ConfigDict', _config_dict),
+    _named('mmengine.config.config.ConfigDict', _config_dict),
 ]

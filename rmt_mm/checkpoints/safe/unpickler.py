@@ -1,14 +1,12 @@
 """Unpickle checkpoints with an allow-list on every torch, and inspect them before that.
 
 ``torch.load(weights_only=True)`` of torch 2.5 and later creates only objects of types on a list. torch 2.1 to 2.3 have
-no such list. torch 2.4 has one, but does not find the Python 2 names on it that torch.save writes. :func:`install`
-gives these versions the unpickler of this module.
+no such list. torch 2.4 has one, but does not find the Python 2 names on it that torch.save writes. While this package
+reads a file, these versions use the unpickler of this module.
 """
 
 import operator
 import pickle
-import tarfile
-import types
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Set
@@ -16,14 +14,14 @@ from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Set
 import torch
 from torch.serialization import StorageType
 
-_listed: List[Callable] = []  # the list, for torch < 2.4
+_safe_globals: List[Callable] = []  # the list, for torch < 2.4
 
 
 def safe_globals() -> List[Callable]:
     """Return torch's list of the types and functions that a file may name."""
     if hasattr(torch.serialization, 'get_safe_globals'):
         return list(torch.serialization.get_safe_globals())
-    return list(_listed)
+    return list(_safe_globals)
 
 
 def set_safe_globals(entries: Sequence[Callable]) -> None:
@@ -32,7 +30,7 @@ def set_safe_globals(entries: Sequence[Callable]) -> None:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(list(entries))
     else:
-        _listed[:] = entries
+        _safe_globals[:] = entries
 
 
 def by_name(entries: Sequence[Callable]) -> Dict[str, Callable]:
@@ -46,34 +44,6 @@ def full_name(module: str, name: str) -> str:
     """Return the Python 3 name of an object that a pickle names; torch.save writes the names of Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f'{module}.{name}'
-
-
-def install() -> None:
-    """Make ``torch.load(weights_only=True)`` obey the list, on a torch that does not."""
-    if not hasattr(torch.serialization, 'safe_globals'):  # torch < 2.5
-        torch._weights_only_unpickler.Unpickler = Unpickler
-
-
-def refuse_programs() -> None:
-    """Make every ``torch.load`` of this process refuse TorchScript programs and tar files.
-
-    Before torch 2.6, the readers of these formats can be made to run programs, with ``weights_only`` too
-    (CVE-2025-32434).
-    """
-    if torch.__version__ < (2, 6):
-        torch.serialization._is_torchscript_zip = _refuse_torchscript
-        torch.serialization.tarfile = types.SimpleNamespace(
-            open=_open_no_tar, TarError=tarfile.TarError, PAX_FORMAT=tarfile.PAX_FORMAT
-        )
-
-
-def _refuse_torchscript(archive: Any) -> bool:
-    _require('constants.pkl' not in archive.get_all_records(), 'a TorchScript program')
-    return False
-
-
-def _open_no_tar(**_: Any) -> None:
-    raise tarfile.TarError  # torch then tries its later formats, and finds none of them
 
 
 def _require(condition: bool, what: str) -> None:
@@ -112,8 +82,8 @@ def _counter(counts: Any) -> Counter:
     return Counter(counts)
 
 
-# Functions that use their arguments as keys.
-_OF_KEYS = {'builtins.set': _set, 'collections.Counter': _counter, 'collections.OrderedDict': _ordered_dict}
+# What stands for the types that use their arguments as keys, by the name that a pickle has for them.
+_KEY_CHECKERS = {'builtins.set': _set, 'collections.Counter': _counter, 'collections.OrderedDict': _ordered_dict}
 
 
 class _Opcodes(dict):
@@ -170,7 +140,7 @@ class _PlainUnpickler(pickle._Unpickler):
             _require_flat(key)
 
 
-class _Asked:
+class _NotCreated:
     """Stands for an object of the file, which is not created."""
 
     def __init__(self, name: str = '') -> None:
@@ -199,18 +169,18 @@ class Inspector(_PlainUnpickler):
     def load_global(self) -> None:
         name = self.read_name()
         self.names.add(name)
-        self.append(_Asked(name))
+        self.append(_NotCreated(name))
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         name = getattr(function, 'name', None)
-        if name in _OF_KEYS:
-            _OF_KEYS[name](*arguments)
-        self.append(_Asked())
+        if name in _KEY_CHECKERS:
+            _KEY_CHECKERS[name](*arguments)
+        self.append(_NotCreated())
 
     def load_newobj(self) -> None:
         del self.stack[-2:]
-        self.append(_Asked())
+        self.append(_NotCreated())
 
     def load_build(self) -> None:
         del self.stack[-1:]
@@ -221,13 +191,13 @@ class Inspector(_PlainUnpickler):
 
     def load_binpersid(self) -> None:
         identity = self.stack.pop()
-        self.append(_Asked())
+        self.append(_NotCreated())
         # torch accepts bytes as text here, and a tensor as the type of a storage: refuse both.
         _require(type(identity) is tuple and identity and type(identity[0]) is str, 'another reference')
         if identity[0] != 'storage':
             return  # torch refuses it
         _, kind, key, _, count = identity[:5]
-        _require(type(key) is str and type(count) is int and type(kind) is _Asked, 'a storage without its size')
+        _require(type(key) is str and type(count) is int and type(kind) is _NotCreated, 'a storage without its size')
         module, _, name = kind.name.rpartition('.')
         _require(module in ('torch', 'torch.cuda', 'torch.storage'), 'a storage of another type')
         size = count * (1 if name == 'UntypedStorage' else StorageType(name).dtype.itemsize)
@@ -261,7 +231,7 @@ class Unpickler(_PlainUnpickler):
             },
             # Types that newer versions of torch allow.
             **{str(entry): entry for entry in vars(torch).values() if isinstance(entry, torch.dtype)},
-            **_OF_KEYS,
+            **_KEY_CHECKERS,
             'torch.device': torch.device,
             'builtins.complex': complex,
             '_codecs.encode': _encode,

@@ -7,12 +7,11 @@ from typing import Any, Callable, NamedTuple, Tuple, cast
 import torch
 from torch import Tensor, nn
 
+from ... import ops
 from ...arch import NUM_STAGES
 from ...backbone import RMT
 from ...backbone.attention import MaSA
-from ...backbone.linear import to_image
 from ...backbone.rmt import RMTBlock, RMTStage
-from ...ops.tables import rotate
 
 
 class AttentionMaps(NamedTuple):
@@ -137,7 +136,7 @@ def attend_by_map(masa: MaSA, x: Tensor, attention: Tensor, query: Tuple[int, in
     """
     _, _, v = queries_keys_values(masa, x)
     received = torch.einsum('hyx,yxhd->hd', attention, v).flatten()
-    lce = masa.lce(to_image(v.flatten(2)[None]))[0, :, query[0], query[1]]
+    lce = masa.lce(ops.to_image(v.flatten(2)[None]))[0, :, query[0], query[1]]
     return masa.proj((received + lce).to(x.dtype))
 
 
@@ -145,7 +144,5 @@ def queries_keys_values(masa: MaSA, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Return rotated queries, divided by the square root of their length, rotated keys, and values: (H, W, heads,
     head_dim) each.
     """
-    q, k, v = masa.qkv(x).unflatten(-1, (3, masa.num_heads, masa.head_dim)).unbind(2)
-    phases = masa.position_tables(x[None]).phases()
-    q, k = (rotate(t[None], phases)[0] for t in (q, k))
+    q, k, v = (t[0] for t in ops.project_qkv(masa.qkv, x[None], masa.position_tables(x[None])))
     return q.float() * masa.head_dim**-0.5, k.float(), v.float()

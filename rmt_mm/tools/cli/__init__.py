@@ -1,29 +1,30 @@
 """Functions that the command-line tools share. The library does not import this package."""
 
-from ...checkpoints.files import force_safe_loading
+from ...checkpoints import force_safe_loading
 from ...checkpoints.loading import check_checkpoint_file
-from ...errors import UsageError
+from ...errors import FOREIGN_ERRORS, UsageError, as_sentence
 from .config import find_config, load_config, read_config
 from .data_files import check_annotations, check_datasets
 from .model_check import check_backbones
 from .options import (
     add_common_arguments,
     draw_predictions,
-    one_sentence,
+    exit_on_error,
     program,
     use_amp,
     use_auto_scale_lr,
     use_tta,
     use_vis_backend,
 )
-from .runner import BUILD_ERRORS, build_runner, process_group
+from .runner import build_runner, process_group
 from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
 
 __all__ = [
-    'BUILD_ERRORS',
+    'FOREIGN_ERRORS',
     'UsageError',
     'add_common_arguments',
+    'as_sentence',
     'build_runner',
     'check_annotations',
     'check_backbones',
@@ -33,11 +34,11 @@ __all__ = [
     'check_init_cfgs',
     'choose_checkpoint',
     'draw_predictions',
+    'exit_on_error',
     'find_config',
     'force_safe_loading',
     'library',
     'load_config',
-    'one_sentence',
     'process_group',
     'program',
     'read_config',

@@ -1,4 +1,4 @@
-"""Show a training as a line an epoch. The log file in the work dir holds everything, as without it."""
+"""Show a training as one line per epoch. The log file in the work dir holds everything, as without it."""
 
 import contextlib
 import io

@@ -3,13 +3,13 @@
 import argparse
 import difflib
 import inspect
-import sys
 from typing import Any, Iterable, List, Optional
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from ...errors import UsageError
+from .notes import note
 from .search import walk
 from .types import REGISTRIES, find_classes, find_parameters, library
 
@@ -75,7 +75,7 @@ def check_top_level_names(cfg: Config, path: str) -> None:
         # A longer name, such as val_evaluator_abs, is a separate variable.
         if close and (key == f'{close[0]}s' or not key.startswith(close[0])):
             if key == f'{close[0]}s' or _find_copies(cfg, key, cfg[key]):
-                _note(f'config {path}: nothing reads {key!r} itself; was {close[0]!r} meant?')
+                note(f'config {path}: nothing reads {key!r} itself; was {close[0]!r} meant?')
             else:
                 raise UsageError(f'config {path} sets {key!r}, which nothing reads: did you mean {close[0]!r}?')
 
@@ -124,7 +124,7 @@ def _check_top_level(cfg: Config, option: str, keys: List[str]) -> None:
     close = difflib.get_close_matches(key, KNOWN_KEYS | set(cfg), 1, cutoff=0.8)
     if key not in cfg and close:
         raise UsageError(f'--cfg-options {option}: the config has no {key!r}; did you mean {close[0]!r}?')
-    _note(
+    note(
         f'--cfg-options {option}: neither mmengine nor this tool reads {key!r}; it changes nothing, unless code of '
         'your own reads it.'
     )
@@ -196,7 +196,7 @@ def _check_new_key(cfg: Config, option: str, key: str, node: dict) -> None:
     if key in known or not close or _differ_in_digits(key, close[0]):
         return
     if 'type' in node and not classes:
-        _note(f'--cfg-options {option}: {key!r} is new; was {close[0]!r} meant?')
+        note(f'--cfg-options {option}: {key!r} is new; was {close[0]!r} meant?')
     else:
         _refuse(option, key, close)
 
@@ -210,7 +210,3 @@ def _refuse(option: str, key: str, known: Iterable) -> None:
 
 def _differ_in_digits(a: str, b: str) -> bool:
     return a.rstrip('0123456789') == b.rstrip('0123456789')
-
-
-def _note(text: str) -> None:
-    print(f'note: {text}', file=sys.stderr)

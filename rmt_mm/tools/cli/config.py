@@ -11,26 +11,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ...checkpoints.files import force_safe_loading
+from ...checkpoints import force_safe_loading
 from ...config_path import get_config_path
-from ...errors import UsageError
+from ...errors import UsageError, as_sentence
 from .cfg_options import apply_options, check_top_level_names
 from .model_check import check_backbones
-
-# Errors that reading a config raises for mistakes in it. A config is a program, and may raise others.
-CONFIG_ERRORS = (
-    OSError,
-    SyntaxError,
-    NameError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ImportError,
-    AssertionError,
-    ArithmeticError,
-    RuntimeError,
-)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -84,10 +69,8 @@ def read_config(path: str) -> Config:
     Raises:
         UsageError: it cannot be read, has no model, or has a misspelt top-level key.
     """
-    try:
+    with as_sentence(UsageError, f'config {path} cannot be read'):  # it is a program, and may raise any error
         cfg = Config.fromfile(path)
-    except CONFIG_ERRORS as error:
-        raise UsageError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
     if not isinstance(cfg.get('model'), dict):
         raise UsageError(f'config {path} has no model.')
     check_top_level_names(cfg, path)

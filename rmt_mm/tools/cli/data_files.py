@@ -1,21 +1,31 @@
 """Check that the files and folders of a config's data sets exist, before anything is built."""
 
 import os.path as osp
+from logging import INFO
 from typing import Iterator, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 
 from ...errors import UsageError
 from ...training.datasets import build_lazily, has_remote_backend, is_on_disk
+from ...training.findings import Finding, report
 from .search import find_dicts
-
-LIBRARIES = ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'rmt_mm')
+from .types import LIBRARIES
 
 
 def check_datasets(cfg: Config, *dataloaders: str) -> None:
-    """Raise UsageError if files or folders that the named dataloaders read do not exist.
+    """Raise UsageError if files or folders that the named dataloaders read do not exist."""
+    report(find_missing_data(cfg, *dataloaders), UsageError, print)
+
+
+def check_annotations(cfg: Config, *evaluators: str) -> None:
+    """Raise UsageError if an annotation file that a metric of the named evaluators reads does not exist."""
+    report(find_missing_annotations(cfg, *evaluators), UsageError, print)
+
+
+def find_missing_data(cfg: Config, *dataloaders: str) -> Iterator[Finding]:
+    """Find files and folders that the named dataloaders read and that do not exist.
 
     The data set classes compute the paths, since each joins them in its own way. Not checked are data sets that make or
     download their files, data sets of other packages, and files that are not on the disk.
@@ -26,18 +36,19 @@ def check_datasets(cfg: Config, *dataloaders: str) -> None:
             if reader not in LIBRARIES or getattr(dataset, 'download', False):
                 continue
             if has_remote_backend(config):
-                print_log(f'{name}: the data are not on this machine, and whether they are there is not checked.')
+                text = f'{name}: the data are not on this machine, and whether they are there is not checked.'
+                yield Finding(text, INFO)
                 continue
             for what, path in _paths(dataset, config):
-                _check(name, what, path, reader)
+                yield from _check(name, what, path, reader)
 
 
-def check_annotations(cfg: Config, *evaluators: str) -> None:
-    """Raise UsageError if an annotation file that a metric of the named evaluators reads does not exist."""
+def find_missing_annotations(cfg: Config, *evaluators: str) -> Iterator[Finding]:
+    """Find annotation files that metrics of the named evaluators read and that do not exist."""
     for name in evaluators:
         for metric in find_dicts(cfg.get(name) or [], lambda d: d.get('ann_file')):
             if isinstance(metric['ann_file'], str) and not has_remote_backend(metric):
-                _check(name, 'annotation file', metric['ann_file'], cfg.get('default_scope') or 'mmengine')
+                yield from _check(name, 'annotation file', metric['ann_file'], cfg.get('default_scope') or 'mmengine')
 
 
 def _paths(dataset: BaseDataset, config: dict) -> Iterator[Tuple[str, str]]:
@@ -52,11 +63,11 @@ def _paths(dataset: BaseDataset, config: dict) -> Iterator[Tuple[str, str]]:
         yield 'data folder', path
 
 
-def _check(name: str, what: str, path: Optional[str], library: str) -> None:
+def _check(name: str, what: str, path: Optional[str], library: str) -> Iterator[Finding]:
     if not path or not isinstance(path, str) or osp.exists(path):
         return
     if not is_on_disk(path):
-        print_log(f'{name}: {what} {path} is not on this machine, and whether it is there is not checked.')
+        yield Finding(f'{name}: {what} {path} is not on this machine, and whether it is there is not checked.', INFO)
         return
     home = osp.expanduser(path)
     hint = (
@@ -64,4 +75,4 @@ def _check(name: str, what: str, path: Optional[str], library: str) -> None:
         if home != path and osp.exists(home)
         else 'docs/datasets.md says how the data is laid out'
     )
-    raise UsageError(f'{name}: {what} {path} does not exist; {hint}.')
+    yield Finding(f'{name}: {what} {path} does not exist; {hint}.')

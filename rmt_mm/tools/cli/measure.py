@@ -66,7 +66,7 @@ def build(impl: str, case: Case) -> Any:
     return torch.compile(model) if 'compile' in impl else model
 
 
-def stepper(impl: str, case: Case) -> Callable[[], None]:
+def make_step(impl: str, case: Case) -> Callable[[], None]:
     """Return a function that runs an implementation once: a forward pass, or a training step without the update."""
     model = build(impl, case)
     x = torch.randn(case.batch, 3, *case.shape, device=case.device)

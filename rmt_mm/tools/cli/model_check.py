@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from logging import WARNING
 from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmengine.config import Config
@@ -10,7 +11,9 @@ from mmengine.config import Config
 from ...arch import NUM_STAGES, Arch, resolve_arch, resolve_out_indices
 from ...backbone import RMT
 from ...errors import UsageError
+from ...training.findings import Finding, report
 from .neck_check import SIDES, Features, NeckError, run_neck
+from .notes import note
 from .search import find_dicts, walk
 from .types import find_classes, find_parameters, is_of_library, library, type_name
 
@@ -28,11 +31,16 @@ GENERATORS = ('anchor_generator', 'prior_generator', 'square_anchor_generator', 
 STRIDE_KEYS = ('point_strides', 'featmap_strides', 'strides')
 
 
-class Part(NamedTuple):
+class Variant(NamedTuple):
     """The settings of a model's backbone and neck, as given or as a variant to try."""
 
     stages: Tuple[int, ...]  # out_indices
     neck: Any  # the neck's config, or None
+
+    @property
+    def first(self) -> dict:
+        """The part of the neck that takes the outputs of the backbone; empty without a neck."""
+        return self.neck[0] if isinstance(self.neck, (list, tuple)) else self.neck or {}
 
 
 class Problem(NamedTuple):
@@ -44,12 +52,17 @@ class Problem(NamedTuple):
 
 
 def check_backbones(cfg: Config, path: str) -> None:
-    """Check every model of ``cfg`` whose backbone is RMT. With several processes, print a note on unused outputs.
+    """Check every model of ``cfg`` whose backbone is RMT, and print notes.
 
     Raises:
         UsageError: the config does not import RMT, RMT refuses an argument, or a neck or head does not accept its
             outputs.
     """
+    report(find_problems(cfg, path), UsageError, note)
+
+
+def find_problems(cfg: Config, path: str) -> Iterator[Finding]:
+    """Find what :func:`check_backbones` raises; with several processes, note unused outputs."""
     scope = library(cfg)
     places = {id(value): where for where, _, value in walk(cfg._cfg_dict)}
     models = [
@@ -58,9 +71,10 @@ def check_backbones(cfg: Config, path: str) -> None:
         if is_rmt(model['backbone'].get('type'))
     ]
     if models:
-        _check_import(cfg, path, [model['backbone']['type'] for model in models])
+        yield from _check_import(cfg, path, [model['backbone']['type'] for model in models])
     for model in models:
-        check_model(model, scope, places.get(id(model), 'model'), several_processes=cfg.get('launcher') != 'none')
+        where = places.get(id(model), 'model')
+        yield from check_model(model, scope, where, several_processes=cfg.get('launcher') != 'none')
 
 
 def is_rmt(kind: Any) -> bool:
@@ -70,46 +84,44 @@ def is_rmt(kind: Any) -> bool:
     return type_name(kind) == 'RMT' and (str(kind).count('.') < 2 or str(kind).startswith('rmt_mm.'))
 
 
-def _check_import(cfg: Config, path: str, kinds: list) -> None:
+def _check_import(cfg: Config, path: str, kinds: list) -> Iterator[Finding]:
     if all(isinstance(kind, type) or kind.startswith('rmt_mm.') for kind in kinds):
         return
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else imports
     if not imports:
-        raise UsageError(f"config {path} uses type='RMT' but does not import it: add the line {IMPORT_LINE}")
+        yield Finding(f"config {path} uses type='RMT' but does not import it: add the line {IMPORT_LINE}")
     for name in imports:
         values = vars(sys.modules[name]).values() if name in sys.modules else ()
         origins = [name, *(str(getattr(v, '__module__', None) or getattr(v, '__name__', '')) for v in values)]
         if any(origin.split('.')[0] == 'rmt_mm' for origin in origins):
             return
-    print(
-        f"note: config {path} uses type='RMT', and its custom_imports ({', '.join(imports)}) do not name rmt_mm: if "
+    yield Finding(
+        f"config {path} uses type='RMT', and its custom_imports ({', '.join(imports)}) do not name rmt_mm: if "
         f'none of them imports it, other tools will not know RMT; then add the line {IMPORT_LINE}',
-        file=sys.stderr,
+        WARNING,
     )
 
 
-def check_model(model: dict, scope: str, where: str = 'model', several_processes: bool = False) -> None:
-    """Check one model, a dict with an RMT as ``backbone``.
+def check_model(model: dict, scope: str, where: str = 'model', several_processes: bool = False) -> Iterator[Finding]:
+    """Find a part of a model that does not fit, and what to set.
 
     Args:
-        model (dict): the model's config.
+        model (dict): the model's config, with an RMT as ``backbone``.
         scope (str): its library: 'mmdet', 'mmseg' or 'mmpretrain'.
         where (str): the path of the model in the config, for messages. Default 'model'.
-        several_processes (bool): print a note on outputs that no neck or head uses. Default False.
-
-    Raises:
-        UsageError: a part does not fit; the message says what to set.
+        several_processes (bool): note outputs that no neck or head uses. Default False.
     """
     backbone = model['backbone']
     try:
         arch = resolve_arch(backbone.get('arch', 'tiny'))
         stages = resolve_out_indices(backbone.get('out_indices', range(NUM_STAGES)))
     except (ValueError, TypeError) as error:
-        raise UsageError(f'{where}.backbone: {error}') from error
+        yield Finding(f'{where}.backbone: {error}')
+        return
     if scope == 'mmpretrain' and not type_name(model.get('type')).endswith('Classifier'):
         return  # a self-supervised model passes more than the outputs of its backbone to its neck
-    given = Part(stages, model.get('neck'))
+    given = Variant(stages, model.get('neck'))
     outs = _features(arch, stages)
     used = [[i] for i in range(len(stages))]
     problems = []
@@ -127,34 +139,33 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
         first = problems[0]
         advice = _advise(model, arch, given, scope, where, first)
         if advice is None:  # a neck that fails on all outputs may need a GPU, or another backbone
-            print(f'note: {where}.{first.text}; it could not be found out which would fit.', file=sys.stderr)
-            return
-        raise UsageError(f'{where}.{first.text}: set {advice}.')
-    if several_processes:
+            yield Finding(f'{where}.{first.text}; it could not be found out which would fit.', WARNING)
+        else:
+            yield Finding(f'{where}.{first.text}: set {advice}.')
+    elif several_processes:
         needed = {i for k in _find_taken(model, outs, scope) for i in used[k]}
-        _note_unused(model, arch, given, needed, where)
+        yield from _find_unused(model, arch, given, needed, where)
 
 
 def _features(arch: Arch, stages: Sequence[int]) -> Features:
     return Features([arch.embed_dims[i] for i in stages], [RMT.strides[i] for i in stages])
 
 
-def _describe_neck(backbone: dict, given: Part, outs: Features, error: Exception) -> Problem:
-    first = given.neck[0] if isinstance(given.neck, (list, tuple)) else given.neck
+def _describe_neck(backbone: dict, given: Variant, outs: Features, error: Exception) -> Problem:
     arch = backbone.get('arch', 'tiny')
     size = repr(arch) if isinstance(arch, str) else 'of this size'
     what = f'the outputs {list(given.stages)} of RMT {size} have {outs.channels} channels'
-    wanted = first.get('in_channels')
+    wanted, kind = given.first.get('in_channels'), type_name(given.first.get('type'))
     if wanted is not None:
         return Problem(f'neck.in_channels is {wanted}, but {what}', 'neck.in_channels', None)
     return Problem(
-        f'neck ({type_name(first.get("type"))}) does not take its input ({error}): {what} at strides {outs.strides}',
+        f'neck ({kind}) does not take its input ({error}): {what} at strides {outs.strides}',
         'neck',
         None,
     )
 
 
-def _check_heads(model: dict, given: Part, outs: Features, scope: str) -> Iterator[Problem]:
+def _check_heads(model: dict, given: Variant, outs: Features, scope: str) -> Iterator[Problem]:
     """Yield the problems of heads whose settings do not match their inputs."""
     source = f'the outputs {list(given.stages)} of RMT' if given.neck is None else 'the outputs of the neck'
     for name, head in _heads(model):
@@ -209,7 +220,7 @@ def _heads(model: dict) -> Iterator[Tuple[str, dict]]:
                 yield key, value
 
 
-def _check_in_index(name: str, head: dict, given: Part, outs: Features, source: str) -> Iterator[Problem]:
+def _check_in_index(name: str, head: dict, given: Variant, outs: Features, source: str) -> Iterator[Problem]:
     """Check a head of mmseg, which selects its inputs by ``in_index``."""
     channels, index = head.get('in_channels'), head.get('in_index', -1)
     if isinstance(channels, (list, tuple)) != isinstance(index, (list, tuple)):
@@ -286,7 +297,7 @@ def same_strides(stated: Sequence, actual: Sequence[int]) -> bool:
     return True
 
 
-def _advise(model: dict, arch: Arch, given: Part, scope: str, where: str, problem: Problem) -> Optional[str]:
+def _advise(model: dict, arch: Arch, given: Variant, scope: str, where: str, problem: Problem) -> Optional[str]:
     """Return the settings to change: the first choice of outputs that neck and heads accept, or the problem's own key.
 
     Return None if the neck ran with no choice of outputs, so that the outputs may not be the cause.
@@ -295,18 +306,18 @@ def _advise(model: dict, arch: Arch, given: Part, scope: str, where: str, proble
         return f'{where}.neck={dict(problem.value)}'
     runs = given.neck is None
     for stages in [given.stages, *(tuple(range(i, NUM_STAGES)) for i in range(NUM_STAGES))]:
-        for part in _variants(Part(stages, given.neck), arch):
+        for variant in _variants(Variant(stages, given.neck), arch):
             outs = _features(arch, stages)
-            if part.neck is not None:
+            if variant.neck is not None:
                 try:
-                    found = run_neck(part.neck, outs, scope)
+                    found = run_neck(variant.neck, outs, scope)
                 except NeckError:
                     continue
                 if found is None:
                     return None
                 runs, outs = True, found[0]
-            if not any(True for _ in _check_heads(model, part, outs, scope)):
-                return ' and '.join(_differences(part, given, where))
+            if not any(True for _ in _check_heads(model, variant, outs, scope)):
+                return ' and '.join(_differences(variant, given, where))
     if not runs:
         return None
     if problem.value is not None:
@@ -314,35 +325,29 @@ def _advise(model: dict, arch: Arch, given: Part, scope: str, where: str, proble
     return f'{where}.backbone.out_indices to the outputs that are wanted, and {where}.{problem.key} to match'
 
 
-def _variants(part: Part, arch: Arch) -> Iterator[Part]:
-    """Yield a neck with the channels of ``part.stages``, finest or deepest first, and with and without start_level."""
-    first = part.neck[0] if isinstance(part.neck, (list, tuple)) else part.neck
-    if first is None or not isinstance(first.get('in_channels'), (list, tuple)):
-        channels = None if first is None or 'in_channels' not in first else arch.embed_dims[part.stages[-1]]
-        choices = [channels]
-    else:
-        channels = type(first['in_channels'])(arch.embed_dims[i] for i in part.stages)
-        choices = [channels, channels[::-1]]
-    starts = [first['start_level'], 0] if first is not None and first.get('start_level') else [None]
-    for channels, start in itertools.product(choices, starts):
-        if first is None:
-            yield part
-            continue
-        changes = dict(in_channels=channels, start_level=start)
-        changed = {**first, **{key: value for key, value in changes.items() if value is not None}}
-        yield Part(part.stages, changed if part.neck is first else [changed, *part.neck[1:]])
+def _variants(given: Variant, arch: Arch) -> Iterator[Variant]:
+    """Yield a neck with the channels of ``given.stages``, finest or deepest first, and with and without start_level."""
+    first, choices = given.first, {}
+    if isinstance(first.get('in_channels'), (list, tuple)):
+        channels = type(first['in_channels'])(arch.embed_dims[i] for i in given.stages)
+        choices['in_channels'] = [channels, channels[::-1]]
+    elif 'in_channels' in first:
+        choices['in_channels'] = [arch.embed_dims[given.stages[-1]]]
+    if first.get('start_level'):
+        choices['start_level'] = [first['start_level'], 0]
+    for values in itertools.product(*choices.values()):
+        changed = {**first, **dict(zip(choices, values))}
+        neck = [changed, *given.neck[1:]] if isinstance(given.neck, (list, tuple)) else changed or None
+        yield Variant(given.stages, neck)
 
 
-def _differences(part: Part, given: Part, where: str) -> Iterator[str]:
-    if part.stages != given.stages:
-        yield f'{where}.backbone.out_indices={part.stages}'
-    old, new = (
-        (neck, '') if isinstance(neck, dict) else (neck[0], '.0') if neck else ({}, '')
-        for neck in (given.neck, part.neck)
-    )
+def _differences(variant: Variant, given: Variant, where: str) -> Iterator[str]:
+    if variant.stages != given.stages:
+        yield f'{where}.backbone.out_indices={variant.stages}'
+    first = '.0' if isinstance(given.neck, (list, tuple)) else ''
     for key in ('in_channels', 'start_level'):
-        if new[0].get(key) != old[0].get(key):
-            yield f'{where}.neck{new[1]}.{key}={new[0][key]}'
+        if variant.first.get(key) != given.first.get(key):
+            yield f'{where}.neck{first}.{key}={variant.first[key]}'
 
 
 def _find_taken(model: dict, outs: Features, scope: str) -> List[int]:
@@ -359,27 +364,27 @@ def _find_taken(model: dict, outs: Features, scope: str) -> List[int]:
     return sorted(taken)
 
 
-def _note_unused(model: dict, arch: Arch, given: Part, needed: set, where: str) -> None:
+def _find_unused(model: dict, arch: Arch, given: Variant, needed: set, where: str) -> Iterator[Finding]:
     unused = [given.stages[i] for i in range(len(given.stages)) if i not in needed]
     if not unused or not needed:
         return
     kept = sorted(needed)
     stages = tuple(given.stages[i] for i in kept)
     settings = [f'{where}.backbone.out_indices={stages}']
-    first = given.neck[0] if isinstance(given.neck, (list, tuple)) else given.neck
-    if first is not None and isinstance(first.get('in_channels'), (list, tuple)):
+    first = given.first
+    if isinstance(first.get('in_channels'), (list, tuple)):
         settings.append(f'{where}.neck.in_channels={[arch.embed_dims[i] for i in stages]}')
         if first.get('start_level'):
             settings.append(f'{where}.neck.start_level={max(0, first["start_level"] - kept[0])}')
-    elif first is None:
+    elif not first:
         for name, head in _heads(model):
             index = head.get('in_index')
             if isinstance(index, (list, tuple)):
                 settings.append(f'{where}.{name}.in_index={[kept.index(i % len(given.stages)) for i in index]}')
             elif isinstance(index, int) and index >= 0:
                 settings.append(f'{where}.{name}.in_index={kept.index(index)}')
-    print(
-        f'note: nobody uses the outputs {unused} of RMT ({where}.backbone); their parameters learn nothing. Set '
+    yield Finding(
+        f'nobody uses the outputs {unused} of RMT ({where}.backbone); their parameters learn nothing. Set '
         f'{" and ".join(settings)}.',
-        file=sys.stderr,
+        WARNING,
     )

@@ -12,13 +12,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .runner import BUILD_ERRORS
+from ...errors import FOREIGN_ERRORS
 from .types import is_of_library
 
 # Image sides from which the sizes of the maps are computed. The second is for necks whose kernels need larger maps.
 SIDES = (256, 1024)
-# Errors that modules raise for inputs that do not fit.
-FORWARD_ERRORS = (RuntimeError, AssertionError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class NeckError(Exception):
@@ -53,7 +51,7 @@ def run_neck(neck, features: Features, scope: str, trace: bool = False) -> Optio
     with MODELS.switch_scope_and_registry(scope) as registry, torch.random.fork_rng(devices=[]):
         try:
             module = registry.build(copy.deepcopy(neck)).eval()
-        except BUILD_ERRORS as caught:
+        except FOREIGN_ERRORS as caught:
             if known:
                 raise NeckError(str(caught) or type(caught).__name__) from caught
             return None
@@ -67,7 +65,7 @@ def run_neck(neck, features: Features, scope: str, trace: bool = False) -> Optio
             used = [_find_used(out, maps) if trace else list(range(len(maps))) for out in outs]
         except NotImplementedError:
             return None
-        except FORWARD_ERRORS as caught:
+        except FOREIGN_ERRORS as caught:
             error = error or caught
             continue
         strides = [round(side / out.shape[-1]) if out.dim() == 4 else 0 for out in outs]

@@ -15,6 +15,7 @@ from mmengine.registry import VISBACKENDS
 
 from ...errors import RMTError, UsageError, printable
 from .cfg_options import CfgOptions
+from .notes import note
 from .search import find_dicts, walk
 from .types import library, type_name
 
@@ -26,7 +27,9 @@ def _command(tool: str, installed: str) -> str:
 
 
 CONVERTER = _command('tools/model_converters/rmt_to_mm.py', 'rmt-convert')
-LABELLER = _command('tools/dataset_converters/make_token_labels.py', 'python -m rmt_mm.tools.commands.make_token_labels')
+LABELLER = _command(
+    'tools/dataset_converters/make_token_labels.py', 'python -m rmt_mm.tools.commands.make_token_labels'
+)
 # Texts that the tools add to an error, by its remedy, filled with its facts. The library names no tool and no flag.
 REMEDIES = {
     'convert': f'convert it with `{CONVERTER} SRC DST`',
@@ -41,7 +44,8 @@ REMEDIES = {
 
 def describe(error: BaseException) -> str:
     """Return the text of an error for a terminal, in one line, with the remedy that the tools offer."""
-    text = printable(' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()))
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+    text = printable(' '.join(text.splitlines()))
     if not isinstance(error, RMTError):
         return f'{text} (RMT_MM_DEBUG=1 prints the traceback)'
     if error.remedy not in REMEDIES:
@@ -60,7 +64,7 @@ def program() -> str:
 
 
 @contextlib.contextmanager
-def one_sentence(*errors: Type[Exception]) -> Iterator[None]:
+def exit_on_error(*errors: Type[Exception]) -> Iterator[None]:
     """Turn :class:`rmt_mm.errors.RMTError` and ``errors`` into one line on stderr and exit status 1.
 
     The traceback is printed too when the environment variable RMT_MM_DEBUG is set.
@@ -152,7 +156,7 @@ def _set_default_tta(cfg: Config, pipelines: list) -> None:
     ):
         if key not in cfg:
             cfg[key] = value
-            print(f"note: the config has no {key}: that of {scope}'s own test script is taken.", file=sys.stderr)
+            note(f"the config has no {key}: that of {scope}'s own test script is taken.")
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

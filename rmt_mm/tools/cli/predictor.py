@@ -11,9 +11,9 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from ...checkpoints import read_checkpoint
-from ...checkpoints.files import force_safe_loading
+from ...checkpoints import force_safe_loading, read_checkpoint
 from ...errors import UsageError
+from ...ops import keep_freed_memory
 from .cfg_options import apply_options
 from .config import find_config, read_config
 from .model_check import check_backbones
@@ -41,6 +41,8 @@ def load_predictor(config: str, checkpoint: str, device: Optional[str], cfg_opti
     """Build the model of a command line: CONFIG, CHECKPOINT, --device and --cfg-options."""
     check_device(device)
     force_safe_loading()
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     path = find_config(config)
     cfg = read_config(path)
     apply_options(cfg, cfg_options)

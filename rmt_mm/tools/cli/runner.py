@@ -17,8 +17,6 @@ from .brief import BriefLogHook, BriefRunner
 from .search import find_dicts
 from .types import type_name
 
-# Errors that mmengine's registries, and the classes that they build, raise for a wrong config.
-BUILD_ERRORS = (ValueError, TypeError, KeyError, AssertionError, ImportError, FileNotFoundError)
 # BatchNorms synchronised between processes: mmengine's names for torch's and mmcv's, and the names of the classes.
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
@@ -50,14 +48,14 @@ def build_runner(cfg: Config, brief: bool = False) -> Runner:
 
     Args:
         cfg (Config): the config. Without a GPU, parts that need one are replaced in it.
-        brief (bool): show a line an epoch, instead of the log. Default False.
+        brief (bool): show one line per epoch, instead of the log. Default False.
     """
     if not torch.cuda.is_available():
         _adapt_to_cpu(cfg)
     if not brief:
         return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     if 'runner_type' in cfg:
-        raise UsageError(f"a line an epoch is shown by mmengine's Runner alone, not by {cfg.runner_type}.")
+        raise UsageError(f"one line per epoch is shown by mmengine's Runner alone, not by {cfg.runner_type}.")
     runner = BriefRunner.from_cfg(cfg)
     runner.register_hook(BriefLogHook())
     return runner

@@ -166,13 +166,13 @@ def predict_video(output: Output, path: Path, folder: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         paths = find_images(args.input)
         check_options(args)
         predictor = build(args)
     folder, skipped = Path(args.out_dir), 0
     output = Output(predictor, args)
-    with cli.one_sentence(OSError, *SIZE_ERRORS):
+    with cli.exit_on_error(OSError, *SIZE_ERRORS):
         try:
             if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
                 predict_video(output, paths[0], folder)

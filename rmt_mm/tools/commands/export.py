@@ -252,7 +252,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         export(args)
 
 

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS, RuntimeError):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         report = measure(args.config, args.shape)
     print(json.dumps(report) if args.json else describe(report))
 
@@ -56,13 +56,9 @@ def measure(config: str, shape=None) -> dict:
         counts, computed = flops.count(model, shape), False
     except (NotImplementedError, RuntimeError):  # the model needs values, not only shapes
         model = MODELS.build(cfg.model)
-        try:
+        text = f'the model of {config} does not run on an image of {shape[0]} x {shape[1]}'
+        with cli.as_sentence(cli.UsageError, text):
             counts, computed = flops.count(model, shape, device='cpu'), True
-        except (RuntimeError, AssertionError, TypeError, LookupError) as error:
-            raise cli.UsageError(
-                f'the model of {config} does not run on an image of {shape[0]} x {shape[1]}: '
-                f'{type(error).__name__}: {error}'
-            ) from error
 
     gmac = {kind: counts[kind] / 1e9 for kind in ('convolution', 'linear', 'attention')}
     total = sum(gmac.values())

@@ -170,7 +170,7 @@ def load_annotator(args: argparse.Namespace) -> Callable[[List[Tensor]], Tensor]
     is_timm = args.config.startswith('timm:')
     try:
         model, preprocess = (load_timm if is_timm else load_mmpretrain)(args)
-    except (RuntimeError, *cli.BUILD_ERRORS) as error:
+    except cli.FOREIGN_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise cli.UsageError(f'{args.checkpoint} cannot be loaded into {args.config}: {" ".join(lines[:3])}') from error
     model, preprocess = model.to(args.device).eval(), preprocess.to(args.device)
@@ -207,7 +207,7 @@ def annotate(args: argparse.Namespace, names: List[str], total: int) -> List[str
 def main() -> None:
     args = parse_args()
     unreadable = []
-    with cli.one_sentence(ValueError, OSError):
+    with cli.exit_on_error(ValueError, OSError):
         is_timm = args.config.startswith('timm:')
         if not is_timm:
             args.config = cli.find_config(args.config)

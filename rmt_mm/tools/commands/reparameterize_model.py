@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument('out', help='checkpoint to write')
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     args = parser.parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         cli.force_safe_loading()
         check_destination(args.out, args.force)
         args.checkpoint = cli.check_checkpoint_file(args.checkpoint)

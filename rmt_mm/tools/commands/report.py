@@ -35,8 +35,6 @@ from .get_flops import measure
 
 EXTRA = ('plotly', 'matplotlib', 'jinja2')
 TASKS = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')
-# What models of the libraries raise for images of a size that does not fit.
-MODEL_ERRORS = (*cli.BUILD_ERRORS, RuntimeError, LookupError, AttributeError)
 
 
 def parse_args() -> argparse.Namespace:
@@ -158,7 +156,7 @@ def build_dataset(cfg: Config) -> Any:
     try:
         with DATASETS.switch_scope_and_registry(scope) as registry, contextlib.redirect_stdout(io.StringIO()):
             dataset = registry.build(settings)
-    except cli.BUILD_ERRORS as error:
+    except cli.FOREIGN_ERRORS as error:
         raise DataError(f'the validation set cannot be read: {error} (from this folder: {os.getcwd()})') from error
     if not isinstance(dataset, BaseDataset):
         raise UsageError(f'the validation set is of type {kind}: evaluation takes images with annotations.')
@@ -189,7 +187,7 @@ def count(args: argparse.Namespace, run: Any, shape: Tuple[int, int]) -> Tuple[O
         return None, 'Nothing was counted: --no-eval builds no model.' if args.no_eval else run.problem
     try:
         return measure(str(run.config_path), shape if min(shape) > 0 else None), ''
-    except (RMTError, *MODEL_ERRORS) as error:
+    except (RMTError, *cli.FOREIGN_ERRORS) as error:
         return None, f'Nothing could be counted: {printable(" ".join(str(error).split()), 600)}'
 
 
@@ -248,7 +246,7 @@ def name_runs(runs: Any) -> dict:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(OSError):
+    with cli.exit_on_error(OSError):
         cli.force_safe_loading()
         check_options(args)
         write(args)

@@ -10,7 +10,7 @@ import os.path as osp
 from ...checkpoints.files import check_destination, file_hash, read_checkpoint, write_checkpoint
 from ...checkpoints.official_model import TASKS, WEIGHTS, OfficialModel, parse_checkpoint
 from ...checkpoints.official_names import is_official
-from ...checkpoints.safe.load import OFFICIAL_TYPES
+from ...checkpoints.safe import OFFICIAL_TYPES
 from ...checkpoints.state_dicts import pick_state_dict
 from ...errors import CheckpointError, printable
 from .. import cli
@@ -91,7 +91,7 @@ def adapt(model: OfficialModel, args: argparse.Namespace) -> None:
 
 
 def main(argv=None) -> None:
-    with cli.one_sentence(OSError):
+    with cli.exit_on_error(OSError):
         convert(parse_args(argv))
 
 

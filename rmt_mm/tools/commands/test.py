@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    with cli.one_sentence():
+    with cli.exit_on_error():
         if args.out and not args.out.endswith(('.pkl', '.pickle')):
             raise cli.UsageError(f'--out {args.out}: predictions are pickled, the file must end in .pkl.')
         cfg = cli.load_config(args)
@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> None:
 
     if not torch.cuda.is_available():
         keep_freed_memory()
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         runner = cli.build_runner(cfg)
         cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
-    with cli.one_sentence():
+    with cli.exit_on_error():
         runner.test()
 
 

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    with cli.one_sentence():
+    with cli.exit_on_error():
         cfg = cli.load_config(args)
         cli.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
         cli.check_annotations(cfg, 'val_evaluator')
@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> None:
         cli.choose_checkpoint(cfg, args.resume)
         cli.check_init_cfgs(cfg)
 
-    with cli.one_sentence(*cli.BUILD_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
         runner = cli.build_runner(cfg, args.brief)
         cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
         build_data(runner, 'train', 'val')
     try:
-        with cli.one_sentence():
+        with cli.exit_on_error():
             runner.train()
     except KeyboardInterrupt:
         print(

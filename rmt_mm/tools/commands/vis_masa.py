@@ -324,7 +324,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args = parse_args()
-    with cli.one_sentence(*cli.BUILD_ERRORS, *SIZE_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS, *SIZE_ERRORS):
         skipped = run(args)
     raise SystemExit(1 if skipped else 0)
 

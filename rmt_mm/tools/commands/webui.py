@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     try:
-        with cli.one_sentence(*cli.BUILD_ERRORS):
+        with cli.exit_on_error(*cli.FOREIGN_ERRORS):
             run(args)
     except KeyboardInterrupt:  # Ctrl-C, at any time
         print()

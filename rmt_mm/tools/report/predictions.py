@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from ...checkpoints.safe.load import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES
-from ...checkpoints.safe.unpickler import Inspector, Unpickler
+from ...checkpoints.safe import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES, Inspector, Unpickler
 from ...errors import DataError, printable
 
 

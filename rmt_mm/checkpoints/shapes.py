@@ -1,14 +1,39 @@
-"""Heads of the authors' detectors (mmdet 2) and segmentors (mmseg 0): the names and shapes of their tensors.
+"""Names and shapes of the tensors that checkpoints must hold: of RMT under our names, and of the authors' heads.
 
-mmdet 3 and mmseg 1 still use these names, so the converter renames nothing. It uses the tables to find tensors that are
-missing, unexpected or of another size. D is the backbone's channels, N the number of classes.
+The tables show tensors that are missing, unexpected or of another size, without building a model.
+
+The heads are those of the authors' detectors (mmdet 2) and segmentors (mmseg 0). mmdet 3 and mmseg 1 still use these
+names, so the converter renames nothing. D is the backbone's channels, N the number of classes.
 """
 
-from typing import Callable, NamedTuple, Tuple
+from typing import Callable, Dict, NamedTuple, Tuple
 
-from .official_names import Shapes
+from torch import nn
 
+from ..arch import Arch, Stage
+
+Shapes = Dict[str, Tuple[int, ...]]
 Dims = Tuple[int, ...]
+
+
+class BackboneSpec(NamedTuple):
+    """What a backbone demands of the checkpoints that are loaded into it."""
+
+    arch: Arch
+    shapes: Shapes  # the tensors of its state dict; a subclass may add to those of RMT, LoRA and FSDP replace them
+    deploy: bool  # whether it is in the form for inference
+
+
+def tensor_shapes(module: nn.Module) -> Shapes:
+    """Return names and shapes of the tensors that a module's state dict must hold."""
+    # Not from state_dict(), for which FSDP gathers the tensors of all processes.
+    computed = {
+        f'{name}.{buffer}'.lstrip('.')
+        for name, child in module.named_modules()
+        for buffer in child._non_persistent_buffers_set
+    }
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tuple(tensor.shape) for name, tensor in tensors if name not in computed}
 
 
 def layer(name: str, *weight: int) -> Shapes:
@@ -28,6 +53,45 @@ def batch_norm(name: str, dim: int) -> Shapes:
         f'{name}.running_mean': (dim,),
         f'{name}.running_var': (dim,),
         f'{name}.num_batches_tracked': (),
+    }
+
+
+def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) -> Shapes:
+    """Return names and shapes of the tensors of :class:`rmt_mm.RMT`, with BatchNorm and all outputs.
+
+    Args:
+        arch (Arch): the size.
+        in_channels (int): channels of the input image. Default 3.
+        out_norms (bool): include the norms of dense prediction. Default True.
+    """
+    dims, shapes = arch.embed_dims, {}
+    stem = (in_channels, dims[0] // 2, dims[0] // 2, dims[0], dims[0])
+    for i, (dim, new_dim) in enumerate(zip(stem, stem[1:])):
+        shapes.update({**layer(f'stem.{3 * i}', new_dim, dim, 3, 3), **batch_norm(f'stem.{3 * i + 1}', new_dim)})
+    for i, (dim, new_dim) in enumerate(zip(dims, dims[1:])):
+        name = f'downsamples.{i}'
+        shapes.update({**layer(f'{name}.conv', new_dim, dim, 3, 3), **batch_norm(f'{name}.norm', new_dim)})
+    for i, stage in enumerate(arch.stages()):
+        for j in range(stage.depth):
+            shapes.update(_block(f'stages.{i}.{j}', stage))
+    for i, dim in enumerate(dims if out_norms else ()):
+        shapes.update(layer_norm(f'norm{i}', dim))
+    return shapes
+
+
+def _block(name: str, stage: Stage) -> Shapes:
+    dim, hidden = stage.dim, int(stage.dim * stage.mlp_ratio)
+    return {
+        **({f'{name}.gamma{i}': (1, 1, 1, dim) for i in (1, 2)} if stage.layer_scale else {}),
+        **layer(f'{name}.cpe', dim, 1, 3, 3),
+        **layer_norm(f'{name}.norm1', dim),
+        **layer(f'{name}.attn.qkv', 3 * dim, dim),
+        **layer(f'{name}.attn.lce', dim, 1, 5, 5),
+        **layer(f'{name}.attn.proj', dim, dim),
+        **layer_norm(f'{name}.norm2', dim),
+        **layer(f'{name}.ffn.fc1', hidden, dim),
+        **layer(f'{name}.ffn.dwconv', hidden, 1, 3, 3),
+        **layer(f'{name}.ffn.fc2', dim, hidden),
     }
 
 

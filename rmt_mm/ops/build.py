@@ -1,0 +1,197 @@
+"""Build the C++ operators of rmt_mm/ops/csrc, and find and load what was built.
+
+    python -m rmt_mm.ops.build
+
+It needs a C++ compiler: $CXX, else g++, c++ or clang++. The library is kept in $RMT_MM_CACHE/ops (default
+~/.cache/rmt-mm/ops), in a folder named after torch, the machine and a digest of the sources: another torch or another
+version of the sources never loads it. It holds code for several processors of one kind (AVX2, AVX-512, any other) and
+chooses as torch does, so a cache may be shared between machines. $CXXFLAGS is added to the compiler's flags.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import torch
+
+BUILD_COMMAND = 'python -m rmt_mm.ops.build'
+SOURCES = Path(__file__).parent / 'csrc'
+# What every source is compiled with. Not -ffast-math: NaN and infinity must propagate.
+FLAGS = ('-O3', '-fPIC', '-fvisibility=hidden', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-w')
+OPERATORS = 'masa.cpp'
+# What is compiled once for each instruction set: lanes of a vector, and vectors that are summed in registers at a time,
+# beside the operands.
+KERNELS = 'masa_kernel.cpp'
+BASE = ('-DMASA_LANES=4', '-DMASA_SUMS=12')  # 16 registers of 16 bytes (x86), or 32 (arm64)
+X86 = {
+    'avx2': ('-DMASA_LANES=8', '-DMASA_SUMS=12', '-mavx2', '-mfma'),
+    'avx512': (
+        *('-DMASA_LANES=16', '-DMASA_SUMS=24', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma'),
+        '-mprefer-vector-width=512',
+    ),
+}
+
+_lock = threading.Lock()
+_loaded = False
+
+
+class BuildError(RuntimeError):
+    """Says in one sentence why the operators could not be built."""
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ('x86_64', 'amd64')
+
+
+def instruction_sets() -> Dict[str, Tuple[str, ...]]:
+    """Return the flags of every instruction set of this kind of machine."""
+    return {'base': BASE, **(X86 if is_x86() else {})}
+
+
+def library_path() -> Path:
+    """Return where the library of this torch and these sources is, or would be."""
+    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rmt-mm'
+    cache = Path(os.environ.get('RMT_MM_CACHE') or default).expanduser()
+    digest = hashlib.sha256(repr((FLAGS, instruction_sets())).encode())
+    for source in sorted(SOURCES.iterdir()):
+        if source.suffix in ('.cpp', '.h'):
+            digest.update(source.read_bytes())
+    abi = '' if torch.compiled_with_cxx11_abi() else '-oldabi'
+    name = f'torch{torch.__version__}{abi}-{sys.platform}-{platform.machine()}-{digest.hexdigest()[:12]}'
+    return cache / 'ops' / name / 'rmt_mm_ops.so'
+
+
+def find_library() -> Optional[Path]:
+    """Return the path of the library if it is built."""
+    path = library_path()
+    return path if path.is_file() else None
+
+
+def load_library() -> bool:
+    """Load the library, once in a process; tell whether it is loaded."""
+    global _loaded
+    if not _loaded:
+        with _lock:
+            path = None if _loaded else find_library()
+            if path is not None:
+                torch.ops.load_library(str(path))
+                _loaded = True
+    return _loaded
+
+
+def find_compiler() -> List[str]:
+    """Return the command of the C++ compiler.
+
+    Raises:
+        BuildError: there is none.
+    """
+    given = os.environ.get('CXX')
+    for command in [given] if given else ['g++', 'c++', 'clang++']:
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    if given:
+        raise BuildError(f'CXX={given}: there is no such program')
+    raise BuildError('there is no C++ compiler: install one (Debian, Ubuntu: apt install g++; conda: gxx)')
+
+
+def torch_flags() -> Tuple[List[str], List[str]]:
+    """Return flags that compile and flags that link against the installed torch."""
+    from torch.utils import cpp_extension
+
+    version = tuple(int(number) for number in torch.__version__.split('.')[:2])
+    compiling = [f'-isystem{path}' for path in cpp_extension.include_paths()]
+    compiling += [f'-std=c++{20 if version >= (2, 10) else 17}']
+    compiling += [f'-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}']
+    linking = [f'-L{path}' for path in cpp_extension.library_paths()]
+    return compiling, [*linking, '-ltorch_cpu', '-lc10']
+
+
+def compile_all(folder: Path) -> Path:
+    """Compile and link in `folder`.
+
+    Returns:
+        Path: the library.
+
+    Raises:
+        BuildError: a compiler's error; its words are in `folder`/log.
+    """
+    compiler = [*find_compiler(), *FLAGS, *shlex.split(os.environ.get('CXXFLAGS', ''))]
+    compiling, linking = torch_flags()
+    operators = [*compiling, '-DMASA_X86'] if is_x86() else compiling
+    jobs = [('operators', OPERATORS, [*operators, '-O1'])]  # these are slow to compile, and do no arithmetic
+    for isa, flags in instruction_sets().items():
+        jobs.append((isa, KERNELS, ['-std=c++17', f'-DMASA_ISA={isa}', *flags]))
+    # The slowest first
+    jobs.sort(key=lambda job: ['operators', 'avx512', 'avx2', 'base'].index(job[0]))
+
+    def run(command: List[str]) -> str:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+        return f'{shlex.join(command)}\n{done.stdout}' if done.returncode else ''
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        errors = list(
+            pool.map(lambda job: run([*compiler, *job[2], '-c', str(SOURCES / job[1]), '-o', f'{job[0]}.o']), jobs)
+        )
+    if not any(errors):
+        objects = [f'{job[0]}.o' for job in jobs]
+        errors = [run([*compiler, '-shared', *objects, '-o', 'library.so', *linking])]
+    if any(errors):
+        (folder / 'log').write_text('\n'.join(errors))
+        raise BuildError('the C++ compiler failed')
+    return folder / 'library.so'
+
+
+def build() -> Path:
+    """Build the library, unless it is there.
+
+    Returns:
+        Path: the library.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+        OSError: the cache cannot be written.
+    """
+    path = library_path()
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes may build at once: each in a folder of its own, and the last one's library stays.
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        folder = Path(name)
+        try:
+            os.replace(compile_all(folder), path)
+        except BuildError as error:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder / 'log', path.parent / 'log')
+                raise BuildError(f'{error}: see {path.parent / "log"}') from None
+            raise
+    return path
+
+
+def main() -> None:
+    began = time.monotonic()
+    try:
+        path = find_library()
+        if path is None:
+            print('rmt-mm: compiling the C++ operators, about half a minute ...', flush=True)
+            path = build()
+    except (BuildError, OSError) as error:
+        sys.exit(f'rmt-mm: the C++ operators were not built: {error}')
+    seconds = time.monotonic() - began
+    print(f'rmt-mm: the C++ operators are in {path}' + (f' ({seconds:.0f} s)' if seconds > 1 else ''))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,183 @@
+"""Kernels for the CPU.
+
+Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of some processors unused: an AMD EPYC
+with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
+"""
+
+from typing import Any, Callable, Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import masa
+from .dispatch import kernel, run
+from .plain import to_image
+from .recorders import Call, needs_batch
+from .tables import PositionTables
+
+# A batch is computed image by image if an image has this many pixels for each thread: maps of smaller images stay in
+# the cache, and fewer of them are so large that the C library returns them to the system after each use.
+MIN_SEPARATE_PIXELS = 2**17
+# Hidden maps of FFNs above MAX_MAP_BYTES are computed in strips of about STRIP_BYTES. With fewer rows than
+# MIN_STRIP_ROWS, the rows that two strips share would cost too much.
+MAX_MAP_BYTES = 2**24
+STRIP_BYTES = 2**22
+MIN_STRIP_ROWS = 8
+
+
+def _not_onednn(call: Call) -> str:
+    if (call.device, call.dtype) != ('cpu', torch.float32):
+        return f'oneDNN is for fp32 on the CPU, and the map is {call.dtype} on {call.device}'
+    return '' if torch.backends.mkldnn.enabled else 'torch.backends.mkldnn is switched off'
+
+
+def _not_plain(call: Call) -> str:
+    return '' if call.plain else 'a layer has hooks, or is of another class (quantised, parametrised, adapted)'
+
+
+def _not_strided(call: Call, x: Tensor) -> Optional[str]:
+    if not call.compiled or call.exported or call.grad:
+        return 'it is for torch.compile without gradients'
+    return None if len(x) == 1 and x.is_contiguous() else 'it is for a contiguous batch of one'
+
+
+@kernel('to_image', 'strided', _not_strided)
+def to_strided_image(x: Tensor) -> Tensor:
+    """State the strides of a batch of one, which stay the same.
+
+    Torch's Inductor gives it the stride 0, treats the image as one in (B, C, H, W) layout, and copies the map around
+    the convolution.
+    """
+    _, height, width, channels = x.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return to_image(x).as_strided((1, channels, height, width), strides)
+
+
+def _not_convolution(call: Call, layer: nn.Module, x: Tensor) -> Optional[str]:
+    if not (call.plain and isinstance(layer, nn.Linear)):
+        return _not_plain(call) or 'the layer is not nn.Linear'
+    return _not_onednn(call) or (call.why_not_run() if call.traced else None)
+
+
+@kernel('linear', 'convolution', _not_convolution)
+def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Compute a Linear layer of a map (B, H, W, C) as a 1x1 convolution."""
+    image = run('to_image', Call.of(x), x)
+    return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+
+
+def _not_masa(call: Call, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Optional[str]:
+    return call.why_not_run() if call.exported or call.traced else masa.why_not(q, k, v)
+
+
+@kernel('attend_lines', 'masa', _not_masa)
+def attend_lines_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
+    """Attend along lines by the kernel in C++, which holds no bias and no weights."""
+    return masa.attend_lines(q, k, v, tables.log_decay, dim)
+
+
+@kernel('attend_map', 'masa', _not_masa)
+def attend_map_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Attend over the whole map by the kernel in C++."""
+    return masa.attend_map(q, k, v, tables.log_decay)
+
+
+def _not_float32(call: Call, *args: Any) -> Optional[str]:
+    if (call.device, call.dtype, call.grad) != ('cpu', torch.bfloat16, True):
+        return 'it is for gradients in bf16 on the CPU'
+    return call.why_not_run() or None
+
+
+@kernel('attend_lines', 'float32', _not_float32)
+def attend_lines_float32(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
+    """Attend in fp32: in bf16 on the CPU, the backward pass of torch's fused kernel takes several times as long."""
+    return _attend_float32('attend_lines', q, k, v, tables, dim)
+
+
+@kernel('attend_map', 'float32', _not_float32)
+def attend_map_float32(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Attend in fp32, as :func:`attend_lines_float32`."""
+    return _attend_float32('attend_map', q, k, v, tables)
+
+
+def _attend_float32(operator: str, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Tensor:
+    dtype = q.dtype
+    q, k, v = (t.float() for t in (q, k, v))
+    with torch.autocast('cpu', enabled=False):
+        return run(operator, Call.of(q), q, k, v, *args).to(dtype)
+
+
+def _not_strips(call: Call, *args) -> Optional[str]:
+    reason = _not_onednn(call) or _not_plain(call) or call.why_not_run()
+    return reason or ('gradients need the whole map' if call.grad else None)
+
+
+def _too_small_for_strips(call: Call, fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Module, x: Tensor, with_cp: bool):
+    is_small = x.shape[0] * x.shape[1] * _row_bytes(fc1, x) <= MAX_MAP_BYTES
+    return 'the hidden map is small' if is_small else None
+
+
+def _row_bytes(fc1: nn.Linear, x: Tensor) -> int:
+    """Return the bytes of a row of the hidden map."""
+    return x.shape[2] * fc1.out_features * x.element_size()
+
+
+@kernel('ffn', 'strips', _not_strips, _too_small_for_strips)
+def ffn_in_strips(
+    fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, with_cp: bool, rows: Optional[int] = None
+) -> Tensor:
+    """Compute an FFN in strips of rows of an image, or of as many whole images as make a strip.
+
+    Strips stay in the processor's cache, and the C library reuses their memory, which it would return to the system
+    after each use of a large map. The depthwise convolution needs one more row on either side, so two strips compute
+    the rows at their border.
+    """
+    out: Optional[Tensor] = None
+    rows = rows or max(MIN_STRIP_ROWS, STRIP_BYTES // _row_bytes(fc1, x))
+    for part, top in _strips(len(x), x.shape[1], rows):
+        start = max(0, top - 1)
+        hidden = linear_by_convolution(fc1, x[part, start : top + rows + 1])
+        hidden = dwconv(F.gelu(hidden, out=hidden))  # type: ignore[call-arg]  # torch's stub lacks `out`
+        strip = linear_by_convolution(fc2, hidden[:, top - start : top - start + rows])
+        if out is None:  # autocast decides its dtype
+            out = strip.new_empty(x.shape)
+        out[part, top : top + rows] = strip
+    assert out is not None
+    return out
+
+
+def _strips(batch: int, height: int, rows: int) -> Iterator[Tuple[slice, int]]:
+    """Yield the images of each strip of ``rows`` rows, and its first row."""
+    images = max(1, rows // height)
+    for first in range(0, batch, images):
+        for top in range(0, height, rows):
+            yield slice(first, first + images), top
+
+
+def _not_one_by_one(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:
+    if call.grad or call.compiled or call.traced:
+        return call.why_not_run() or 'gradients need the batch'
+    if any(map(needs_batch, list(model.modules())[1:])):
+        return 'a module has hooks, or a norm computes statistics of the batch'
+    return None if len(x) else 'there is no image'
+
+
+def _batch_is_small(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:
+    if call.device != 'cpu':
+        return f'it is for the CPU, and the images are on {call.device}'
+    if len(x) < 2 or x.shape[2] * x.shape[3] < MIN_SEPARATE_PIXELS * torch.get_num_threads():
+        return 'the images are small, or there is one'
+    return None
+
+
+@kernel('batch', 'one_by_one', _not_one_by_one, _batch_is_small)
+def compute_one_by_one(model: nn.Module, compute: Callable, x: Tensor) -> Tuple[Tensor, ...]:
+    """Compute the images of a batch one at a time, into outputs that are allocated once."""
+    outs: Tuple[Tensor, ...] = ()
+    for i, image in enumerate(x.split(1)):
+        levels = compute(image)
+        outs = outs or tuple(level.new_empty(len(x), *level.shape[1:]) for level in levels)
+        for out, level in zip(outs, levels):
+            out[i] = level[0]
+    return outs

@@ -1,0 +1,150 @@
+// Vectors of MASA_LANES floats, in the vector extensions of GCC and clang: no intrinsics, so any processor will do.
+//
+// Every source that includes this file is compiled for one instruction set and names it in MASA_ISA, a namespace. All
+// functions are in that namespace, and only headers without functions are included: the linker merges functions of one
+// name, and would otherwise have the whole program run one that was compiled for another processor.
+
+#pragma once
+
+#include <stdint.h>
+
+#define INLINE inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace rmt_mm {
+namespace MASA_ISA {
+
+constexpr int LANES = MASA_LANES;
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * LANES)));
+typedef float UnalignedVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// Eight channels, whatever the processor's width: head_dim is a multiple of eight.
+constexpr int EIGHT = 8;
+typedef float Vec8 __attribute__((vector_size(32)));
+typedef uint32_t Bits8 __attribute__((vector_size(32)));
+typedef float UnalignedVec8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint16_t Half8 __attribute__((vector_size(16)));
+typedef uint16_t UnalignedHalf8 __attribute__((vector_size(16), aligned(2), may_alias));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
+INLINE Vec splat(float x) { return x - Vec{}; }  // 0 + x would not be x for -0
+INLINE Vec maximum(Vec x, Vec otherwise) { return x > otherwise ? x : otherwise; }  // `otherwise` where either is NaN
+
+INLINE Vec8 load8(const float* p) { return *reinterpret_cast<const UnalignedVec8*>(p); }
+INLINE void store8(float* p, Vec8 x) { *reinterpret_cast<UnalignedVec8*>(p) = x; }
+
+INLINE Vec8 load8(const BFloat16* p) {
+  Half8 bits = *reinterpret_cast<const UnalignedHalf8*>(p);
+  return reinterpret_cast<Vec8>(__builtin_convertvector(bits, Bits8) << 16);
+}
+
+INLINE void store8(BFloat16* p, Vec8 x) {  // round to the nearest, ties to even
+  Bits8 bits = reinterpret_cast<Bits8>(x);
+  Bits8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = x == x ? rounded : (bits >> 16) | 0x40;  // a NaN stays one
+  *reinterpret_cast<UnalignedHalf8*>(p) = __builtin_convertvector(rounded, Half8);
+}
+
+#ifdef __clang__
+#define SHUFFLE8(a, ...) __builtin_shufflevector(a, a, __VA_ARGS__)
+#else
+#define SHUFFLE8(a, ...) __builtin_shuffle(a, Bits8{__VA_ARGS__})
+#endif
+
+// Rotate pairs (u0, u1) of channels: (u0 cos - u1 sin, u1 cos + u0 sin), times `cosine_scale`. `phases` holds (cos, sin)
+// of each pair. `sine_scale` is -scale, scale, ...; with the other sign it rotates back.
+INLINE Vec8 rotate8(Vec8 x, Vec8 phases, float cosine_scale, Vec8 sine_scale) {
+  Vec8 cosine = SHUFFLE8(phases, 0, 0, 2, 2, 4, 4, 6, 6), sine = SHUFFLE8(phases, 1, 1, 3, 3, 5, 5, 7, 7);
+  return x * (cosine * cosine_scale) + SHUFFLE8(x, 1, 0, 3, 2, 5, 4, 7, 6) * (sine * sine_scale);
+}
+
+// 2^x with a relative error of 2e-7, for x below 128. Below -127 it is 0. NaN and +inf give NaN.
+INLINE Vec exp2(Vec x) {
+  x = maximum(splat(-127.f), x);
+  const float shift = 12582912 + 127;  // 1.5 * 2^23, at which a float has no fraction, + the exponent's bias
+  Vec shifted = x + shift;
+  Vec f = x - (shifted - shift);
+  Vec scale = reinterpret_cast<Vec>(reinterpret_cast<Int>(shifted) << 23);  // 2^(x - f)
+  Vec p = splat(1.3276471992e-3f);  // the polynomial of least relative error on [-0.5, 0.5], 7.5e-8
+  p = p * f + 9.6755413345e-3f;
+  p = p * f + 5.5507132735e-2f;
+  p = p * f + 2.4022119724e-1f;
+  p = p * f + 6.9314696706e-1f;
+  p = p * f + 1.0000000717f;
+  return p * scale;
+}
+
+// log2(x) with a relative error of 2e-7, for normal numbers. NaN gives NaN.
+INLINE Vec log2(Vec x) {
+  Int bits = reinterpret_cast<Int>(x) - 0x3f3504f3;  // the bits of sqrt(0.5): the mantissa is in [sqrt(0.5), sqrt(2))
+  Int exponent = bits >> 23;
+  Vec mantissa = reinterpret_cast<Vec>((bits & 0x7fffff) + 0x3f3504f3);
+  Vec s = (mantissa - 1) / (mantissa + 1), s2 = s * s;
+  Vec p = 0.32059890f * s2 + 0.41219858f;  // 2 / (ln(2) * (9, 7, 5, 3, 1)): the series of the inverse tanh
+  p = p * s2 + 0.57707802f;
+  p = p * s2 + 0.96179669f;
+  p = p * s2 + 2.8853901f;
+  Vec result = s * p + __builtin_convertvector(exponent, Vec);
+  return x == x ? result : x;
+}
+
+#ifdef __clang__
+#define SHUFFLE(to, a, b, index)                         \
+  UNROLL                                                 \
+  for (int j = 0; j < LANES; j++) {                      \
+    const int at = index;                                \
+    to[j] = at < LANES ? a[at % LANES] : b[at % LANES];  \
+  }
+#else  // as constants: else the compiler sees no shuffle here
+#define SHUFFLE(to, a, b, index)                    \
+  {                                                 \
+    Int indices;                                    \
+    UNROLL                                          \
+    for (int j = 0; j < LANES; j++) indices[j] = index; \
+    to = __builtin_shuffle(a, b, indices);          \
+  }
+#endif
+
+// Transpose LANES x LANES numbers: rows at `from`, `from + from_row`, ..., likewise at `to`.
+INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  Vec rows[LANES];
+  UNROLL
+  for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_row);
+  UNROLL
+  for (int i = 0; i < LANES; i += 4) {  // blocks of 4 x 4, by what processors do in one instruction
+    Vec a, b, c, d;
+    SHUFFLE(a, rows[i], rows[i + 1], j % 2 * LANES + j / 4 * 4 + j % 4 / 2)
+    SHUFFLE(b, rows[i], rows[i + 1], j % 2 * LANES + j / 4 * 4 + j % 4 / 2 + 2)
+    SHUFFLE(c, rows[i + 2], rows[i + 3], j % 2 * LANES + j / 4 * 4 + j % 4 / 2)
+    SHUFFLE(d, rows[i + 2], rows[i + 3], j % 2 * LANES + j / 4 * 4 + j % 4 / 2 + 2)
+    SHUFFLE(rows[i], a, c, j % 4 / 2 * LANES + j / 4 * 4 + j % 2)
+    SHUFFLE(rows[i + 1], a, c, j % 4 / 2 * LANES + j / 4 * 4 + j % 2 + 2)
+    SHUFFLE(rows[i + 2], b, d, j % 4 / 2 * LANES + j / 4 * 4 + j % 2)
+    SHUFFLE(rows[i + 3], b, d, j % 4 / 2 * LANES + j / 4 * 4 + j % 2 + 2)
+  }
+  UNROLL
+  for (int step = 4; step < LANES; step *= 2) {  // exchange the off-diagonal blocks of step x step
+    UNROLL
+    for (int i = 0; i < LANES; i++) {
+      if (i & step) continue;
+      Vec a = rows[i], b = rows[i + step];
+      SHUFFLE(rows[i], a, b, j & step ? LANES + j - step : j)
+      SHUFFLE(rows[i + step], a, b, j & step ? LANES + j : j + step)
+    }
+  }
+  UNROLL
+  for (int i = 0; i < LANES; i++) store(to + i * to_row, rows[i]);
+}
+
+}  // namespace MASA_ISA
+}  // namespace rmt_mm

@@ -1,0 +1,70 @@
+"""The operators in plain torch: their specification, which other kernels are compared with.
+
+Maps are (B, H, W, C) or, with heads, (B, H, W, heads, head_dim).
+"""
+
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .dispatch import kernel
+from .tables import PositionTables
+
+
+@kernel('batch', 'plain')
+def compute_batch(model: nn.Module, compute: Callable, x: Tensor):
+    """Compute all images of a batch (B, C, H, W) together."""
+    return compute(x)
+
+
+@kernel('to_image', 'plain')
+def to_image(x: Tensor) -> Tensor:
+    """Return a map (B, H, W, C) as a channels-last image (B, C, H, W), without a copy."""
+    return x.permute(0, 3, 1, 2)
+
+
+@kernel('linear', 'plain')
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a Linear layer to the channels of a map."""
+    return layer(x)
+
+
+@kernel('rotate', 'plain')
+def rotate(x: Tensor, tables: PositionTables) -> Tensor:
+    """Rotate neighbouring channel pairs: (u0, u1) -> (u0 cos - u1 sin, u1 cos + u0 sin), in fp32 or above."""
+    phases = tables.phases()
+    u0, u1 = x.to(torch.promote_types(x.dtype, phases.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = phases.unbind(-1)
+    return torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+@kernel('attend_lines', 'plain')
+def attend_lines(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
+    """Compute softmax(Q K^T / sqrt(d) + log D) V within every row (dim 2) or column (dim 1)."""
+    bias = tables.line(dim, q.dtype)
+    if dim == 1:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    batch_and_lines = q.shape[:2]
+    q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * lines, heads, L, head_dim)
+    # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+    out = out.transpose(1, 2).unflatten(0, batch_and_lines)
+    return out.transpose(1, 2) if dim == 1 else out
+
+
+@kernel('attend_map', 'plain')
+def attend_map(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Compute softmax(Q K^T / sqrt(d) + log D) V over the whole map."""
+    height, width = q.shape[1:3]
+    bias = tables.whole(q.dtype)
+    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+    return out.transpose(1, 2).unflatten(1, (height, width))
+
+
+@kernel('ffn', 'plain')
+def ffn(fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, with_cp: bool) -> Tensor:
+    """Compute fc2(dwconv(GELU(fc1(x)))), all of whose layers map (B, H, W, C) to (B, H, W, C')."""
+    return fc2(dwconv(F.gelu(fc1(x))))
