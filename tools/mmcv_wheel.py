@@ -5,7 +5,7 @@
     python tools/mmcv_wheel.py check FILE 'mmcv>=2.0'      is it that package, for this Python, with operators
     python tools/mmcv_wheel.py try FILE                    do its operators run with this torch
     python tools/mmcv_wheel.py installed 'mmcv>=2.0'       is it installed, and do its operators run
-    python tools/mmcv_wheel.py tools                       is there what compiling needs
+    python tools/mmcv_wheel.py tools                       is there what compiling needs, apart from room on the disk
 
 `build` runs mmcv's own setup.py. What makes it quick: no debug information, and torch's headers, which every file
 includes, parsed once (a precompiled header, where the compiler is GCC). The objects stay in FOLDER until the wheel is
@@ -47,7 +47,6 @@ rois = torch.cat([torch.zeros(3, 1), boxes], 1)
 assert RoIAlign(2)(torch.ones(1, 1, 16, 16), rois).eq(1).all()
 """
 PYTHON_TAG = 'cp{}{}'.format(*sys.version_info)
-BUILD_SPACE = 1_000_000_000  # bytes: objects and the precompiled header
 JOB_MEMORY = 2 << 30  # bytes that one compiler takes at most, on mmcv's largest file
 
 
@@ -147,17 +146,6 @@ def find_missing_cuda() -> Optional[str]:
         f'compiling mmcv for the GPU needs nvcc, which is not found: install the CUDA toolkit {torch.version.cuda} '
         'and set CUDA_HOME, or set CUDA_VISIBLE_DEVICES= for operators on the CPU alone'
     )
-
-
-def find_full_disk(folder: Path) -> Optional[str]:
-    """Say that a build does not fit, or return None."""
-    free = shutil.disk_usage(folder).free
-    if free < BUILD_SPACE:
-        return (
-            f'the disk of {folder} has {free / 1e9:.1f} GB free, and compiling mmcv takes {BUILD_SPACE / 1e9:.0f} GB: '
-            'make room, or name another folder with RMT_MM_CACHE'
-        )
-    return None
 
 
 def count_jobs() -> int:
@@ -298,6 +286,7 @@ def build(requirement: str, folder: Path) -> Path:
     def say(text: str) -> None:
         print(f'[mmcv, {time.monotonic() - began:3.0f}s] {text}', flush=True)
 
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / '.lock', 'w') as lock:
         try:
@@ -308,7 +297,7 @@ def build(requirement: str, folder: Path) -> Path:
         found = wheel_in(folder, requirement)
         if found:
             return found
-        problem = find_missing_tool() or find_missing_cuda() or find_full_disk(folder)
+        problem = find_missing_tool() or find_missing_cuda()
         if problem:
             fail(problem)
 
@@ -410,43 +399,38 @@ def find_installed_problem(requirement: str) -> Optional[str]:
     return words and f'the operators of {wanted.name} {there} do not run ({words})'
 
 
+def find_try_problem(path: Path) -> Optional[str]:
+    """Say why the operators of a wheel of the user do not run here, or return None."""
+    words = find_operator_problem(path)
+    return words and (
+        f'MMCV_WHEEL={path}: its operators do not run with the torch in {sys.prefix} ({words}): '
+        'take the wheel that was made for this torch, or leave MMCV_WHEEL out to compile one'
+    )
+
+
 def main(arguments: List[str]) -> None:
     if arguments[:1] == ['cxx']:  # as the build calls it, with the compiler's own arguments
         compile_one([arguments[1], *arguments[3:]], Path(arguments[2]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
-    arguments_of = {
-        'key': (),
-        'tools': (),
-        'build': ('requirement', 'path'),
-        'check': ('path', 'requirement'),
-        'try': ('path',),
-        'installed': ('requirement',),
+    # Command -> what it runs, and the names of its arguments. What returns a text returns a problem.
+    commands: Dict[str, Tuple[Callable, Tuple[str, ...]]] = {
+        'key': (lambda: print(build_key()), ()),
+        'tools': (find_missing_tool, ()),
+        'build': (build, ('requirement', 'path')),
+        'check': (find_wheel_problem, ('path', 'requirement')),
+        'try': (find_try_problem, ('path',)),
+        'installed': (find_installed_problem, ('requirement',)),
     }
-    for command, names in arguments_of.items():
-        added = commands.add_parser(command)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest='command', required=True)
+    for command, (_, names) in commands.items():
+        added = subparsers.add_parser(command)
         for name in names:
             added.add_argument(name, type=Path if name == 'path' else str)
     args = parser.parse_args(arguments)
-    problem = None
-    if args.command == 'key':
-        print(build_key())
-    elif args.command == 'tools':
-        problem = find_missing_tool()
-    elif args.command == 'build':
-        build(args.requirement, args.path.resolve())
-    elif args.command == 'check':
-        problem = find_wheel_problem(args.path, args.requirement)
-    elif args.command == 'try':
-        words = find_operator_problem(args.path)
-        problem = words and (
-            f'MMCV_WHEEL={args.path}: its operators do not run with the torch in {sys.prefix} ({words}): '
-            'take the wheel that was made for this torch, or leave MMCV_WHEEL out to compile one'
-        )
-    elif args.command == 'installed':
-        problem = find_installed_problem(args.requirement)
-    if problem:
-        sys.exit(f'setup: {problem}')
+    function, names = commands[args.command]
+    problem = function(*(getattr(args, name) for name in names))
+    if isinstance(problem, str):
+        fail(problem)
 
 
 if __name__ == '__main__':

@@ -132,6 +132,7 @@ torch_version=$("$python" tools/setup_plan.py "$env" "$stack" ${torch:+--torch "
 python_tag=cp$(minor "$python" | tr -d .)
 if [ -z "$wheel" ] && ! grep -q "^$name==" "$env/.constraints.txt" &&
   ! compgen -G "$cache/wheels/torch$torch_version-$python_tag-*/${name/-/_}-${mmcv#*==}-*.whl" >/dev/null; then
+  room 1 "$cache"  # its objects and the precompiled header
   mmcv_wheel tools
 fi
 
