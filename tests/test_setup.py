@@ -119,6 +119,7 @@ def test_second_set_up_does_nothing(setup, tmp_path):
 
 def test_what_works_is_not_compiled_or_replaced(setup):
     done = setup()
+    assert '-m rmt_mm.build_ops' in done.calls
     assert 'mmcv_wheel.py installed mmcv>=2.0.0,<2.2.0' in done.calls
     assert 'mmcv_wheel.py build' not in done.calls and '--force-reinstall' not in done.calls
 

@@ -54,7 +54,7 @@ build_ops() {
   local sources
   sources=$(cat rmt_mm/ops/build.py rmt_mm/ops/csrc/* | sha256sum)
   [ "$(cat "$env/.ops" 2>/dev/null)" != "$sources" ] || return 0
-  if "$python" -m rmt_mm.build_ops 2>"$log"; then
+  if RMT_MM_CACHE=$cache "$python" -m rmt_mm.build_ops 2>"$log"; then
     printf '%s' "$sources" >"$env/.ops"
   else
     tail -n 1 "$log" >&2
