@@ -950,7 +950,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/checkpoints/safe/unpickler.py',
         SAFETY,
-        ('files: keys that take the stack', "_require(not nested, 'tuples", "_require(True, 'tuples"),
+        ('files: keys that take the stack', "require(not nested, 'tuples", "require(True, 'tuples"),
     ),
     *_group(
         'rmt_mm/checkpoints/safe/types.py',
@@ -1119,7 +1119,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/tools/report/predictions.py',
         REPORT,
-        ('report: a tensor without data', '_require(max(end, count)', '_require(0 * max(end, count)'),
+        ('report: a tensor without data', 'require(max(end, count)', 'require(0 * max(end, count)'),
     ),
     *_group(
         'rmt_mm/tools/report/logs.py',

@@ -10,6 +10,7 @@ reader of predictions (``rmt_mm.tools.report``) is derived from it.
 
 from .load import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
 from .process import allow_mmengine_checkpoints, force_safe_loading
+from .require import require
 from .unpickler import Inspector, Unpickler
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     'ZIP_MAGIC',
     'allow_mmengine_checkpoints',
     'force_safe_loading',
+    'require',
     'safe_load',
 ]

@@ -9,12 +9,13 @@ Each makes one plain thing, and raises ``pickle.UnpicklingError`` for everything
 
 import functools
 import math
-import pickle
 import re
 from typing import Any, Callable, List
 
 import numpy as np
 from mmengine.logging.history_buffer import HistoryBuffer
+
+from .require import require
 
 # bool, integers, real and complex numbers, strings of a fixed length. No objects, no fields, no sub-arrays.
 _PLAIN_KIND = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[US][0-9]{1,6}')
@@ -22,9 +23,7 @@ _PLAIN_KIND = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[US][0-9]{1,6}')
 _EMPTY_BYTES = 2**20
 
 
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise pickle.UnpicklingError(f'the file holds {what}, which mmengine does not write')
+_require = functools.partial(require, writer='mmengine')
 
 
 class _DType:

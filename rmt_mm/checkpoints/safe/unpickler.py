@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Set
 import torch
 from torch.serialization import StorageType
 
+from .require import require
+
 _safe_globals: List[Callable] = []  # the list, for torch < 2.4
 
 
@@ -46,39 +48,34 @@ def full_name(module: str, name: str) -> str:
     return f'{module}.{name}'
 
 
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise pickle.UnpicklingError(f'the file holds {what}')
-
-
 def _require_flat(key: Any) -> None:
     """Refuse tuples of tuples as keys: computing their hash can overflow the stack, or take years."""
     nested = isinstance(key, tuple) and any(isinstance(part, tuple) for part in key)
-    _require(not nested, 'tuples of tuples as keys')
+    require(not nested, 'tuples of tuples as keys')
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
     """Stand for ``_codecs.encode``, a call of which pickles bytes."""
-    _require(type(text) is str and encoding == 'latin1', 'bytes in another encoding than latin1')
+    require(type(text) is str and encoding == 'latin1', 'bytes in another encoding than latin1')
     return text.encode('latin1')
 
 
 def _set(items: Any) -> set:
-    _require(type(items) is list, 'a set of something else')
+    require(type(items) is list, 'a set of something else')
     for item in items:
         _require_flat(item)
     return set(items)
 
 
 def _ordered_dict(items: Any = ()) -> OrderedDict:
-    _require(all(type(pair) in (list, tuple) and len(pair) == 2 for pair in items), 'an OrderedDict of something else')
+    require(all(type(pair) in (list, tuple) and len(pair) == 2 for pair in items), 'an OrderedDict of something else')
     for key, _ in items:
         _require_flat(key)
     return OrderedDict(items)
 
 
 def _counter(counts: Any) -> Counter:
-    _require(type(counts) is dict, 'a Counter of something else')
+    require(type(counts) is dict, 'a Counter of something else')
     return Counter(counts)
 
 
@@ -132,7 +129,7 @@ class _PlainUnpickler(pickle._Unpickler):
         self.set_items(self.pop_mark())
 
     def extend(self, items: list) -> None:
-        _require(type(self.stack[-1]) is list, 'items of something else than a list')
+        require(type(self.stack[-1]) is list, 'items of something else than a list')
         self.stack[-1].extend(items)
 
     def set_items(self, items: list) -> None:
@@ -193,22 +190,20 @@ class Inspector(_PlainUnpickler):
         identity = self.stack.pop()
         self.append(_NotCreated())
         # torch accepts bytes as text here, and a tensor as the type of a storage: refuse both.
-        _require(type(identity) is tuple and identity and type(identity[0]) is str, 'another reference')
+        require(type(identity) is tuple and identity and type(identity[0]) is str, 'another reference')
         if identity[0] != 'storage':
             return  # torch refuses it
         _, kind, key, _, count = identity[:5]
-        _require(type(key) is str and type(count) is int and type(kind) is _NotCreated, 'a storage without its size')
+        require(type(key) is str and type(count) is int and type(kind) is _NotCreated, 'a storage without its size')
         module, _, name = kind.name.rpartition('.')
-        _require(module in ('torch', 'torch.cuda', 'torch.storage'), 'a storage of another type')
+        require(module in ('torch', 'torch.cuda', 'torch.storage'), 'a storage of another type')
         size = count * (1 if name == 'UntypedStorage' else StorageType(name).dtype.itemsize)
         # Most versions of torch trust the size in the pickle, and read past the end of a shorter record.
-        _require(
-            size >= 0 and (self._sizes is None or size == self._sizes.get(key, 0)), f'no {size} bytes of a storage'
-        )
+        require(size >= 0 and (self._sizes is None or size == self._sizes.get(key, 0)), f'no {size} bytes of a storage')
         if key not in self._seen:
             self._seen.add(key)
             self._limit -= size
-            _require(self._limit >= 0, f'no {size} bytes of a storage')
+            require(self._limit >= 0, f'no {size} bytes of a storage')
 
 
 class Unpickler(_PlainUnpickler):
@@ -241,37 +236,37 @@ class Unpickler(_PlainUnpickler):
 
     def load_global(self) -> None:
         name = self.read_name()
-        _require(name in self._allowed, f'an object of type {name}')
+        require(name in self._allowed, f'an object of type {name}')
         self.append(self._allowed[name])
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
-        _require(id(function) in self._callable and type(arguments) is tuple, 'a call of something else')
+        require(id(function) in self._callable and type(arguments) is tuple, 'a call of something else')
         self.stack[-1] = function(*arguments)
 
     def load_newobj(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
-        _require(isinstance(cls, type) and cls in self._types and type(arguments) is tuple, 'an object of another type')
+        require(isinstance(cls, type) and cls in self._types and type(arguments) is tuple, 'an object of another type')
         self.append(cls.__new__(cls, *arguments))
 
     def load_build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
-        _require(type(made) in self._types, f'a state for a {type(made).__name__}')
+        require(type(made) in self._types, f'a state for a {type(made).__name__}')
         if hasattr(made, '__setstate__'):
             made.__setstate__(state)
         else:
-            _require(type(state) is dict, f'another state than attributes for a {type(made).__name__}')
+            require(type(state) is dict, f'another state than attributes for a {type(made).__name__}')
             vars(made).update(state)
 
     def set_items(self, items: list) -> None:
         super().set_items(items)
         made = self.stack[-1]
-        _require(isinstance(made, dict) and type(made) in (dict, *self._types), 'items of something else than a dict')
+        require(isinstance(made, dict) and type(made) in (dict, *self._types), 'items of something else than a dict')
         made.update(zip(items[::2], items[1::2]))
 
     def load_binpersid(self) -> None:
         identity = self.stack[-1]
-        _require(
+        require(
             type(identity) is tuple
             and tuple(map(type, identity[:5])) == (str, StorageType, str, str, int)
             and identity[0] == 'storage'

@@ -2,7 +2,6 @@
 
 import io
 import math
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO, List
@@ -11,18 +10,13 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from ...checkpoints.safe import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES, Inspector, Unpickler
+from ...checkpoints.safe import DAMAGE, LEGACY_MAGIC, LEGACY_PICKLES, Inspector, Unpickler, require
 from ...errors import DataError, printable
-
-
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise pickle.UnpicklingError(f'the file holds {what}')
 
 
 def _storage(data: Any) -> TypedStorage:
     """Stand for ``torch.storage._load_from_bytes``, which unpickles the data of a tensor without any restriction."""
-    _require(type(data) is bytes and data.startswith(LEGACY_MAGIC), 'a storage in another format than torch.save wrote')
+    require(type(data) is bytes and data.startswith(LEGACY_MAGIC), 'a storage in another format than torch.save wrote')
     stream, names = io.BytesIO(data), set()
     for _ in range(LEGACY_PICKLES):
         inspector = Inspector(stream, None, len(data))
@@ -30,22 +24,22 @@ def _storage(data: Any) -> TypedStorage:
         names |= inspector.names
     for name in names:
         module, _, kind = name.rpartition('.')
-        _require(module in ('torch', 'torch.storage') and kind.endswith('Storage'), f'{printable(name, 100)}')
+        require(module in ('torch', 'torch.storage') and kind.endswith('Storage'), f'{printable(name, 100)}')
     storage = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    _require(type(storage) is TypedStorage, 'a storage of another type')
+    require(type(storage) is TypedStorage, 'a storage of another type')
     return storage
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """Stand for ``torch._utils._rebuild_tensor_v2``; no more elements than the file has data for."""
-    _require(type(storage) is TypedStorage, 'a tensor without a storage')
+    require(type(storage) is TypedStorage, 'a tensor without a storage')
     numbers = (offset, *size, *stride)
-    _require(all(type(number) is int and number >= 0 for number in numbers), 'a tensor of no shape')
-    _require(len(size) == len(stride), 'a tensor of no shape')
+    require(all(type(number) is int and number >= 0 for number in numbers), 'a tensor of no shape')
+    require(len(size) == len(stride), 'a tensor of no shape')
     count = math.prod(size)
     end = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1 if count else 0
     # Check before torch makes the tensor: it enlarges a storage that is too small, by memory that nobody has written.
-    _require(max(end, count) * storage.dtype.itemsize <= storage._untyped_storage.nbytes(), 'a tensor without data')
+    require(max(end, count) * storage.dtype.itemsize <= storage._untyped_storage.nbytes(), 'a tensor without data')
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
 
 
