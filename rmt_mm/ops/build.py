@@ -9,6 +9,7 @@ chooses as torch does, so a cache may be shared between machines. $CXXFLAGS is a
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -59,17 +60,22 @@ def instruction_sets() -> Dict[str, Tuple[str, ...]]:
     return {'base': BASE, **(X86 if is_x86() else {})}
 
 
-def library_path() -> Path:
-    """Return where the library of this torch and these sources is, or would be."""
-    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rmt-mm'
-    cache = Path(os.environ.get('RMT_MM_CACHE') or default).expanduser()
+@functools.lru_cache(1)  # where the library is not built, every call of an operator looks for it
+def library_name() -> str:
+    """Return the name of the folder for the library of this torch and these sources."""
     digest = hashlib.sha256(repr((FLAGS, instruction_sets())).encode())
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in ('.cpp', '.h'):
             digest.update(source.read_bytes())
     abi = '' if torch.compiled_with_cxx11_abi() else '-oldabi'
-    name = f'torch{torch.__version__}{abi}-{sys.platform}-{platform.machine()}-{digest.hexdigest()[:12]}'
-    return cache / 'ops' / name / 'rmt_mm_ops.so'
+    return f'torch{torch.__version__}{abi}-{sys.platform}-{platform.machine()}-{digest.hexdigest()[:12]}'
+
+
+def library_path() -> Path:
+    """Return where the library of this torch and these sources is, or would be."""
+    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'rmt-mm'
+    cache = Path(os.environ.get('RMT_MM_CACHE') or default).expanduser()
+    return cache / 'ops' / library_name() / 'rmt_mm_ops.so'
 
 
 def find_library() -> Optional[Path]:
@@ -185,7 +191,7 @@ def main() -> None:
     try:
         path = find_library()
         if path is None:
-            print('rmt-mm: compiling the C++ operators, about half a minute ...', flush=True)
+            print('rmt-mm: compiling the C++ operators, about a minute ...', flush=True)
             path = build()
     except (BuildError, OSError) as error:
         sys.exit(f'rmt-mm: the C++ operators were not built: {error}')

@@ -107,12 +107,14 @@ def _in_float32(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, 
         return attend(q.float(), k.float(), v.float(), *args).to(q.dtype)
 
 
-def _not_strips(call: Call, *args) -> Optional[str]:
+def _not_strips(call: Call, *args: Any) -> Optional[str]:
     reason = _not_onednn(call) or _not_plain(call) or call.why_not_run()
     return reason or ('gradients need the whole map' if call.grad else None)
 
 
-def _too_small_for_strips(call: Call, fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Module, x: Tensor, with_cp: bool):
+def _too_small_for_strips(
+    call: Call, fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Module, x: Tensor, with_cp: bool
+) -> Optional[str]:
     is_small = x.shape[0] * x.shape[1] * _row_bytes(fc1, x) <= MAX_MAP_BYTES
     return 'the hidden map is small' if is_small else None
 

@@ -1,4 +1,4 @@
-"""Kernels for eager execution on any device, most of them for less memory."""
+"""Kernels for any device, most of them for less memory."""
 
 from typing import Any, Callable, Optional
 

@@ -1,11 +1,11 @@
 """Print which kernels a model uses, and why not the others."""
 
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 from torch import nn
 
-from .dispatch import record
+from .dispatch import Choice, record
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def explain(model: nn.Module, *inputs: Any) -> str:
     return table(choices)
 
 
-def table(choices) -> str:
+def table(choices: Mapping[Choice, int]) -> str:
     """Return the text of :func:`explain` for what :func:`rmt_mm.ops.record` has counted."""
     lines = []
     for (operator, kernel, reasons), count in choices.items():

@@ -62,10 +62,14 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> Optional[str]:
     return None if is_loaded() else f'the kernel is not built: `{BUILD_COMMAND}` builds it'
 
 
-@torch.compiler.assume_constant_result  # a compiler cannot trace what loads a library
 def is_loaded() -> bool:
     """Load the library if it is built; tell whether it is there."""
     return load_library()
+
+
+# torch.compile cannot trace what loads a library: it calls this function and takes the answer for a constant. The
+# decorator for it, torch.compiler.assume_constant_result, sets this attribute, but imports all of torch's compiler.
+is_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _operator() -> torch._ops.OpOverload:

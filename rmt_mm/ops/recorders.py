@@ -25,7 +25,6 @@ class Call(NamedTuple):
     dtype: torch.dtype
     grad: bool  # autograd records the call
     needs_grad: bool  # the map needs a gradient
-    autocast: bool  # autocast chooses the dtypes of products
     compiled: bool  # torch.compile or torch.export traces the call
     exported: bool  # torch.export traces it; an older torch that cannot tell answers for torch.compile too
     traced: bool  # torch.jit.trace, the older ONNX exporter or a torch.func transform handles it
@@ -40,7 +39,6 @@ class Call(NamedTuple):
             dtype=x.dtype,
             grad=torch.is_grad_enabled(),
             needs_grad=x.requires_grad,
-            autocast=torch.is_autocast_cpu_enabled() if x.device.type == 'cpu' else torch.is_autocast_enabled(),
             compiled=compiled,
             exported=compiled and getattr(torch.compiler, 'is_exporting', is_compiling)(),
             traced=not compiled and is_traced(),

@@ -21,7 +21,7 @@ from mmengine.registry import MODELS, DefaultScope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 import rmt_mm  # noqa: E402
-from rmt_mm import cli  # noqa: E402
+from rmt_mm.tools import cli  # noqa: E402
 
 from support import ROOT  # noqa: E402
 

@@ -14,7 +14,7 @@ from typing import Callable, Dict, List
 import torch
 
 from rmt_mm import ops
-from rmt_mm.ops.dispatch import resolve_pins
+from rmt_mm.ops.dispatch import read_pins
 from rmt_mm.tools.cli.measure import Case, make_step
 
 
@@ -30,21 +30,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pinned(text: str) -> Dict[str, str]:
-    """Return kernel by operator."""
-    if text == 'default':
-        return {}
-    pairs = [part.partition('=') for part in text.split(',')]
-    every = next((name for name, equals, _ in pairs if not equals), None)
-    return resolve_pins({name: kernel for name, equals, kernel in pairs if equals}, every)
-
-
 def measure(step: Callable[[], object], pins: List[str], rounds: int) -> Dict[str, List[float]]:
     """Return seconds of each pin, after one pass of each that is not counted."""
     seconds: Dict[str, List[float]] = {text: [] for text in pins}
     for round_ in range(rounds + 1):
         for text in pins:
-            with ops.use(**pinned(text)):
+            with ops.use(**({} if text == 'default' else read_pins(text))):
                 start = time.perf_counter()
                 step()
                 if round_:
