@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rmt_mm import RMT, convert_official_state_dict
+from rmt_mm import RMT, convert_official_state_dict, ops
 from rmt_mm.arch import resolve_arch
 from rmt_mm.ops.tables import line_bias, rotary_phases
 from rmt_mm.reference import PlainRMT
@@ -254,6 +254,14 @@ def test_state_dict_has_parameters_and_norm_statistics_only():
     assert set(pickle.loads(pickle.dumps(model)).state_dict()) == set(copy.deepcopy(model).state_dict()) == before
 
 
+@pytest.fixture
+def _bias_in_memory():
+    """Pin the kernels that hold a bias: the one in C++ holds none."""
+    with ops.use(attend='plain'):
+        yield
+
+
+@pytest.mark.usefixtures('_bias_in_memory')
 def test_tables_are_cached_bounded_and_usable_after_inference_mode():
     line_bias.cache_clear()
     rotary_phases.cache_clear()

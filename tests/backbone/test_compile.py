@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from rmt_mm import RMT
+from rmt_mm import RMT, ops
+from rmt_mm.ops import masa
 from rmt_mm.ops.recorders import Call
 
 from support import needs_torch
@@ -58,14 +59,15 @@ def test_tables_once_a_stage():
         return graph.forward
 
     arch = {**SMALL_ARCH, 'depths': (2, 3, 4, 2)}
-    torch.compile(RMT(arch).eval(), backend=backend, fullgraph=True)(torch.randn(1, 3, 64, 96))
+    with ops.use(attend='plain'):  # the kernel in C++ needs no log-decay of an axis
+        torch.compile(RMT(arch).eval(), backend=backend, fullgraph=True)(torch.randn(1, 3, 64, 96))
     names = [str(node.target) for graph in graphs for node in graph.graph.nodes]
     for operation in ('sin', 'cos'):
         assert names.count(operation) == 4, operation
     assert names.count('abs') == 8  # distances along rows and along columns, in every stage
 
 
-def operations(batch=1, train=False, export=False):
+def operations(batch=1, train=False, export=False, arch=SMALL_ARCH):
     """Return the names of all operations of a compiled or exported model, joined."""
     graphs = []
 
@@ -73,13 +75,28 @@ def operations(batch=1, train=False, export=False):
         graphs.append(graph)
         return graph.forward
 
-    model, x = RMT(SMALL_ARCH).train(train), torch.randn(batch, 3, 64, 96)
+    model, x = RMT(arch).train(train), torch.randn(batch, 3, 64, 96)
     with torch.set_grad_enabled(train):
         if export:
             graphs.append(torch.export.export(model, (x,)))
         else:
             torch.compile(model, backend=backend, fullgraph=True)(x)
     return ' '.join(str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
+@pytest.mark.usefixtures('_tells_compilers_from_exporters')
+@pytest.mark.parametrize('train', [False, True])
+def test_compiled_models_call_the_kernel_in_cpp(train):
+    """Once per line direction or map; an exported program holds no operation of this package."""
+    if not masa.is_loaded():
+        pytest.skip('the kernel in C++ is not built')
+    arch = {**SMALL_ARCH, 'num_heads': tuple(dim // 8 for dim in SMALL_ARCH['embed_dims'])}
+    calls = sum(
+        depth * (2 if decomposed else 1) for depth, decomposed in zip(SMALL_ARCH['depths'], SMALL_ARCH['decomposed'])
+    )
+    assert operations(train=train, arch=arch).count('rmt_mm.masa') == calls
+    if not train:
+        assert 'rmt_mm' not in operations(export=True, arch=arch)
 
 
 def count_as_strided(*args, **kwargs):
