@@ -1,9 +1,14 @@
+import os
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from support import ROOT
+
+if not torch.cuda.is_available():  # without a GPU, triton's interpreter runs our kernels; triton reads this at its import
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import functools
 from importlib.util import find_spec
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,61 @@ try:
 except ImportError:  # torch < 2.5
     flex_attention = None  # type: ignore[assignment]
 
-HAS_TRITON = find_spec('triton') is not None  # in which FlexAttention's kernels are written
-MIN_HEAD_DIM = 16  # the smallest that they take
+HAS_TRITON = find_spec('triton') is not None  # in which FlexAttention's kernels and ours are written
+MIN_HEAD_DIM = 16  # the smallest that FlexAttention takes
+MAX_HEAD_DIM = 128  # the largest whose tiles our kernels hold in registers
+MIN_CAPABILITY = (8, 0)  # of the GPU: bf16 in its matrix units
+
+
+def _capability(device: torch.device) -> Tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile takes the answer for a constant
+
+
+def _not_triton(call: Call, x: Tensor, *args: Any) -> Optional[str]:
+    if call.device != 'cuda':
+        return f'it is for CUDA, and the map is on {call.device}'
+    if call.dtype not in (torch.float16, torch.bfloat16):
+        return f'it is for fp16 and bf16 (AMP), and the map is {call.dtype}'
+    if not HAS_TRITON or not hasattr(torch.library, 'custom_op'):
+        return 'it needs torch >= 2.4 and triton'
+    if x.shape[-1] > MAX_HEAD_DIM:
+        return f'it needs heads of {MAX_HEAD_DIM} channels or less, and they have {x.shape[-1]}'
+    if _capability(x.device) < MIN_CAPABILITY:
+        return 'it needs a GPU of compute capability {}.{}'.format(*MIN_CAPABILITY)
+    return call.why_not_run() if call.exported or call.traced else None
+
+
+def _operators() -> Any:
+    """Return the namespace of the operators in Triton; the first call imports triton."""
+    from . import triton_masa  # noqa: F401  # it registers them
+
+    return torch.ops.rmt_mm
+
+
+@kernel('attend_lines', 'triton', _not_triton)
+def attend_lines_triton(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
+    """Attend along lines by our kernel in Triton, which reads rows and columns where they are."""
+    return _operators().masa_triton(q, k, v, tables.log_decay, dim)[0]
+
+
+@kernel('attend_map', 'triton', _not_triton)
+def attend_map_triton(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
+    """Attend over the whole map by our kernel in Triton, which holds no bias."""
+    return _operators().masa_triton(q, k, v, tables.log_decay, 0)[0]
+
+
+def _not_rotate_triton(call: Call, x: Tensor, *args: Any) -> Optional[str]:
+    # A compiler fuses the plain form with its neighbours.
+    return _not_triton(call, x) or call.why_not_run() or None
+
+
+@kernel('rotate', 'triton', _not_rotate_triton)
+def rotate_triton(x: Tensor, tables: PositionTables) -> Tensor:
+    """Rotate in one pass over the map."""
+    return _operators().rotate_triton(x, tables.phases(), False)
 
 
 def _not_flex(call: Call, q: Tensor, *args: Any) -> Optional[str]:

@@ -41,12 +41,24 @@ from rmt_mm.tools.cli import UsageError, exit_on_error
 from rmt_mm.tools.cli.isolation import run_isolated
 from rmt_mm.tools.cli.measure import DTYPES, Case, make_step, matrix_rate
 
-# What the backbone is checked in: an attention over whole maps, deployed or compiled, and a precision.
-CHECKS = [(form, dtype) for form in ('FlexAttention', 'bias held') for dtype in DTYPES]
-CHECKS += [(form, 'fp32') for form in ('by row', 'deployed', 'compiled')]
-CHECKS += [(form, 'bf16') for form in ('compiled', 'compiled FlexAttention')]
+# What the backbone is checked in: kernels, deployed or compiled, and a precision.
+PINS = {
+    'Triton': dict(attend='triton', rotate='triton'),
+    'FlexAttention': dict(attend_map='flex', attend_lines='plain'),
+    'bias held': dict(attend='plain'),
+    'by row': dict(attend_map='by_row', attend_lines='plain'),
+    'deployed': {},
+    'compiled': {},
+    'compiled FlexAttention': dict(attend_map='flex', attend_lines='plain'),
+}
+CHECKS = [('Triton', 'bf16'), ('Triton', 'fp16')]
+CHECKS += [(form, dtype) for form in ('FlexAttention', 'bias held') for dtype in DTYPES]
+CHECKS += [('by row', 'fp32'), ('deployed', 'fp32'), ('compiled', 'fp32'), ('compiled', 'bf16')]
+CHECKS += [('compiled FlexAttention', 'bf16')]
 SWIN, CONVNEXT = 'torchvision.swin_t', 'torchvision.convnext_tiny'
 OURS = ('rmt_mm', 'reference', 'compile')
+# What is measured in each precision, most important first: compiling takes minutes.
+GROUPS = (('rmt_mm', 'reference', SWIN), ('compile',), (CONVNEXT,))
 COLUMNS = ('reference', 'rmt_mm', 'compile', SWIN, CONVNEXT)
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 ONE_BLOCK = {**ARCHS['tiny']._asdict(), 'depths': (1, 1, 1, 1)}  # every kind of attention, and little to compile
@@ -134,8 +146,7 @@ def check(form: str, dtype: str, arch: dict, shape: Tuple[int, int], device: str
     plain = run_both_ways(reference, image, dtype)
     if form == 'deployed':
         model.switch_to_deploy()
-    kernel = 'flex' if 'FlexAttention' in form else 'by_row' if form == 'by row' else 'plain'
-    with sdpa_kernel(FUSED), ops.use(attend_map=kernel):  # raises where torch would take its slow path
+    with sdpa_kernel(FUSED), ops.use(**PINS[form]):  # raises where torch would take its slow path
         found = run_both_ways(torch.compile(model) if 'compiled' in form else model, image, dtype)
     errors = {
         key: [float((vector - exact[key]).norm() / exact[key].norm()) for vector in (found[key], plain[key])]
@@ -174,6 +185,7 @@ def plan(sizes: Sizes, device: str) -> Dict[str, Measure]:
     triton = lacks('triton') if device == 'cuda' else None
     flex = triton if device == 'cuda' else 'FlexAttention has gradients on CUDA only'
     obstacles = {'compile': triton, 'compiled': triton, 'FlexAttention': flex, 'compiled FlexAttention': flex}
+    obstacles['Triton'] = triton if device == 'cuda' else 'our kernels in Triton are for CUDA'
     obstacles.update(dict.fromkeys((SWIN, CONVNEXT), lacks('torchvision')))
     measures = {}
 
@@ -183,13 +195,20 @@ def plan(sizes: Sizes, device: str) -> Dict[str, Measure]:
     for dtype in DTYPES:
         add(f'rate {dtype} {sizes.matrix}', dtype, matrix_rate, device, dtype, sizes.matrix)
     height, width = sizes.check[1]
-    for form, dtype in CHECKS:
-        add(f'check {form} {dtype} {height}x{width}', form, check, form, dtype, *sizes.check, device)
-    for impls in ((*OURS, SWIN), (CONVNEXT,)):
-        for row, case in sizes.rows(device):
-            for impl in impls:
-                if impl in OURS or row.endswith('small'):  # what is as large as S
-                    add(f'{row} {impl}', impl, measure_step, impl, case, *sizes.steps)
+
+    def add_checks(compiled: bool) -> None:
+        for form, dtype in CHECKS:
+            if compiled == form.startswith('compiled'):
+                add(f'check {form} {dtype} {height}x{width}', form, check, form, dtype, *sizes.check, device)
+
+    add_checks(compiled=False)
+    for dtype in sizes.dtypes:
+        for impls in GROUPS:
+            for row, case in sizes.rows(device):
+                for impl in impls if case.dtype == dtype else ():
+                    if impl in OURS or row.endswith('small'):  # what is as large as S
+                        add(f'{row} {impl}', impl, measure_step, impl, case, *sizes.steps)
+            add_checks(compiled=True)  # once: a dict keeps the place of what it has
     return measures
 
 
