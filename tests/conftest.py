@@ -7,7 +7,9 @@ from mmengine.registry import DefaultScope
 
 from support import ROOT
 
-if not torch.cuda.is_available():  # without a GPU, triton's interpreter runs our kernels; triton reads this at its import
+if (
+    not torch.cuda.is_available()
+):  # without a GPU, triton's interpreter runs our kernels; triton reads this at its import
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 

@@ -21,6 +21,7 @@ HAS_TRITON = find_spec('triton') is not None  # in which FlexAttention's kernels
 MIN_HEAD_DIM = 16  # the smallest that FlexAttention takes
 MAX_HEAD_DIM = 128  # the largest whose tiles our kernels hold in registers
 MIN_CAPABILITY = (8, 0)  # of the GPU: bf16 in its matrix units
+MIN_TOKENS = 2**14  # of a batch, from which our kernel gains more than its launch costs (docs/performance.md)
 
 
 def _capability(device: torch.device) -> Tuple[int, int]:
@@ -44,34 +45,19 @@ def _not_triton(call: Call, x: Tensor, *args: Any) -> Optional[str]:
     return call.why_not_run() if call.exported or call.traced else None
 
 
-def _operators() -> Any:
-    """Return the namespace of the operators in Triton; the first call imports triton."""
-    from . import triton_masa  # noqa: F401  # it registers them
+def _launching_costs_more(call: Call, q: Tensor, *args: Any) -> Optional[str]:
+    if call.needs_grad or call.compiled:
+        return 'no gain was measured for training or torch.compile'
+    batch, height, width = q.shape[:3]
+    return None if batch * height * width >= MIN_TOKENS else f'the batch has less than {MIN_TOKENS} tokens'
 
-    return torch.ops.rmt_mm
 
-
-@kernel('attend_lines', 'triton', _not_triton)
+@kernel('attend_lines', 'triton', _not_triton, _launching_costs_more)
 def attend_lines_triton(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
     """Attend along lines by our kernel in Triton, which reads rows and columns where they are."""
-    return _operators().masa_triton(q, k, v, tables.log_decay, dim)[0]
+    from .triton_masa import attend_lines  # imports triton
 
-
-@kernel('attend_map', 'triton', _not_triton)
-def attend_map_triton(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
-    """Attend over the whole map by our kernel in Triton, which holds no bias."""
-    return _operators().masa_triton(q, k, v, tables.log_decay, 0)[0]
-
-
-def _not_rotate_triton(call: Call, x: Tensor, *args: Any) -> Optional[str]:
-    # A compiler fuses the plain form with its neighbours.
-    return _not_triton(call, x) or call.why_not_run() or None
-
-
-@kernel('rotate', 'triton', _not_rotate_triton)
-def rotate_triton(x: Tensor, tables: PositionTables) -> Tensor:
-    """Rotate in one pass over the map."""
-    return _operators().rotate_triton(x, tables.phases(), False)
+    return attend_lines(q, k, v, tables.log_decay, dim)
 
 
 def _not_flex(call: Call, q: Tensor, *args: Any) -> Optional[str]:

@@ -14,9 +14,9 @@ PRIORITY = {
     'batch': ('one_by_one', 'plain'),
     'to_image': ('strided', 'plain'),
     'linear': ('convolution', 'plain'),
-    'rotate': ('triton', 'complex', 'plain'),
+    'rotate': ('complex', 'plain'),
     'attend_lines': ('masa', 'float32', 'triton', 'plain'),
-    'attend_map': ('masa', 'float32', 'triton', 'flex', 'by_row', 'plain'),
+    'attend_map': ('masa', 'float32', 'flex', 'by_row', 'plain'),
     'ffn': ('strips', 'layers', 'plain'),
 }
 # Pins for the whole process: 'plain', or pairs such as 'attend=plain,ffn=plain'.

@@ -40,7 +40,7 @@ class Call(NamedTuple):
             grad=torch.is_grad_enabled(),
             needs_grad=x.requires_grad,
             compiled=compiled,
-            exported=compiled and not records_for_compiler(),
+            exported=compiled and getattr(torch.compiler, 'is_exporting', is_compiling)(),
             traced=not compiled and is_traced(),
             plain=all(type(layer) in _KNOWN and not has_hooks(layer) for layer in layers),
         )
@@ -63,11 +63,6 @@ def is_compiling() -> bool:
     if hasattr(torch.compiler, 'is_compiling'):
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()  # torch < 2.3
-
-
-def records_for_compiler() -> bool:
-    """Tell whether torch.compile traces this call; False for torch.export, and where an older torch cannot tell."""
-    return is_compiling() and not getattr(torch.compiler, 'is_exporting', is_compiling)()
 
 
 def is_traced() -> bool:

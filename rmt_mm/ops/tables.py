@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..arch import LogDecay, rotary_angles
-from .recorders import makes_values, records_for_compiler
+from .recorders import makes_values
 
 
 def _cached(maxsize: int):
@@ -40,18 +40,6 @@ def _cached(maxsize: int):
     return decorate
 
 
-def _in_order(bias: Tensor) -> Tensor:
-    """State the strides of a bias for torch.compile.
-
-    Inductor orders them as it likes, heads last, and torch's fused attention on CUDA then refuses the bias in the
-    backward pass ("last dimension must be contiguous").
-    """
-    if not records_for_compiler():
-        return bias
-    _, queries, keys = bias.shape
-    return bias.as_strided(bias.shape, (queries * keys, keys, 1))
-
-
 def _column(log_decay: LogDecay, device: torch.device) -> Tensor:
     """Return log(gamma) of every head, (heads, 1), fp32."""
     return torch.tensor(log_decay, dtype=torch.float32, device=device)[:, None]
@@ -62,7 +50,7 @@ def line_bias(log_decay: LogDecay, length: int, device: torch.device, dtype: tor
     """Return log D along a line, log(gamma_i) * abs(y - y'): shape (heads, length, length)."""
     index = torch.arange(length, dtype=torch.float32, device=device)
     distance = (index[:, None] - index[None, :]).abs()
-    return _in_order((_column(log_decay, device)[:, :, None] * distance).to(dtype))
+    return (_column(log_decay, device)[:, :, None] * distance).to(dtype)
 
 
 @_cached(maxsize=4)
@@ -70,7 +58,7 @@ def manhattan_bias(log_decay: LogDecay, height: int, width: int, device: torch.d
     """Return log D over a map, log(gamma_i) * (abs(y - y') + abs(x - x')): shape (heads, H * W, H * W)."""
     rows, columns = (line_bias(log_decay, length, device, torch.float32) for length in (height, width))
     bias = rows[:, :, None, :, None] + columns[:, None, :, None, :]
-    return _in_order(bias.flatten(3).flatten(1, 2).to(dtype))
+    return bias.flatten(3).flatten(1, 2).to(dtype)
 
 
 @_cached(maxsize=4)

@@ -1,27 +1,26 @@
-"""Manhattan self-attention (MaSA) and its rotation in Triton, for CUDA. Importing this module imports triton.
+"""Decomposed Manhattan self-attention (MaSA) in Triton, for CUDA. Importing this module imports triton.
 
-:func:`masa` computes softmax(q k^T / sqrt(head_dim) + log_decay * distance) v, along lines or over the whole map, with
-the decay in the Manhattan distance (released code; rmt_mm/backbone/attention.py has the formula). It holds neither the
-weights nor a table of the distances: the backward pass computes the weights again from q, k and the saved sums. It
-reads and writes maps (B, H, W, heads, head_dim) with their strides, so that columns need no copy. Sums are in fp32 and
-in a fixed order: equal inputs give equal bits.
+:func:`attend_lines` computes softmax(q k^T / sqrt(head_dim) + log_decay * distance) v along rows or columns (released
+code; rmt_mm/backbone/attention.py has the formula). It holds neither the weights nor a table of the distances: the
+backward pass computes the weights again from q, k and the saved sums. It reads and writes maps with their strides, so
+that columns need no copy. Sums are in fp32 and in a fixed order: equal inputs give equal bits.
 """
 
 import functools
-import math
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .recorders import is_compiling
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 MAX_BLOCK = 64  # tokens of a tile
-ROTATED = 1024  # channels that a program rotates
-
-
-# Attention -----------------------------------------------------------------------------------------------------------
+SECOND_ORDER = (
+    "this attention has gradients of first order only: for create_graph=True, use rmt_mm.ops.use(attend='plain')."
+)
 
 
 @triton.jit
@@ -41,13 +40,9 @@ def _store(pointer, value, tokens, stride, n, HEAD_DIM: tl.constexpr, PADDED_DIM
 
 
 @triton.jit
-def _logits(q, k, i, j, n, width, scale, decay, IS_MAP: tl.constexpr):
+def _logits(q, k, i, j, n, scale, decay):
     """Return log2 of the weights before softmax, (queries, keys), -inf for keys outside."""
-    if IS_MAP:
-        distance = tl.abs((i // width)[:, None] - (j // width)[None, :])
-        distance += tl.abs((i % width)[:, None] - (j % width)[None, :])
-    else:
-        distance = tl.abs(i[:, None] - j[None, :])
+    distance = tl.abs(i[:, None] - j[None, :])
     logits = tl.dot(q, tl.trans(k)) * scale + distance.to(tl.float32) * decay
     return tl.where(j[None, :] < n, logits, float('-inf'))
 
@@ -61,12 +56,12 @@ def _place(lines, heads):
 
 @triton.jit
 def _forward(
-    Q, K, V, OUT, LOGSUM, DECAY, scale, n, width, lines, heads,
+    Q, K, V, OUT, LOGSUM, DECAY, scale, n, lines, heads,
     q_image, q_line, q_token, q_head, k_image, k_line, k_token, k_head,
     v_image, v_line, v_token, v_head, o_image, o_line, o_token, o_head,
-    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK: tl.constexpr, IS_MAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Attend with a block of queries to all keys of its line (or map)."""
+    """Attend with a block of queries to all keys of its line."""
     image, line, head = _place(lines, heads)
     Q += image * q_image + line * q_line + head * q_head
     K += image * k_image + line * k_line + head * k_head
@@ -85,7 +80,7 @@ def _forward(
         j = start + tl.arange(0, BLOCK)
         k = _load(K, j, k_token, n, HEAD_DIM, PADDED_DIM)
         v = _load(V, j, v_token, n, HEAD_DIM, PADDED_DIM)
-        logits = _logits(q, k, i, j, n, width, scale, decay, IS_MAP)
+        logits = _logits(q, k, i, j, n, scale, decay)
         new_top = tl.maximum(top, tl.max(logits, 1))
         weights = tl.exp2(logits - new_top[:, None])
         shrink = tl.exp2(top - new_top)
@@ -98,10 +93,10 @@ def _forward(
 
 @triton.jit
 def _backward(
-    Q, K, V, OUT, LOGSUM, DECAY, GRAD, GRAD_Q, GRAD_K, GRAD_V, scale, n, width, lines, heads,
+    Q, K, V, OUT, LOGSUM, DECAY, GRAD, GRAD_Q, GRAD_K, GRAD_V, scale, n, lines, heads,
     q_image, q_line, q_token, q_head, k_image, k_line, k_token, k_head,
     v_image, v_line, v_token, v_head, o_image, o_line, o_token, o_head,
-    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr, IS_MAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of a block of keys and values, and of the block of queries of the same tokens.
 
@@ -133,7 +128,7 @@ def _backward(
         grad = _load(GRAD, i, o_token, n, HEAD_DIM, PADDED_DIM)
         out = _load(OUT, i, o_token, n, HEAD_DIM, PADDED_DIM)
         logsum = tl.load(LOGSUM + i, mask=i < n, other=float('inf'))  # so that weights outside are 0
-        logits = _logits(q, own_k, i, own, n, width, scale2, decay, IS_MAP)
+        logits = _logits(q, own_k, i, own, n, scale2, decay)
         weights = tl.exp2(logits - logsum[:, None])
         grad_v += tl.dot(tl.trans(weights.to(grad.dtype)), grad)
         mean = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
@@ -155,37 +150,19 @@ def _backward(
             j = start + tl.arange(0, BLOCK)
             k = _load(K, j, k_token, n, HEAD_DIM, PADDED_DIM)
             v = _load(V, j, v_token, n, HEAD_DIM, PADDED_DIM)
-            logits = _logits(own_q, k, own, j, n, width, scale2, decay, IS_MAP)
+            logits = _logits(own_q, k, own, j, n, scale2, decay)
             weights = tl.exp2(logits - logsum[:, None])
             grad_logits = weights * (tl.dot(grad, tl.trans(v)) - mean[:, None])
             grad_q += tl.dot(grad_logits.to(k.dtype), k)
     _store(GRAD_Q, grad_q * scale, own, o_token, n, HEAD_DIM, PADDED_DIM)
 
 
-class _Layout(NamedTuple):
-    """The lines of a map: how many, of how many tokens, and the dimensions of a tensor that step along them."""
-
-    lines: int
-    n: int
-    line_dim: int
-    token_dim: int
-
-    @classmethod
-    def of(cls, q: Tensor, dim: int) -> '_Layout':
-        _, height, width = q.shape[:3]
-        if dim == 0:  # the whole map: one line
-            return cls(1, height * width, 1, 2)
-        return cls(height, width, 1, 2) if dim == 2 else cls(width, height, 2, 1)
-
-    def strides(self, t: Tensor) -> Tuple[int, int, int, int]:
-        """Return the strides of images, lines, tokens and heads."""
-        return t.stride(0), t.stride(self.line_dim), t.stride(self.token_dim), t.stride(3)
-
-
-def _readable(t: Tensor, dim: int) -> Tensor:
-    """Return a tensor as the kernels can read it: channels are neighbours and, of a whole map, rows follow each other."""
-    follows = dim or t.shape[1] == 1 or t.stride(1) == t.shape[2] * t.stride(2)
-    return t if t.stride(4) == 1 and follows else t.contiguous()
+def _outputs(q: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
+    """Allocate the results of :func:`_attend`."""
+    batch, height, width, heads, _ = q.shape
+    lines = (height, width) if dim == 2 else (width, height)  # how many, and their tokens
+    logsum = torch.empty((batch, lines[0], heads, lines[1]), dtype=torch.float32, device=q.device)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), logsum
 
 
 @functools.lru_cache(64)
@@ -194,69 +171,73 @@ def _decay_on(log_decay: Tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(log_decay, dtype=torch.float32, device=device)
 
 
-def _launch(kernel: Any, tensors: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, out: Tensor, dim: int,
-            **constants: Any) -> None:  # fmt: skip
-    batch, _, width, heads, head_dim = q.shape
-    layout = _Layout.of(q, dim)
-    block = min(MAX_BLOCK, max(16, triton.next_power_of_2(layout.n)))
+def _launch(kernel: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsum: Tensor, log_decay: Sequence[float],
+            dim: int, *grads: Tensor, **constants: Any) -> None:  # fmt: skip
+    batch, lines, heads, n = logsum.shape
+    head_dim = q.shape[-1]
+    block = min(MAX_BLOCK, max(16, triton.next_power_of_2(n)))
+    order = (0, 3 - dim, dim, 3)  # strides of images, lines, tokens and heads
     if not q.numel():
         return
     with torch.cuda.device(q.device if q.is_cuda else -1):
-        kernel[batch * layout.lines * heads, triton.cdiv(layout.n, block)](
-            *tensors, head_dim**-0.5, layout.n, width, layout.lines, heads,
-            *(stride for t in (q, k, v, out) for stride in layout.strides(t)),
-            HEAD_DIM=head_dim, PADDED_DIM=max(16, triton.next_power_of_2(head_dim)), BLOCK=block, IS_MAP=dim == 0,
-            num_warps=max(1, block // 16), **constants,
+        kernel[batch * lines * heads, triton.cdiv(n, block)](
+            q, k, v, out, logsum, _decay_on(tuple(log_decay), q.device), *grads, head_dim**-0.5, n, lines, heads,
+            *(t.stride(d) for t in (q, k, v, out) for d in order),
+            HEAD_DIM=head_dim, PADDED_DIM=max(16, triton.next_power_of_2(head_dim)), BLOCK=block,
+            num_warps=block // 16, **constants,
         )  # fmt: skip
 
 
-@torch.library.custom_op('rmt_mm::masa_triton', mutates_args=())
-def masa(q: Tensor, k: Tensor, v: Tensor, log_decay: List[float], dim: int) -> Tuple[Tensor, Tensor]:
-    """Attend along lines or over the whole map.
+def _readable(t: Tensor) -> Tensor:
+    """Return a tensor whose channels are neighbours in memory."""
+    return t if t.stride(4) == 1 else t.contiguous()
 
-    Args:
-        q, k, v (Tensor): (B, H, W, heads, head_dim), of one dtype: float16 or bfloat16. Any strides; a copy is made
-            where channels are not neighbours in memory.
-        log_decay (list[float]): log(gamma) of every head.
-        dim (int): 2 attends within every row (along W), 1 within every column (along H), 0 over the whole map.
 
-    Returns:
-        tuple[Tensor]: the result, (B, H, W, heads, head_dim), contiguous, of the dtype of q; and log2 of the sum of
-        exp(logits), (B, lines, heads, tokens of a line), float32, which the backward pass needs. Gradients of q, k
-        and v are of first order.
-    """
+def _attend(q: Tensor, k: Tensor, v: Tensor, log_decay: List[float], dim: int) -> Tuple[Tensor, Tensor]:
+    """Return the result, and log2 of the sums of exp(logits), (B, lines, heads, tokens), for the backward pass."""
     out, logsum = _outputs(q, dim)
-    q, k, v = (_readable(t, dim) for t in (q, k, v))
-    _launch(_forward, (q, k, v, out, logsum, _decay_on(tuple(log_decay), q.device)), q, k, v, out, dim)
+    _launch(_forward, *map(_readable, (q, k, v)), out, logsum, log_decay, dim)
     return out, logsum
 
 
-@torch.library.custom_op('rmt_mm::masa_triton_backward', mutates_args=())
-def masa_backward(
+def _differentiate(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsum: Tensor, log_decay: List[float], dim: int
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, contiguous, given that of the result."""
-    grads = tuple(torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    grad, (q, k, v) = grad.contiguous(), (_readable(t, dim) for t in (q, k, v))
-    decay = _decay_on(tuple(log_decay), q.device)
-    one_block = _Layout.of(q, dim).n <= MAX_BLOCK
-    _launch(_backward, (q, k, v, out, logsum, decay, grad, *grads), q, k, v, out, dim, ONE_BLOCK=one_block)
-    return grads
+    a, b, c = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    tensors = (*map(_readable, (q, k, v)), out, logsum, log_decay, dim, grad.contiguous(), a, b, c)
+    _launch(_backward, *tensors, ONE_BLOCK=logsum.shape[-1] <= MAX_BLOCK)
+    return a, b, c
 
 
-def _outputs(q: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    """Allocate the results of :func:`masa`."""
-    layout = _Layout.of(q, dim)
-    logsum = torch.empty((q.shape[0], layout.lines, q.shape[3], layout.n), dtype=torch.float32, device=q.device)
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), logsum
+class _AttendLines(torch.autograd.Function):
+    """The eager form: an operator of torch.library takes twice as long to call."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: List[float], dim: int) -> Tensor:
+        out, logsum = _attend(q, k, v, log_decay, dim)
+        ctx.save_for_backward(q, k, v, out, logsum)
+        ctx.arguments = log_decay, dim
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(SECOND_ORDER)
+        return (*_differentiate(grad, *ctx.saved_tensors, *ctx.arguments), None, None)
 
 
-@masa.register_fake
+# The form for compilers: an operator, of which they know the shapes and the gradients.
+_attend_op = torch.library.custom_op('rmt_mm::attend_lines_triton', _attend, mutates_args=())
+_differentiate_op = torch.library.custom_op('rmt_mm::attend_lines_triton_backward', _differentiate, mutates_args=())
+
+
+@_attend_op.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, log_decay: List[float], dim: int) -> Tuple[Tensor, Tensor]:
     return _outputs(q, dim)
 
 
-@masa_backward.register_fake
+@_differentiate_op.register_fake
 def _(grad: Tensor, q: Tensor, *args: Any) -> Tuple[Tensor, Tensor, Tensor]:
     a, b, c = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     return a, b, c
@@ -267,60 +248,25 @@ def _save(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*qkv, *output)
 
 
-def _differentiate(ctx: Any, grad: Tensor, grad_logsum: Tensor) -> Tuple[Any, ...]:
-    return (*masa_backward(grad, *ctx.saved_tensors, ctx.log_decay, ctx.dim), None, None)
+def _differentiate_compiled(ctx: Any, grad: Tensor, grad_logsum: Tensor) -> Tuple[Any, ...]:
+    return (*_differentiate_op(grad, *ctx.saved_tensors, ctx.log_decay, ctx.dim), None, None)
 
 
-masa.register_autograd(_differentiate, setup_context=_save)
+_attend_op.register_autograd(_differentiate_compiled, setup_context=_save)
 
 
-# Rotation ------------------------------------------------------------------------------------------------------------
+def attend_lines(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float], dim: int) -> Tensor:
+    """Attend within every row or every column.
 
+    Args:
+        q, k, v (Tensor): (B, H, W, heads, head_dim), of one dtype: float16 or bfloat16. Any strides; a copy is made
+            where channels are not neighbours in memory.
+        log_decay (Sequence[float]): log(gamma) of every head.
+        dim (int): 2 attends within every row (along W), 1 within every column (along H).
 
-@triton.jit
-def _rotate(X, PHASES, OUT, total, tokens, x_token, CHANNELS: tl.constexpr, HEAD_DIM: tl.constexpr,
-            SIGN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Rotate some of the channels of a map, whose tokens are x_token apart, by the phases of their tokens."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    token, channel = index // CHANNELS, index % CHANNELS
-    inside = index < total
-    own = tl.load(X + token * x_token + channel, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(X + token * x_token + (channel ^ 1), mask=inside, other=0.0).to(tl.float32)
-    phase = PHASES + (token % tokens) * HEAD_DIM + channel % HEAD_DIM // 2 * 2
-    cos, sin = tl.load(phase, mask=inside, other=0.0), tl.load(phase + 1, mask=inside, other=0.0)
-    turned = tl.where(channel % 2 == 0, -other, other) * (sin * SIGN)
-    tl.store(OUT + index, (own * cos + turned).to(OUT.dtype.element_ty), mask=inside)
-
-
-@torch.library.custom_op('rmt_mm::rotate_triton', mutates_args=())
-def rotate(x: Tensor, phases: Tensor, inverse: bool) -> Tensor:
-    """Rotate pairs of channels, (B, H, W, heads, head_dim), by (H, W, 1, head_dim / 2, 2), or back; contiguous."""
-    batch, height, width, heads, head_dim = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    token = x.stride(2)
-    if x.stride()[3:] != (head_dim, 1) or x.stride()[:2] != (height * width * token, width * token):
-        x, token = x.contiguous(), heads * head_dim
-    if x.numel():
-        with torch.cuda.device(x.device if x.is_cuda else -1):
-            _rotate[(triton.cdiv(x.numel(), ROTATED),)](
-                x, phases, out, x.numel(), height * width, token, CHANNELS=heads * head_dim, HEAD_DIM=head_dim,
-                SIGN=-1 if inverse else 1, BLOCK=ROTATED,
-            )  # fmt: skip
-    return out
-
-
-@rotate.register_fake
-def _(x: Tensor, phases: Tensor, inverse: bool) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _save_phases(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
-    _, phases, ctx.inverse = inputs
-    ctx.save_for_backward(phases)
-
-
-def _rotate_back(ctx: Any, grad: Tensor) -> Tuple[Any, ...]:
-    return rotate(grad, *ctx.saved_tensors, not ctx.inverse), None, None
-
-
-rotate.register_autograd(_rotate_back, setup_context=_save_phases)
+    Returns:
+        Tensor: (B, H, W, heads, head_dim), contiguous, of the dtype of q. Gradients of q, k and v are of first order.
+    """
+    if is_compiling():
+        return torch.ops.rmt_mm.attend_lines_triton(q, k, v, log_decay, dim)[0]
+    return _AttendLines.apply(q, k, v, log_decay, dim)

@@ -43,7 +43,7 @@ from rmt_mm.tools.cli.measure import DTYPES, Case, make_step, matrix_rate
 
 # What the backbone is checked in: kernels, deployed or compiled, and a precision.
 PINS = {
-    'Triton': dict(attend='triton', rotate='triton'),
+    'Triton': dict(attend_lines='triton'),
     'FlexAttention': dict(attend_map='flex', attend_lines='plain'),
     'bias held': dict(attend='plain'),
     'by row': dict(attend_map='by_row', attend_lines='plain'),
