@@ -26,6 +26,7 @@ OPERATORS = (
     'compile mmcv for this torch: `ENV=DIR make setup` in a checkout of rmt-mm does it for the environment in DIR, and '
     'docs/install.md says where wheels are'
 )
+OLD_TRANSFORMERS = 'mmpretrain does not import beside a newer transformers: `pip install "transformers<4.50"`'
 # Errors that an installed package raises at import when it does not fit another package or the machine.
 IMPORT_ERRORS = (ImportError, AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError)
 PARITY_LIMIT = 1e-5
@@ -121,8 +122,10 @@ def check_stack(report: Report) -> bool:
         if package not in found:
             report.absent(package, task, remedy)
         elif not (operators and package == 'mmdet'):  # already reported
-            error = import_error(package)
+            error = import_error(f'{package}.models')
             if error:
+                if 'NoneType takes no arguments' in error:  # mmpretrain's multimodal models, which mmdet imports too
+                    remedy = OLD_TRANSFORMERS
                 report.problem(package, f'is installed, and does not import ({error})', remedy)
     if failure and not report.problems:  # otherwise one of them is why
         report.problem('rmt_mm', f'does not import ({failure})', 'open an issue with this output')

@@ -69,12 +69,12 @@ def test_both_ways_to_call_it():
     assert run('-m', 'rmt_mm', '--help').stdout == run('-m', 'rmt_doctor', '--help').stdout != ''
 
 
-def fail_import(monkeypatch, broken):
+def fail_import(monkeypatch, broken, error=ImportError('undefined symbol')):
     real = importlib.import_module
 
     def import_module(name, *args):
         if name in broken:
-            raise ImportError(f'{name}: undefined symbol')
+            raise type(error)(f'{name}: {error}')
         return real(name, *args)
 
     monkeypatch.setattr(importlib, 'import_module', import_module)
@@ -98,9 +98,19 @@ def test_a_library_that_does_not_import(monkeypatch, capsys):
     found = {**compat.find_installed(), 'mmseg': ('mmsegmentation', '1.2.2')}
     monkeypatch.setattr(compat, 'find_installed', lambda: found)
     monkeypatch.setattr(doctor, 'check_model', lambda report: None)
-    fail_import(monkeypatch, {'mmseg'})
+    fail_import(monkeypatch, {'mmseg.models'})
     assert doctor.main([]) == 1
     assert 'to mend: mmseg: `pip install' in capsys.readouterr().out
+
+
+def test_transformers_that_mmpretrain_does_not_know(monkeypatch, capsys):
+    """Beside transformers 4.57 or 5, importing mmpretrain.models raises this error."""
+    found = {**compat.find_installed(), 'mmpretrain': ('mmpretrain', '1.2.0')}
+    monkeypatch.setattr(compat, 'find_installed', lambda: found)
+    monkeypatch.setattr(doctor, 'check_model', lambda report: None)
+    fail_import(monkeypatch, {'mmpretrain.models'}, TypeError('NoneType takes no arguments'))
+    assert doctor.main([]) == 1
+    assert 'to mend: mmpretrain: mmpretrain does not import beside a newer transformers' in capsys.readouterr().out
 
 
 def test_the_package_itself_does_not_import(monkeypatch, capsys):
