@@ -260,12 +260,10 @@ def test_torchs_fused_kernel_is_taken(kernel, train):
 @needs_torch('2.5', 'FlexAttention')
 @pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_flex_attention_is_given_the_same_decay(size, compiled):
-    """Compare values only: on the CPU torch has no gradients for it, and compiles it slowly."""
-    flex = cuda.compiled_flex_attention() if compiled else cuda.flex_attention
+def test_flex_attention_is_given_the_same_decay(size):
+    """Compare values, uncompiled: on the CPU torch has no gradients for it, and torch 2.12 compiles none of it."""
     qkv = [torch.randn(2, *size, HEADS, 16) for _ in range(3)]
-    out = cuda.attend_map_flex(*qkv, position_tables(size, dim=16), flex)
+    out = cuda.attend_map_flex(*qkv, position_tables(size, dim=16), cuda.flex_attention)
     with ops.use(attend_map='plain'):
         expected = ops.attend_map(*qkv, position_tables(size, dim=16))
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
