@@ -28,6 +28,7 @@ BACKBONE = 'tests/backbone/test_backbone.py'
 BATCHES = 'tests/ops/test_batches.py'
 PARITY = 'tests/backbone/test_parity.py'
 KERNELS = 'tests/ops/test_kernels.py'
+TRITON = 'tests/ops/test_triton.py'
 DISPATCH = 'tests/ops/test_dispatch.py'
 OBSERVERS = 'tests/backbone/test_observers.py'
 DEPLOY = 'tests/backbone/test_deploy.py'
@@ -336,7 +337,7 @@ MUTANTS = [
             'compiled maps of one image are copied',
             'if len(x) == 1 and x.is_contiguous()',
             'if len(x) == 0',
-            'tests/backbone/test_compile.py -k strides',
+            'tests/backbone/test_compile.py -m slow -k strides',
         ),
         ('strips of the FFN: no row above', 'max(0, top - 1)', 'top'),
         ('strips of the FFN: no row below', 'top + rows + 1]', 'top + rows]'),
@@ -386,6 +387,31 @@ MUTANTS = [
             'FlexAttention: distance along one axis',
             '((y[i] - y[j]).abs() + (x[i] - x[j]).abs())',
             '((y[i] - y[j]).abs() + (y[i] - y[j]).abs())',
+        ),
+        ('Triton for small batches', '>= MIN_TOKENS else', '>= 0 else', TRITON),
+        ('Triton in training, unasked', 'if call.needs_grad or call.compiled:', 'if False:', TRITON),
+        ('Triton for fp32', 'not in (torch.float16, torch.bfloat16)', 'in ()', TRITON),
+        ('Triton in an exported program', 'if call.exported or call.traced else None', 'if False else None', TRITON),
+    ),
+    *_group(
+        'rmt_mm/ops/triton_masa.py',
+        TRITON,
+        ('Triton: the decay grows', 'distance.to(tl.float32) * decay', '-distance.to(tl.float32) * decay'),
+        ('Triton: a key too many', 'tl.where(j[None, :] < n,', 'tl.where(j[None, :] < n + 1,'),
+        ('Triton: rows for columns', 'order = (0, 3 - dim, dim, 3)', 'order = (0, dim, 3 - dim, 3)'),
+        ('Triton: one tile of many', 'ONE_BLOCK=logsum.shape[-1] <= MAX_BLOCK', 'ONE_BLOCK=True'),
+        ('Triton: channels apart', 'return t if t.stride(4) == 1 else t.contiguous()', 'return t'),
+        ('Triton: weights outside', "other=float('inf'))  # so", 'other=0.0)  # so'),
+        ('Triton: gradients without their mean', '- mean[:, None]\n        grad_logits', '\n        grad_logits'),
+        (
+            'Triton: second gradients in silence',
+            'if torch.is_grad_enabled():  # create_graph',
+            'if False:  # create_graph',
+        ),
+        (
+            'Triton: compilers see the other line',
+            'lines = (height, width) if dim == 2',
+            'lines = (width, height) if dim == 2',
         ),
     ),
     *_group(
@@ -482,7 +508,7 @@ MUTANTS = [
             'every block makes its own tables',
             'else block(x, tables)',
             'else block(x)',
-            'tests/backbone/test_compile.py -k once',
+            'tests/backbone/test_compile.py -m slow -k once',
         ),
     ),
     *_group(
