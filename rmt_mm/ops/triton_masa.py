@@ -127,7 +127,7 @@ def _backward(
         q = _load(Q, i, q_token, n, HEAD_DIM, PADDED_DIM)
         grad = _load(GRAD, i, o_token, n, HEAD_DIM, PADDED_DIM)
         out = _load(OUT, i, o_token, n, HEAD_DIM, PADDED_DIM)
-        logsum = tl.load(LOGSUM + i, mask=i < n, other=float('inf'))  # so that weights outside are 0
+        logsum = tl.load(LOGSUM + i, mask=i < n, other=0.0)  # outside, `grad` is 0
         logits = _logits(q, own_k, i, own, n, scale2, decay)
         weights = tl.exp2(logits - logsum[:, None])
         grad_v += tl.dot(tl.trans(weights.to(grad.dtype)), grad)
@@ -145,7 +145,7 @@ def _backward(
         grad = _load(GRAD, own, o_token, n, HEAD_DIM, PADDED_DIM)
         out = _load(OUT, own, o_token, n, HEAD_DIM, PADDED_DIM)
         mean = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-        logsum = tl.load(LOGSUM + own, mask=own < n, other=float('inf'))
+        logsum = tl.load(LOGSUM + own, mask=own < n, other=0.0)
         for start in range(0, n, BLOCK):
             j = start + tl.arange(0, BLOCK)
             k = _load(K, j, k_token, n, HEAD_DIM, PADDED_DIM)

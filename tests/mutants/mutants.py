@@ -398,10 +398,8 @@ MUTANTS = [
         TRITON,
         ('Triton: the decay grows', 'distance.to(tl.float32) * decay', '-distance.to(tl.float32) * decay'),
         ('Triton: a key too many', 'tl.where(j[None, :] < n,', 'tl.where(j[None, :] < n + 1,'),
-        ('Triton: rows for columns', 'order = (0, 3 - dim, dim, 3)', 'order = (0, dim, 3 - dim, 3)'),
         ('Triton: one tile of many', 'ONE_BLOCK=logsum.shape[-1] <= MAX_BLOCK', 'ONE_BLOCK=True'),
         ('Triton: channels apart', 'return t if t.stride(4) == 1 else t.contiguous()', 'return t'),
-        ('Triton: weights outside', "other=float('inf'))  # so", 'other=0.0)  # so'),
         ('Triton: gradients without their mean', '- mean[:, None]\n        grad_logits', '\n        grad_logits'),
         (
             'Triton: second gradients in silence',
