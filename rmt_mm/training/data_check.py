@@ -9,11 +9,19 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..errors import FOREIGN_ERRORS, DataError, RMTError, in_one_line
-from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
+from .class_check import (
+    check_heads,
+    check_metric_classes,
+    check_names_of_keys,
+    check_same_classes,
+    class_names,
+    takes_text,
+)
 from .coco_check import CocoCheck, check_evaluated_images, is_plain_coco, read_json
 from .datasets import build_lazily, find_datasets, name_files
 from .findings import Finding, collect, report
 from .label_check import check_image_labels, check_label_maps
+from .segmentor_check import check_losses, check_norms, find_batch_labels
 
 if TYPE_CHECKING:  # `import rmt_mm` does not need Runner
     from mmengine.runner import Runner
@@ -53,7 +61,10 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         config = runner.cfg.get(loader)
         if not config:
             raise
-        datasets = [dataset for dataset, _ in build_lazily(config, runner.cfg.get('default_scope'))]
+        built = list(build_lazily(config, runner.cfg.get('default_scope')))
+        for _, given in built:
+            report(check_names_of_keys(given.get('metainfo') or {}, loader))
+        datasets = [dataset for dataset, _ in built]
         for dataset in datasets:
             if is_plain_coco(dataset):
                 report(CocoCheck(dataset, loader).run())
@@ -131,6 +142,9 @@ class DataCheckHook(Hook):
             if hasattr(dataset, '__len__') and len(dataset) == 0:
                 raise DataError(_empty(loader))
             report(check_heads(runner.model, dataset, loader))
+            report(check_metric_classes(_metrics(runner, split), dataset, loader))
+            if split == 'train':
+                report(check_norms(runner.model, runner.train_loop.dataloader, loader))
             if self.check_files:
                 _report_of_main_process(self._check_files(runner, split, dataset))
             self._checked.add(split)
@@ -145,13 +159,18 @@ class DataCheckHook(Hook):
                 yield from coco.run()
                 if coco.images and len(leaves) == 1:
                     classes, evaluator = coco.labels, f'{split}_evaluator'
-                    for metric in getattr(getattr(runner, evaluator, None), 'metrics', ()) if split != 'train' else ():
+                    for metric in _metrics(runner, split):
                         yield from check_evaluated_images(metric, coco, evaluator)
             elif 'mmseg.BaseSegDataset' in names:
                 ignored = [getattr(module, 'ignore_index', None) for module in runner.model.modules()]
-                yield from check_label_maps(
-                    leaf, loader, {255, *(value for value in ignored if isinstance(value, int))}
+                labels = yield from check_label_maps(
+                    leaf,
+                    loader,
+                    {255, *(value for value in ignored if isinstance(value, int))},
+                    _num_classes(runner.model),
                 )
+                if split == 'train':
+                    yield from check_losses(runner.model, labels, loader, _batch_labels(runner, dataset))
             elif 'mmpretrain.BaseDataset' in names:
                 yield from check_image_labels(leaf, loader, _num_classes(runner.model))
         if split == 'train':
@@ -160,10 +179,20 @@ class DataCheckHook(Hook):
             yield from check_same_classes(self._train_classes, classes, loader)
 
 
+def _metrics(runner: 'Runner', split: str) -> Sequence:
+    return getattr(getattr(runner, f'{split}_evaluator', None), 'metrics', ())
+
+
 def _num_classes(model) -> Optional[int]:
-    head = getattr(getattr(model, 'module', model), HEADS[-1], None)
-    given = getattr(head, 'num_classes', None)
-    return given if isinstance(given, int) else None
+    model = getattr(model, 'module', model)
+    heads = (getattr(model, name, None) for name in ('decode_head', 'head'))
+    counts = (getattr(head, 'num_classes', None) for head in heads)
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
+def _batch_labels(runner: 'Runner', dataset) -> Iterator[Set[int]]:
+    model = getattr(runner.model, 'module', runner.model)
+    yield from find_batch_labels(dataset, model.data_preprocessor, runner.train_dataloader.batch_size or 1)
 
 
 def _report_of_main_process(check: Iterable[Finding]) -> None:

@@ -29,23 +29,27 @@ class TestLabelMaps:
             image = label_map if isinstance(label_map, Image.Image) else Image.fromarray(np.asarray(label_map))
             image.save(self.path / f'labels/{i}.png')
 
-    def check(self, classes=('road', 'sky', 'car'), load=(), **kwargs):
+    def check(self, classes=('road', 'sky', 'car'), load=(), num_classes=None, **kwargs):
         from mmseg.datasets import BaseSegDataset
 
         dataset = BaseSegDataset(
             data_root=str(self.path),
             data_prefix=dict(img_path='images', seg_map_path='labels'),
-            metainfo=dict(classes=classes),
+            metainfo=dict(classes=classes) if classes else None,
             pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **dict(load))],
             **kwargs,
         )
-        return collect(check_label_maps(dataset, 'train_dataloader'))
+        return collect(check_label_maps(dataset, 'train_dataloader', num_classes=num_classes))
+
+    def refusal_text(self, **kwargs):
+        (error,) = self.check(**kwargs)
+        assert error.level == logging.ERROR and error.text.startswith('train_dataloader: ')
+        return error.text
 
     def refusal(self, **kwargs):
-        (error,) = self.check(**kwargs)
-        assert error.level == logging.ERROR
-        assert error.text.startswith('train_dataloader: ') and '.png' in error.text
-        return error.text
+        text = self.refusal_text(**kwargs)
+        assert '.png' in text
+        return text
 
     def labels(self, *values, dtype=np.uint8):
         return np.resize(np.array(values, dtype), (6, 8))
@@ -96,9 +100,28 @@ class TestLabelMaps:
         assert '0.png of image' in self.refusal() and 'does not exist' in self.refusal()
 
     def test_nothing_but_ignored_is_noted(self):
-        self.write(self.labels(0, 255))
+        self.write(self.labels(1, 255))
         (note,) = self.check(classes=('background', 'vessel'))
-        assert note.level == logging.WARNING and 'have 0 alone, beside the ignored 255' in note.text
+        assert note.level == logging.WARNING and 'have 1 alone, beside the ignored 255' in note.text
+        self.write(self.labels(255))
+        assert 'have no class alone' in self.refusal_text(classes=('background', 'vessel'))
+        (note,) = self.check(classes=('background', 'vessel'), test_mode=True)
+        assert note.level == logging.WARNING
+
+    def test_masks_of_0_and_255(self):
+        self.write(self.labels(0, 255), self.labels(0))
+        for classes in (('background', 'vessel'), ('vessel',)):
+            text = self.refusal_text(classes=classes)
+            assert 'hold 0 and 255 alone, and 255 is ignored' in text and 'such as 1' in text
+            assert 'hold 0 and 255 alone' in self.refusal_text(classes=classes, reduce_zero_label=True)
+        self.write(self.labels(0, 255), self.labels(0, 1))
+        assert self.check(classes=('background', 'vessel')) == []
+
+    def test_classes_of_the_head_count_if_the_data_name_none(self):
+        self.write(self.labels(0, 7))
+        assert self.check(classes=None) == []
+        (error,) = self.check(classes=None, num_classes=5)
+        assert 'the values 7, but the 5 classes are 0 to 4' in error.text
 
     def test_only_a_bounded_number_is_read(self, monkeypatch):
         self.write(*[self.labels(0, 1)] * 120)
