@@ -89,6 +89,43 @@ def check_label_maps(
     return seen
 
 
+def check_counted_labels(metric, labels: Iterable[int], dataset, where: str) -> Iterator[Finding]:
+    """Find labels of ignored pixels that mmseg's IoUMetric does not ignore: predictions on them count as wrong.
+
+    Args:
+        metric (mmseg.evaluation.IoUMetric): others have no findings.
+        labels (Iterable[int]): labels found in the data set, ignored ones included.
+        dataset (mmseg.datasets.BaseSegDataset): the data set.
+        where (str): name of the evaluator.
+    """
+    classes = dataset.metainfo.get('classes') or ()
+    if 'IoUMetric' not in [cls.__name__ for cls in type(metric).__mro__] or metric.format_only:
+        return
+    counted = {label for label in labels if label >= len(classes)} - {metric.ignore_index}
+    if counted:
+        yield Finding(
+            f'{where}: the label maps have ignored pixels of {_list(counted)}, and ignore_index of '
+            f'{type(metric).__name__} is {metric.ignore_index}, so that all predictions on them count as wrong: set '
+            f'{where}.ignore_index={min(counted)}.'
+        )
+    elif 0 <= metric.ignore_index < len(classes):
+        yield Finding(
+            f'{where}: {type(metric).__name__} leaves out the pixels of the class {classes[metric.ignore_index]!r} '
+            f'(ignore_index={metric.ignore_index}).',
+            WARNING,
+        )
+
+
+def check_zero_label(train, other, where: str) -> Iterator[Finding]:
+    """Compare ``reduce_zero_label`` of one of mmseg's data sets with that of the training data."""
+    if train.reduce_zero_label != other.reduce_zero_label:
+        yield Finding(
+            f'{where}: reduce_zero_label is {other.reduce_zero_label}, and {train.reduce_zero_label} in '
+            'train_dataloader, so that a stored label means another class: set both alike.',
+            ERROR if type(train) is type(other) else WARNING,
+        )
+
+
 def _check_size(info: dict, shape: Sequence[int], path: str, load_image, where: str) -> Iterator[Finding]:
     image = info.get('img_path')
     if not reads_from_disk(load_image) or not image or '://' in image:

@@ -105,6 +105,18 @@ def test_classes_that_a_metric_of_label_maps_needs(classes, words):
     DataCheckHook().before_val(runner)
 
 
+@pytest.mark.parametrize('metrics, prefixes, right', [(2, 2, True), (1, 2, False), (2, 1, False), (3, 3, False)])
+def test_metrics_of_several_data_sets(metrics, prefixes, right):
+    joined = SimpleNamespace(datasets=[DataSet(1), DataSet(1)])
+    runner = make_runner(nn.ModuleDict(), val=joined)
+    runner.val_evaluator = SimpleNamespace(metrics=[None] * metrics, dataset_prefixes=['a'] * prefixes)
+    if right:
+        DataCheckHook().before_val(runner)
+    else:
+        with pytest.raises(DataError, match=f'val_evaluator: .* has {metrics} metrics and {prefixes} dataset_prefixes'):
+            DataCheckHook().before_val(runner)
+
+
 @pytest.mark.parametrize('key, sigmoid, wanted', [('loss_cls', 0, 4), ('loss_cls', 1, 3), ('loss_module', 0, 3)])
 def test_class_weights(key, sigmoid, wanted):
     for count in (1, 2, 3, 4, 5):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from PIL import Image
 
 from rmt_mm.training import label_check
 from rmt_mm.training.findings import collect
-from rmt_mm.training.label_check import check_image_labels, check_label_maps
+from rmt_mm.training.label_check import (
+    check_counted_labels,
+    check_image_labels,
+    check_label_maps,
+    check_zero_label,
+)
 
 
 class TestLabelMaps:
@@ -130,6 +136,24 @@ class TestLabelMaps:
         monkeypatch.setattr(label_check, 'get', lambda path: read.append(path) or real(path))
         assert self.check() == []
         assert len(read) == 50
+
+
+def test_ignored_labels_that_the_metric_counts():
+    metric = type('IoUMetric', (), dict(format_only=False, ignore_index=255))()
+    data = SimpleNamespace(metainfo=dict(classes=('road', 'sky')))
+    assert collect(check_counted_labels(metric, {0, 1, 255}, data, 'val_evaluator')) == []
+    (error,) = collect(check_counted_labels(metric, {0, 1, 100}, data, 'val_evaluator'))
+    assert error.level == logging.ERROR and 'set val_evaluator.ignore_index=100' in error.text
+    metric.ignore_index = 0
+    (note,) = collect(check_counted_labels(metric, {0, 1}, data, 'val_evaluator'))
+    assert note.level == logging.WARNING and "the class 'road'" in note.text
+
+
+def test_zero_label_of_training_and_validation():
+    train, other = SimpleNamespace(reduce_zero_label=True), SimpleNamespace(reduce_zero_label=False)
+    (error,) = collect(check_zero_label(train, other, 'val_dataloader'))
+    assert error.level == logging.ERROR and 'reduce_zero_label is False, and True in train_dataloader' in error.text
+    assert collect(check_zero_label(train, train, 'val_dataloader')) == []
 
 
 class TestImageLabels:
