@@ -1,7 +1,7 @@
 """Compare the classes of a data set with the heads of a model, and with those of another data set."""
 
-from logging import WARNING
-from typing import Iterator, List, Optional, Sequence
+from logging import ERROR, WARNING
+from typing import Any, Iterable, Iterator, List, Optional, Sequence
 
 from torch import nn
 
@@ -29,14 +29,16 @@ def class_names(dataset) -> Optional[Sequence[str]]:
 
 
 def check_heads(model: nn.Module, dataset, loader: str) -> Iterator[Finding]:
-    """Find heads whose ``num_classes`` is not the number of classes of a data set, and a text in place of its names."""
+    """Find heads whose ``num_classes`` or class weights do not fit the classes of a data set, and misnamed classes."""
     for metainfo in metainfos(dataset):
+        yield from check_names_of_keys(metainfo, loader)
         text = metainfo.get('classes')
         if isinstance(text, str):
             yield Finding(
                 f'{loader}: metainfo.classes is the text {text!r}, not a sequence of names, and no file '
                 f'is called so: a single class is written ({text!r}, ).'
             )
+    yield from _check_class_weights(model)
     classes = class_names(dataset)
     if classes is None or takes_text(model):
         return
@@ -66,6 +68,54 @@ def check_heads(model: nn.Module, dataset, loader: str) -> Iterator[Finding]:
             yield Finding(f'{text} If this head predicts something else, such as boundaries, all is well.', WARNING)
         else:
             yield Finding(text)
+
+
+def check_names_of_keys(metainfo: dict, loader: str) -> Iterator[Finding]:
+    """Find ``CLASSES`` and ``PALETTE``, the keys of mmdet 2 and mmseg 0, which nothing reads now."""
+    for key, value in metainfo.items():
+        name = key.lower()
+        # A data set that has default classes keeps them; with the same names under both keys nothing is lost.
+        if name in ('classes', 'palette') and key != name and list(metainfo.get(name) or ()) != list(value):
+            yield Finding(
+                f'{loader}: nothing reads metainfo.{key}; the key is metainfo.{name}, in lower case.',
+                ERROR if name == 'classes' else WARNING,
+            )
+
+
+def check_metric_classes(metrics: Iterable, dataset, loader: str) -> Iterator[Finding]:
+    """Find metrics of label maps that cannot count: the data set names no classes, or a single one."""
+    for metric in metrics:
+        kinds = [cls.__name__ for cls in type(metric).__mro__]
+        if not {'IoUMetric', 'SemSegMetric'}.intersection(kinds) or getattr(metric, 'format_only', False):
+            continue
+        for metainfo in metainfos(dataset):
+            classes = metainfo.get('classes')
+            if not classes:
+                yield Finding(
+                    f'{loader}: the data set names no classes, which {kinds[0]} needs: set metainfo=dict(classes='
+                    f'(...)) in {loader}.dataset, with a name for each class of the model.'
+                )
+            elif len(classes) == 1:
+                yield Finding(
+                    f'{loader}: with the single class {classes[0]!r}, {kinds[0]} counts all pixels as this class: name '
+                    f"the background too, as in metainfo=dict(classes=('background', {classes[0]!r}))."
+                )
+
+
+def _check_class_weights(model: nn.Module) -> Iterator[Finding]:
+    """Find class weights of the losses of mmdet's and mmpretrain's heads that are not one for each output."""
+    for name, loss in model.named_modules():
+        weights: Any = getattr(loss, 'class_weight', None)
+        parent, _, key = name.rpartition('.')
+        given = getattr(model.get_submodule(parent), 'num_classes', None)
+        if key not in ('loss_cls', 'loss_module') or type(given) is not int or not hasattr(weights, '__len__'):
+            continue
+        background = key == 'loss_cls' and not getattr(loss, 'use_sigmoid', False)
+        if len(weights) not in (1, given + background):
+            yield Finding(
+                f'model.{name.replace("module.", "", 1)}.class_weight has {len(weights)} weights, but the head has '
+                f'{given} classes{" and, as the last, no object" if background else ""}: give one weight for each.'
+            )
 
 
 def takes_text(model: nn.Module) -> bool:

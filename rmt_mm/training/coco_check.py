@@ -9,7 +9,7 @@ import json
 import math
 import os.path as osp
 from logging import ERROR, INFO, WARNING
-from typing import Any, Generator, Iterable, Iterator, List, Tuple
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class CocoCheck:
     Attributes:
         images, categories, annotations (list[dict]): the parts of the file; empty before :meth:`run` has read it, and
             if the file is not on this machine.
+        learnable (int | None): the number of boxes that a training learns from; None as long as it is unknown.
     """
 
     def __init__(self, dataset, where: str) -> None:
@@ -63,6 +64,7 @@ class CocoCheck:
         self.images: List[dict] = []
         self.categories: List[dict] = []
         self.annotations: List[dict] = []
+        self.learnable: Optional[int] = None
 
     @property
     def labels(self) -> Tuple[str, ...]:
@@ -97,9 +99,11 @@ class CocoCheck:
         used = [annotation for annotation in self.annotations if not annotation.get('ignore')]
         yield from self._check_keys(used, 'annotation', ('bbox', 'area'))
         kept = yield from self._check_boxes(used)
+        names, labels = self._names(), self.labels
+        kept = [annotation for annotation in kept if names[annotation['category_id']] in labels]
+        self.learnable = sum(not annotation.get('iscrowd') for annotation in kept)
         if getattr(find_transform(self.dataset, 'LoadAnnotations'), 'with_mask', False):
-            names, labels = self._names(), self.labels
-            yield from self._check_masks([a for a in kept if names[a['category_id']] in labels])
+            yield from self._check_masks(kept)
         load = find_transform(self.dataset, 'LoadImageFromFile')
         folder = self.dataset.data_prefix.get('img', '')
         if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
@@ -405,3 +409,75 @@ def check_evaluated_images(metric, data: CocoCheck, where: str) -> Iterator[Find
                     f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
                     f'{annotation["id"]} of its ann_file has no segmentation.'
                 )
+
+
+def check_categories(metric, data: CocoCheck, where: str) -> Iterator[Finding]:
+    """Find other categories, or another order of them, in the file of a CocoMetric than in that of the data set."""
+    coco = getattr(metric, '_coco_api', None)
+    if type(metric).__name__ != 'CocoMetric' or coco is None:
+        return
+    classes = tuple(c['name'] for c in coco.dataset['categories'] if not data.classes or c['name'] in data.classes)
+    if classes != data.labels:
+        yield Finding(
+            f'{where}: ann_file of CocoMetric has the categories {_some(classes)}, and the annotation file of the data '
+            f'set {_some(data.labels)}: labels follow the order of the file, so that predictions of one class would '
+            'be scored as another. Evaluate with the file of the data set.'
+        )
+
+
+def check_yielded_images(metric, datasets: Sequence, where: str, loader: str) -> Iterator[Finding]:
+    """Compare the images that built data sets yield with those that mmdet's CocoMetric scores.
+
+    Args:
+        metric (mmdet.evaluation.CocoMetric): others have no findings.
+        datasets (Sequence[BaseDataset]): the data sets whose predictions the metric is given.
+        where, loader (str): names of the evaluator and of the data loader.
+    """
+    if type(metric).__name__ != 'CocoMetric' or not all(getattr(d, '_fully_initialized', False) for d in datasets):
+        return
+    yielded: Dict[Any, str] = {}
+    for dataset in datasets:
+        own = {}
+        for info in map(dataset.get_data_info, range(len(dataset))):
+            if 'img_id' not in info:
+                return
+            own[info['img_id']] = osp.basename(str(info.get('img_path')))
+        twice = [key for key in own if key in yielded]
+        if twice:
+            yield Finding(
+                f'{where}: the data sets of {loader} have {len(twice)} image ids in common, such as {twice[0]} '
+                f'({yielded[twice[0]]} and {own[twice[0]]}), and one CocoMetric scores them as one image: set '
+                f"{where}=dict(type='MultiDatasetsEvaluator', metrics=[...], dataset_prefixes=[...]) with a CocoMetric "
+                'and a prefix for each data set.'
+            )
+        yielded.update(own)
+    coco = getattr(metric, '_coco_api', None)
+    if coco is None:
+        return
+    unknown = [key for key in yielded if key not in coco.imgs]
+    if unknown:
+        yield Finding(
+            f'{where}: ann_file of CocoMetric lacks {len(unknown)} of the {len(yielded)} images of {loader}, such as '
+            f'{unknown[0]} ({yielded[unknown[0]]}): name the annotation file of these images'
+            + (', or set a MultiDatasetsEvaluator with a CocoMetric for each data set' if len(datasets) > 1 else '')
+            + '.'
+        )
+    more = [key for key in coco.imgs if key not in yielded and coco.imgToAnns.get(key)]
+    if more:
+        yield Finding(
+            f'{where}: ann_file of CocoMetric has {len(more)} images with annotations that {loader} does not yield, '
+            f'such as {more[0]}; all their boxes would count as not found. Name a file of the {len(yielded)} images '
+            'that it yields, or let it yield all (indices, filter_cfg).'
+        )
+
+
+def check_learnable(checks: Sequence[CocoCheck], loader: str) -> Iterator[Finding]:
+    """Find training data in which no box is left to learn from, after all files were checked."""
+    if checks and all(check.learnable == 0 for check in checks):
+        annotations = [annotation for check in checks for annotation in check.annotations]
+        crowds = sum(bool(annotation.get('iscrowd')) for annotation in annotations)
+        yield Finding(
+            f'{loader}: no box is left to learn from in {", ".join(check.path for check in checks)}: of '
+            f'{len(annotations)} annotations {crowds} have iscrowd=1, which only says where not to learn (set '
+            'iscrowd=0 for single objects), and mmdet leaves out the others.'
+        )

@@ -2,18 +2,34 @@
 in a loss."""
 
 import contextlib
-from typing import TYPE_CHECKING, Iterable, Iterator, List, Optional, Sequence, Set
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..errors import FOREIGN_ERRORS, DataError, RMTError, in_one_line
-from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
-from .coco_check import CocoCheck, check_evaluated_images, is_plain_coco, read_json
+from .class_check import (
+    check_heads,
+    check_metric_classes,
+    check_names_of_keys,
+    check_same_classes,
+    class_names,
+    takes_text,
+)
+from .coco_check import (
+    CocoCheck,
+    check_categories,
+    check_evaluated_images,
+    check_learnable,
+    check_yielded_images,
+    is_plain_coco,
+    read_json,
+)
 from .datasets import build_lazily, find_datasets, name_files
 from .findings import Finding, collect, report
-from .label_check import check_image_labels, check_label_maps
+from .label_check import check_counted_labels, check_image_labels, check_label_maps, check_zero_label
+from .segmentor_check import check_losses, check_norms, find_batch_labels
 
 if TYPE_CHECKING:  # `import rmt_mm` does not need Runner
     from mmengine.runner import Runner
@@ -53,7 +69,10 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         config = runner.cfg.get(loader)
         if not config:
             raise
-        datasets = [dataset for dataset, _ in build_lazily(config, runner.cfg.get('default_scope'))]
+        built = list(build_lazily(config, runner.cfg.get('default_scope')))
+        for _, given in built:
+            report(check_names_of_keys(given.get('metainfo') or {}, loader))
+        datasets = [dataset for dataset, _ in built]
         for dataset in datasets:
             if is_plain_coco(dataset):
                 report(CocoCheck(dataset, loader).run())
@@ -110,6 +129,7 @@ class DataCheckHook(Hook):
     def __init__(self, check_files: bool = True) -> None:
         self.check_files = check_files
         self._checked: Set[str] = set()
+        self._label_maps: Dict[str, Any] = {}  # a data set of label maps of each split
         self._train_classes: Optional[Sequence[str]] = None
 
     def before_train(self, runner: 'Runner') -> None:
@@ -131,39 +151,95 @@ class DataCheckHook(Hook):
             if hasattr(dataset, '__len__') and len(dataset) == 0:
                 raise DataError(_empty(loader))
             report(check_heads(runner.model, dataset, loader))
+            report(check_metric_classes(_metrics(runner, split), dataset, loader))
+            if split == 'train':
+                report(check_norms(runner.model, runner.train_loop.dataloader, loader))
             if self.check_files:
                 _report_of_main_process(self._check_files(runner, split, dataset))
             self._checked.add(split)
 
     def _check_files(self, runner: 'Runner', split: str, dataset) -> Iterator[Finding]:
         loader = f'{split}_dataloader'
+        evaluator = f'{split}_evaluator'
         classes, leaves = class_names(dataset), list(find_datasets(dataset))
+        checks: List[CocoCheck] = []
         for leaf in leaves:
             names = {f'{cls.__module__.split(".")[0]}.{cls.__name__}' for cls in type(leaf).__mro__}
             if is_plain_coco(leaf):
                 coco = CocoCheck(leaf, loader)
+                checks.append(coco)
                 yield from coco.run()
                 if coco.images and len(leaves) == 1:
-                    classes, evaluator = coco.labels, f'{split}_evaluator'
-                    for metric in getattr(getattr(runner, evaluator, None), 'metrics', ()) if split != 'train' else ():
-                        yield from check_evaluated_images(metric, coco, evaluator)
+                    classes = coco.labels
             elif 'mmseg.BaseSegDataset' in names:
                 ignored = [getattr(module, 'ignore_index', None) for module in runner.model.modules()]
-                yield from check_label_maps(
-                    leaf, loader, {255, *(value for value in ignored if isinstance(value, int))}
+                labels = yield from check_label_maps(
+                    leaf,
+                    loader,
+                    {255, *(value for value in ignored if isinstance(value, int))},
+                    _num_classes(runner.model),
                 )
+                for metric in _metrics(runner, split):
+                    yield from check_counted_labels(metric, labels, leaf, f'{split}_evaluator')
+                self._label_maps[split] = leaf
+                yield from check_zero_label(self._label_maps.get('train', leaf), leaf, loader)
+                if split == 'train':
+                    yield from check_losses(runner.model, labels, loader, _batch_labels(runner, dataset))
             elif 'mmpretrain.BaseDataset' in names:
                 yield from check_image_labels(leaf, loader, _num_classes(runner.model))
+        if split == 'train' and len(checks) == len(leaves):
+            yield from check_learnable(checks, loader)
+        yield from _check_number_of_metrics(runner, split, dataset)
+        for metric, scored in _scored(runner, split, leaves):
+            for coco in checks:
+                if coco.images and coco.dataset in scored:
+                    yield from check_categories(metric, coco, evaluator)
+                    if len(scored) == 1:
+                        yield from check_evaluated_images(metric, coco, evaluator)
+            yield from check_yielded_images(metric, scored, evaluator, loader)
         if split == 'train':
             self._train_classes = classes
         elif not takes_text(runner.model):
             yield from check_same_classes(self._train_classes, classes, loader)
 
 
+def _metrics(runner: 'Runner', split: str) -> Sequence:
+    return getattr(getattr(runner, f'{split}_evaluator', None), 'metrics', ())
+
+
+def _scored(runner: 'Runner', split: str, leaves: List) -> Iterator[Tuple[Any, List]]:
+    """Yield the metrics of an evaluator with the data sets that each scores: mmdet has one for several."""
+    metrics = _metrics(runner, split)
+    if hasattr(getattr(runner, f'{split}_evaluator', None), 'dataset_prefixes'):
+        yield from ((metric, [leaf]) for metric, leaf in zip(metrics, leaves))
+    else:
+        yield from ((metric, leaves) for metric in metrics)
+
+
+def _check_number_of_metrics(runner: 'Runner', split: str, dataset) -> Iterator[Finding]:
+    """Compare the lists of mmdet's MultiDatasetsEvaluator, of which it drops what is over."""
+    evaluator: Any = getattr(runner, f'{split}_evaluator', None)
+    parts = getattr(dataset, 'datasets', None) or [dataset]
+    if hasattr(evaluator, 'dataset_prefixes'):
+        counts = len(evaluator.metrics), len(evaluator.dataset_prefixes), len(parts)
+        if len(set(counts)) > 1 or dataset in parts:
+            yield Finding(
+                f'{split}_evaluator: {type(evaluator).__name__} has {counts[0]} metrics and {counts[1]} '
+                f'dataset_prefixes, and {split}_dataloader has {counts[2]} data sets: it needs a ConcatDataset, and '
+                'one of each for every data set in it.'
+            )
+
+
 def _num_classes(model) -> Optional[int]:
-    head = getattr(getattr(model, 'module', model), HEADS[-1], None)
-    given = getattr(head, 'num_classes', None)
-    return given if isinstance(given, int) else None
+    model = getattr(model, 'module', model)
+    heads = (getattr(model, name, None) for name in ('decode_head', 'head'))
+    counts = (getattr(head, 'num_classes', None) for head in heads)
+    return next((count for count in counts if isinstance(count, int)), None)
+
+
+def _batch_labels(runner: 'Runner', dataset) -> Iterator[Set[int]]:
+    model = getattr(runner.model, 'module', runner.model)
+    yield from find_batch_labels(dataset, model.data_preprocessor, runner.train_dataloader.batch_size or 1)
 
 
 def _report_of_main_process(check: Iterable[Finding]) -> None:

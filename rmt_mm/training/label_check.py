@@ -2,8 +2,8 @@
 
 import copy
 import os.path as osp
-from logging import WARNING
-from typing import Iterable, Iterator, Optional, Sequence
+from logging import ERROR, WARNING
+from typing import Generator, Iterable, Iterator, Optional, Sequence, Set
 
 import mmcv
 import numpy as np
@@ -14,10 +14,13 @@ from .findings import Finding
 from .image_size import read_image_size
 
 
-def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255,)) -> Iterator[Finding]:
+def check_label_maps(
+    dataset, where: str, ignored: Iterable[int] = (255,), num_classes: Optional[int] = None
+) -> Generator[Finding, None, Set[int]]:
     """Check up to 50 label maps of one of mmseg's data sets, from the first to the last at even distances.
 
-    Find label maps that are missing, have several channels, another size than their image, or values of no class.
+    Find label maps that are missing, have several channels, another size than their image, or values of no class, and
+    those of which nothing can be learned. Return the labels in them, ignored ones included.
 
     The pipeline's own LoadAnnotations loads them, so ``reduce_zero_label`` and ``label_map`` are applied. Without that
     transform nothing is checked.
@@ -26,13 +29,15 @@ def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255,)) -> It
         dataset (mmseg.datasets.BaseSegDataset): a built data set.
         where (str): name of its data loader.
         ignored (Iterable[int]): values that the losses ignore, besides the data set's ``ignore_index``. Default (255,).
+        num_classes (int | None): number of classes, used if the data set does not name them.
     """
     load, load_image = find_transform(dataset, 'LoadAnnotations'), find_transform(dataset, 'LoadImageFromFile')
-    classes = dataset.metainfo.get('classes')
+    classes = dataset.metainfo.get('classes') or range(num_classes or 0)
+    seen: Set[int] = set()
     if not reads_from_disk(load) or not classes:
-        return
+        return seen
     ignored = {dataset.ignore_index, *ignored}
-    present, sample = set(), pick_evenly(range(len(dataset)))
+    stored, sample = set(), pick_evenly(range(len(dataset)))
     for i in sample:
         info = dataset.get_data_info(i)
         path = info.get('seg_map_path')
@@ -52,7 +57,9 @@ def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255,)) -> It
         yield from _check_size(info, raw.shape, path, load_image, where)
         if raw.max() > 255:
             yield Finding(f'{where}: label map {path} has values up to {raw.max()}, of which mmseg keeps 8 bits.')
-        labels = set(np.unique(load.transform(copy.deepcopy(info))['gt_seg_map']).tolist()) - ignored
+        stored |= set(np.unique(raw).tolist())
+        loaded = set(np.unique(load.transform(copy.deepcopy(info))['gt_seg_map']).tolist())
+        labels = loaded - ignored
         wrong = sorted(label for label in labels if label >= max(len(classes), 2))
         if wrong:
             hint = (
@@ -65,12 +72,57 @@ def check_label_maps(dataset, where: str, ignored: Iterable[int] = (255,)) -> It
                 f'{len(classes)} classes are 0 to {len(classes) - 1}, and {_list(ignored)} is ignored'
                 f'{" (after reduce_zero_label)" if dataset.reduce_zero_label else ""}.{hint}'
             )
-        present |= labels
+        seen |= loaded
+    present = seen - ignored
+    if stored == {0, 255} and 255 in ignored and len(present) < 2:
+        yield Finding(
+            f'{where}: the {len(sample)} label maps that were looked at hold 0 and 255 alone, and 255 is ignored: '
+            f'store the number of the class in place of 255, such as 1 (the {len(classes)} classes are 0 to '
+            f'{len(classes) - 1}).'
+        )
     if sample and len(present) < min(2, len(classes)):
         yield Finding(
             f'{where}: {len(sample)} label maps that were looked at have {_list(present)} alone, beside the '
             f'ignored {_list(ignored)}; the {len(classes)} classes are 0 to {len(classes) - 1}.',
+            WARNING if present or dataset.test_mode or len(sample) < len(dataset) else ERROR,
+        )
+    return seen
+
+
+def check_counted_labels(metric, labels: Iterable[int], dataset, where: str) -> Iterator[Finding]:
+    """Find labels of ignored pixels that mmseg's IoUMetric does not ignore: predictions on them count as wrong.
+
+    Args:
+        metric (mmseg.evaluation.IoUMetric): others have no findings.
+        labels (Iterable[int]): labels found in the data set, ignored ones included.
+        dataset (mmseg.datasets.BaseSegDataset): the data set.
+        where (str): name of the evaluator.
+    """
+    classes = dataset.metainfo.get('classes') or ()
+    if 'IoUMetric' not in [cls.__name__ for cls in type(metric).__mro__] or metric.format_only:
+        return
+    counted = {label for label in labels if label >= len(classes)} - {metric.ignore_index}
+    if counted:
+        yield Finding(
+            f'{where}: the label maps have ignored pixels of {_list(counted)}, and ignore_index of '
+            f'{type(metric).__name__} is {metric.ignore_index}, so that all predictions on them count as wrong: set '
+            f'{where}.ignore_index={min(counted)}.'
+        )
+    elif 0 <= metric.ignore_index < len(classes):
+        yield Finding(
+            f'{where}: {type(metric).__name__} leaves out the pixels of the class {classes[metric.ignore_index]!r} '
+            f'(ignore_index={metric.ignore_index}).',
             WARNING,
+        )
+
+
+def check_zero_label(train, other, where: str) -> Iterator[Finding]:
+    """Compare ``reduce_zero_label`` of one of mmseg's data sets with that of the training data."""
+    if train.reduce_zero_label != other.reduce_zero_label:
+        yield Finding(
+            f'{where}: reduce_zero_label is {other.reduce_zero_label}, and {train.reduce_zero_label} in '
+            'train_dataloader, so that a stored label means another class: set both alike.',
+            ERROR if type(train) is type(other) else WARNING,
         )
 
 

@@ -1000,7 +1000,28 @@ MUTANTS = [
         'rmt_mm/training/class_check.py',
         DATA_CHECK,
         ('data check: class counts', 'and given not in counts', 'and False'),
+        ('data check: class weights', 'if len(weights) not in (1, given + background):', 'if False:'),
+        ('data check: CLASSES in capitals', "if name in ('classes', 'palette') and", 'if False and'),
         ('data check: another order of classes', 'if sorted(map(str, train)) == sorted(map(str, other)):', 'if False:'),
+    ),
+    *_group(
+        'rmt_mm/training/coco_check.py',
+        'tests/training/test_coco_check.py',
+        ('data check: ids of several files', 'twice = [key for key in own if key in yielded]', 'twice = []'),
+        ('data check: crowds alone', 'all(check.learnable == 0 for check in checks)', 'False'),
+    ),
+    *_group(
+        'rmt_mm/training/segmentor_check.py',
+        'tests/training/test_segmentor_check.py',
+        ('data check: labels of padding', 'labels.union(*batches) if weights', 'labels if weights'),
+        ('data check: a constant loss', 'return None, bool(gradient.any())', 'return None, True'),
+        ('data check: a last batch of one', '1 in (dataloader.batch_size, last)', '1 == dataloader.batch_size'),
+    ),
+    *_group(
+        'rmt_mm/training/label_check.py',
+        'tests/training/test_label_check.py',
+        ('data check: ignored labels in a metric', '- {metric.ignore_index}', '- set(labels)'),
+        ('data check: masks of 0 and 255', 'if stored == {0, 255} and', 'if False and'),
     ),
     *_group(
         'rmt_mm/training/findings.py',

@@ -12,7 +12,14 @@ pytest.importorskip('mmdet')
 from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
 
-from rmt_mm.training.coco_check import CocoCheck, check_evaluated_images, is_plain_coco  # noqa: E402
+from rmt_mm.training.coco_check import (  # noqa: E402
+    CocoCheck,
+    check_categories,
+    check_evaluated_images,
+    check_learnable,
+    check_yielded_images,
+    is_plain_coco,
+)
 from rmt_mm.training.findings import collect  # noqa: E402
 
 SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
@@ -389,3 +396,72 @@ class TestEvaluatedImages:
         assert self.findings(self.metric(folder, other, metric='bbox'), data) == []
         (error,) = self.findings(self.metric(folder, other, metric='segm'), data)
         assert error.level == logging.ERROR and 'annotation 11 of its ann_file has no segmentation' in error.text
+
+    def test_categories_in_another_order(self, folder, data):
+        other = content()
+        assert collect(check_categories(self.metric(folder, other), data, 'val_evaluator')) == []
+        other['categories'].reverse()
+        (error,) = collect(check_categories(self.metric(folder, other), data, 'val_evaluator'))
+        assert error.level == logging.ERROR and 'the categories dog, cat, and' in error.text
+
+
+class TestYieldedImages:
+    """What built data sets yield, and what the metric scores."""
+
+    def check(self, folder, *files, ann_file='all.json', **kwargs):
+        datasets = [folder.dataset(name, test_mode=True, **kwargs) for name in files]
+        for dataset in datasets:
+            dataset.full_init()
+        metric = CocoMetric(ann_file=ann_file and str(folder.path / ann_file))
+        findings = collect(check_yielded_images(metric, datasets, 'val_evaluator', 'val_dataloader'))
+        assert all(finding.level == logging.ERROR for finding in findings)
+        return ''.join(finding.text for finding in findings)
+
+    @pytest.fixture(autouse=True)
+    def _files(self, folder):
+        whole, second = content(), content()
+        for image in second['images']:
+            image.update(id=image['id'] + 10, file_name=f'b{image["id"]}.png')
+        for annotation in second['annotations']:
+            annotation.update(id=annotation['id'] + 100, image_id=annotation['image_id'] + 10)
+        both = dict(
+            whole,
+            images=whole['images'] + second['images'],
+            annotations=whole['annotations'] + second['annotations'],
+        )
+        for name, data in (('all.json', whole), ('second.json', second), ('both.json', both)):
+            folder.write(data, name)
+
+    def test_the_same_images_pass(self, folder):
+        assert self.check(folder, 'all.json') == self.check(folder, 'all.json', ann_file=None) == ''
+        assert self.check(folder, 'all.json', 'second.json', ann_file='both.json') == ''
+
+    @pytest.mark.parametrize('ann_file', ['all.json', None])
+    def test_ids_of_two_files_collide(self, folder, ann_file):
+        text = self.check(folder, 'all.json', 'all.json', ann_file=ann_file)
+        assert '2 image ids in common, such as 1' in text and 'MultiDatasetsEvaluator' in text
+
+    def test_images_that_the_metric_lacks(self, folder):
+        text = self.check(folder, 'all.json', 'second.json')
+        assert 'lacks 2 of the 4 images of val_dataloader, such as 11 (b1.png)' in text
+
+    def test_a_subset(self, folder):
+        text = self.check(folder, 'all.json', indices=1)
+        assert 'has 1 images with annotations that val_dataloader does not yield, such as 2' in text
+
+
+def test_nothing_to_learn(folder):
+    def check(*files):
+        checks = [CocoCheck(folder.dataset(name), 'train_dataloader') for name in files]
+        for one in checks:
+            assert all(finding.level < logging.ERROR for finding in collect(one.run()))
+        return [finding.text for finding in collect(check_learnable(checks, 'train_dataloader'))]
+
+    crowds = content()
+    for annotation in crowds['annotations']:
+        annotation['iscrowd'] = 1
+    folder.write(crowds, 'crowds.json')
+    folder.write(content())
+    (text,) = check('crowds.json')
+    assert 'no box is left to learn from' in text and 'of 4 annotations 4 have iscrowd=1' in text
+    assert check('train.json') == check('crowds.json', 'train.json') == []

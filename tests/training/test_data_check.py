@@ -82,6 +82,54 @@ class TestEverySplit:
             check(DataSet(1, ('cat')), model, split)
 
 
+@pytest.mark.parametrize('defaults', [{}, dict(classes=('person', 'car'))])  # with CocoDataset's own names
+def test_capitals_of_older_versions(model, defaults):
+    data = DataSet(1, CLASSES=('cat', 'dog', 'fish'), **defaults)
+    with pytest.raises(
+        DataError, match=r'train_dataloader: nothing reads metainfo\.CLASSES; the key is metainfo\.clas'
+    ):
+        check(data, model)
+    check(DataSet(1, ['cat', 'dog', 'fish'], CLASSES=('cat', 'dog', 'fish'), PALETTE=[[0, 0, 0]] * 3), model)
+
+
+@pytest.mark.parametrize(
+    'classes, words', [(None, 'names no classes, which IoUMetric'), (('cat',), "background too.*'background', 'cat'")]
+)
+def test_classes_that_a_metric_of_label_maps_needs(classes, words):
+    metric = type('IoUMetric', (), dict(format_only=False))()
+    runner = make_runner(nn.ModuleDict(), val=DataSet(1, classes))
+    runner.val_evaluator = SimpleNamespace(metrics=[metric])
+    with pytest.raises(DataError, match=f'val_dataloader: .*{words}'):
+        DataCheckHook().before_val(runner)
+    metric.format_only = True
+    DataCheckHook().before_val(runner)
+
+
+@pytest.mark.parametrize('metrics, prefixes, right', [(2, 2, True), (1, 2, False), (2, 1, False), (3, 3, False)])
+def test_metrics_of_several_data_sets(metrics, prefixes, right):
+    joined = SimpleNamespace(datasets=[DataSet(1), DataSet(1)])
+    runner = make_runner(nn.ModuleDict(), val=joined)
+    runner.val_evaluator = SimpleNamespace(metrics=[None] * metrics, dataset_prefixes=['a'] * prefixes)
+    if right:
+        DataCheckHook().before_val(runner)
+    else:
+        with pytest.raises(DataError, match=f'val_evaluator: .* has {metrics} metrics and {prefixes} dataset_prefixes'):
+            DataCheckHook().before_val(runner)
+
+
+@pytest.mark.parametrize('key, sigmoid, wanted', [('loss_cls', 0, 4), ('loss_cls', 1, 3), ('loss_module', 0, 3)])
+def test_class_weights(key, sigmoid, wanted):
+    for count in (1, 2, 3, 4, 5):
+        model = nn.ModuleDict(dict(bbox_head=head(3, lambda: nn.ModuleDict({key: nn.Identity()}))))
+        loss = model['bbox_head'][key]
+        loss.class_weight, loss.use_sigmoid = [1.0] * count, bool(sigmoid)
+        if count in (1, wanted):
+            check(DataSet(1), model)
+        else:
+            with pytest.raises(DataError, match=rf'bbox_head\.{key}\.class_weight has {count} weights'):
+                check(DataSet(1), model)
+
+
 def test_validation_classes_are_checked_before_training(model):
     good, bad = DataSet(1, ('cat', 'dog', 'fish')), DataSet(1, ('cat', 'dog'))
     with pytest.raises(DataError, match='val_dataloader has 2 classes'):

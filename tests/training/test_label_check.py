@@ -2,6 +2,7 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from PIL import Image
 
 from rmt_mm.training import label_check
 from rmt_mm.training.findings import collect
-from rmt_mm.training.label_check import check_image_labels, check_label_maps
+from rmt_mm.training.label_check import (
+    check_counted_labels,
+    check_image_labels,
+    check_label_maps,
+    check_zero_label,
+)
 
 
 class TestLabelMaps:
@@ -29,23 +35,27 @@ class TestLabelMaps:
             image = label_map if isinstance(label_map, Image.Image) else Image.fromarray(np.asarray(label_map))
             image.save(self.path / f'labels/{i}.png')
 
-    def check(self, classes=('road', 'sky', 'car'), load=(), **kwargs):
+    def check(self, classes=('road', 'sky', 'car'), load=(), num_classes=None, **kwargs):
         from mmseg.datasets import BaseSegDataset
 
         dataset = BaseSegDataset(
             data_root=str(self.path),
             data_prefix=dict(img_path='images', seg_map_path='labels'),
-            metainfo=dict(classes=classes),
+            metainfo=dict(classes=classes) if classes else None,
             pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **dict(load))],
             **kwargs,
         )
-        return collect(check_label_maps(dataset, 'train_dataloader'))
+        return collect(check_label_maps(dataset, 'train_dataloader', num_classes=num_classes))
+
+    def refusal_text(self, **kwargs):
+        (error,) = self.check(**kwargs)
+        assert error.level == logging.ERROR and error.text.startswith('train_dataloader: ')
+        return error.text
 
     def refusal(self, **kwargs):
-        (error,) = self.check(**kwargs)
-        assert error.level == logging.ERROR
-        assert error.text.startswith('train_dataloader: ') and '.png' in error.text
-        return error.text
+        text = self.refusal_text(**kwargs)
+        assert '.png' in text
+        return text
 
     def labels(self, *values, dtype=np.uint8):
         return np.resize(np.array(values, dtype), (6, 8))
@@ -96,9 +106,28 @@ class TestLabelMaps:
         assert '0.png of image' in self.refusal() and 'does not exist' in self.refusal()
 
     def test_nothing_but_ignored_is_noted(self):
-        self.write(self.labels(0, 255))
+        self.write(self.labels(1, 255))
         (note,) = self.check(classes=('background', 'vessel'))
-        assert note.level == logging.WARNING and 'have 0 alone, beside the ignored 255' in note.text
+        assert note.level == logging.WARNING and 'have 1 alone, beside the ignored 255' in note.text
+        self.write(self.labels(255))
+        assert 'have no class alone' in self.refusal_text(classes=('background', 'vessel'))
+        (note,) = self.check(classes=('background', 'vessel'), test_mode=True)
+        assert note.level == logging.WARNING
+
+    def test_masks_of_0_and_255(self):
+        self.write(self.labels(0, 255), self.labels(0))
+        for classes in (('background', 'vessel'), ('vessel',)):
+            text = self.refusal_text(classes=classes)
+            assert 'hold 0 and 255 alone, and 255 is ignored' in text and 'such as 1' in text
+            assert 'hold 0 and 255 alone' in self.refusal_text(classes=classes, reduce_zero_label=True)
+        self.write(self.labels(0, 255), self.labels(0, 1))
+        assert self.check(classes=('background', 'vessel')) == []
+
+    def test_classes_of_the_head_count_if_the_data_name_none(self):
+        self.write(self.labels(0, 7))
+        assert self.check(classes=None) == []
+        (error,) = self.check(classes=None, num_classes=5)
+        assert 'the values 7, but the 5 classes are 0 to 4' in error.text
 
     def test_only_a_bounded_number_is_read(self, monkeypatch):
         self.write(*[self.labels(0, 1)] * 120)
@@ -107,6 +136,24 @@ class TestLabelMaps:
         monkeypatch.setattr(label_check, 'get', lambda path: read.append(path) or real(path))
         assert self.check() == []
         assert len(read) == 50
+
+
+def test_ignored_labels_that_the_metric_counts():
+    metric = type('IoUMetric', (), dict(format_only=False, ignore_index=255))()
+    data = SimpleNamespace(metainfo=dict(classes=('road', 'sky')))
+    assert collect(check_counted_labels(metric, {0, 1, 255}, data, 'val_evaluator')) == []
+    (error,) = collect(check_counted_labels(metric, {0, 1, 100}, data, 'val_evaluator'))
+    assert error.level == logging.ERROR and 'set val_evaluator.ignore_index=100' in error.text
+    metric.ignore_index = 0
+    (note,) = collect(check_counted_labels(metric, {0, 1}, data, 'val_evaluator'))
+    assert note.level == logging.WARNING and "the class 'road'" in note.text
+
+
+def test_zero_label_of_training_and_validation():
+    train, other = SimpleNamespace(reduce_zero_label=True), SimpleNamespace(reduce_zero_label=False)
+    (error,) = collect(check_zero_label(train, other, 'val_dataloader'))
+    assert error.level == logging.ERROR and 'reduce_zero_label is False, and True in train_dataloader' in error.text
+    assert collect(check_zero_label(train, train, 'val_dataloader')) == []
 
 
 class TestImageLabels:
