@@ -9,7 +9,7 @@ import json
 import math
 import os.path as osp
 from logging import ERROR, INFO, WARNING
-from typing import Any, Generator, Iterable, Iterator, List, Tuple
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Tuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..errors import DataError
 from .datasets import find_transform, is_on_disk, pick_evenly, reads_from_disk
 from .findings import Finding
 from .image_size import read_image_size
+from .mask_check import check_ignored_masks, check_masks
 
 
 def read_json(path: str, where: str) -> Any:
@@ -97,9 +98,14 @@ class CocoCheck:
         used = [annotation for annotation in self.annotations if not annotation.get('ignore')]
         yield from self._check_keys(used, 'annotation', ('bbox', 'area'))
         kept = yield from self._check_boxes(used)
-        if getattr(find_transform(self.dataset, 'LoadAnnotations'), 'with_mask', False):
-            names, labels = self._names(), self.labels
-            yield from self._check_masks([a for a in kept if names[a['category_id']] in labels])
+        load = find_transform(self.dataset, 'LoadAnnotations')
+        if getattr(load, 'with_mask', False):
+            names, labels, sizes = self._names(), self.labels, _sizes(self.images)
+            used = [annotation for annotation in kept if names[annotation['category_id']] in labels]
+            yield from map(
+                self._of_file, check_masks(used, sizes, 'masks are read (LoadAnnotations with with_mask=True)')
+            )
+            yield from map(self._of_file, check_ignored_masks(used, getattr(load, 'poly2mask', True)))
         load = find_transform(self.dataset, 'LoadImageFromFile')
         folder = self.dataset.data_prefix.get('img', '')
         if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
@@ -107,6 +113,9 @@ class CocoCheck:
 
     def _found(self, text: str, level: int = ERROR) -> Finding:
         return Finding(f'{self.where}: {self.path} {text}.', level)
+
+    def _of_file(self, finding: Finding) -> Finding:
+        return self._found(*finding)
 
     def _names(self) -> dict:
         return {category['id']: category['name'] for category in self.categories}
@@ -272,36 +281,6 @@ class CocoCheck:
                 yield self._found(f'gives annotation {annotation["id"]} the {key} {value!r}, which is not {wanted}')
         return np.array(values, np.float64).reshape(len(values), *shape)
 
-    def _check_masks(self, annotations: List[dict]) -> Iterator[Finding]:
-        sizes = {image['id']: [image['height'], image['width']] for image in self.images}
-        no_polygon = []
-        for annotation in annotations:
-            mask = annotation.get('segmentation')
-            if not mask:
-                yield self._found(
-                    f'has no segmentation for annotation {annotation["id"]}, and masks are read '
-                    '(LoadAnnotations with with_mask=True)'
-                )
-            if isinstance(mask, dict):
-                if mask.get('size') and list(mask['size']) != sizes[annotation['image_id']]:
-                    yield self._found(
-                        f'has a segmentation of {mask["size"]} pixels for annotation {annotation["id"]}, whose '
-                        f'image has {sizes[annotation["image_id"]]} (height, width)'
-                    )
-            elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-                yield self._found(
-                    f'has a segmentation for annotation {annotation["id"]} that is neither a list of polygons '
-                    '[[x1, y1, x2, y2, ...], ...] nor run lengths'
-                )
-            elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
-                no_polygon.append(annotation['id'])
-        if no_polygon:
-            yield self._found(
-                f'has {len(no_polygon)} of {len(annotations)} segmentations without a polygon of three points '
-                f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored',
-                ERROR if len(no_polygon) * 2 > len(annotations) else WARNING,
-            )
-
     def _check_images(self, folder: str) -> Iterator[Finding]:
         """Compare width and height in the file with the headers of up to 50 images in ``folder``."""
         images = self.images
@@ -336,6 +315,10 @@ class CocoCheck:
                 f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}',
                 WARNING,
             )
+
+
+def _sizes(images: Iterable[dict]) -> Dict[Any, Tuple[int, int]]:
+    return {image['id']: (image['height'], image['width']) for image in images}
 
 
 def _boxes(annotations: List[dict]) -> set:
@@ -399,9 +382,19 @@ def check_evaluated_images(metric, data: CocoCheck, where: str) -> Iterator[Find
             WARNING,
         )
     if 'segm' in metric.metrics and not metric.format_only:
-        for annotation in evaluated:
-            if not annotation.get('segmentation'):
-                yield Finding(
-                    f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
-                    f'{annotation["id"]} of its ann_file has no segmentation.'
-                )
+        yield from (
+            Finding(f'{where}: ann_file of CocoMetric {finding.text}.', finding.level)
+            for finding in _check_evaluated_masks(list(coco.imgs.values()), evaluated)
+        )
+
+
+def _check_evaluated_masks(images: List[dict], annotations: List[dict]) -> Iterator[Finding]:
+    for image in images:
+        if not (image.get('height') and image.get('width')):
+            yield Finding(f'has no height and width for image {image["id"]}, which masks need')
+    sizes = _sizes(images)
+    annotations = [annotation for annotation in annotations if annotation['image_id'] in sizes]
+    yield from check_masks(annotations, sizes, 'CocoMetric evaluates masks (metric "segm")')
+    for annotation in annotations:
+        if isinstance(annotation['segmentation'], list) and len(annotation['segmentation'][0]) < 4:
+            yield Finding(f'has a segmentation of fewer than two points for annotation {annotation["id"]}')

@@ -985,6 +985,13 @@ MUTANTS = [
         ('data check: an error is a note', '            raise kind(finding.text)', '            pass'),
     ),
     *_group(
+        'rmt_mm/training/mask_check.py',
+        'tests/training/test_coco_check.py',
+        ('data check: run lengths of another total', 'if sum(counts) != size[0] * size[1]:', 'if False:'),
+        ('data check: run lengths without a size', '    if not given:', '    if False:'),
+        ('data check: run lengths left out with polygons', 'and not poly2mask', 'and False'),
+    ),
+    *_group(
         'rmt_mm/training/data_check.py',
         DATA_CHECK,
         ('data check: empty data sets', 'and len(dataset) == 0:', 'and False:'),

@@ -11,6 +11,7 @@ pytest.importorskip('mmdet')
 
 from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
+from pycocotools import mask  # noqa: E402
 
 from rmt_mm.training.coco_check import CocoCheck, check_evaluated_images, is_plain_coco  # noqa: E402
 from rmt_mm.training.findings import collect  # noqa: E402
@@ -131,6 +132,12 @@ def drop(key):
         (change('annotations', 2, segmentation=[]), 'has no segmentation for annotation 12'),
         (change('annotations', 2, segmentation=SQUARE[0]), 'annotation 12 that is neither a list of polygons'),
         (change('annotations', 2, segmentation=dict(size=[4, 4], counts=[16])), 'segmentation of [4, 4] pixels'),
+        (change('annotations', 2, segmentation=dict(counts=[3072])), 'add "size": [48, 64] (height, width'),
+        (change('annotations', 2, segmentation=dict(counts='abc')), 'add "size": [48, 64]'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64])), 'neither a list of run lengths nor a text: None'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[-1, 3073])), 'annotation 12 with "counts"'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[2, 2])), 'add up to 4, and its image has'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts='abc')), 'annotation 12 whose counts cannot'),
         (change('annotations', 2, id=10), 'more than one annotation with id 10'),
         (change('annotations', 2, category_id=7), 'gives annotation 12 category_id 7, which no category has'),
         (change('annotations', 2, bbox=[1, 2, float('nan'), 4]), 'gives annotation 12 the bbox [1, 2, nan, 4]'),
@@ -221,6 +228,32 @@ def test_boxes_that_are_ignored_are_not_looked_at(folder):
     data['annotations'][2]['ignore'] = 0
     folder.write(data)
     assert "no 'bbox' for annotation 12" in refusal(folder.dataset())
+
+
+def test_run_lengths_are_masks(folder):
+    whole = dict(size=[48, 64], counts=[100, 200, 2772])
+    encoded = dict(mask.frPyObjects(whole, 48, 64), size=[48, 64])
+    encoded['counts'] = encoded['counts'].decode()
+    data = content()
+    data['annotations'][1]['segmentation'], data['annotations'][2]['segmentation'] = whole, encoded
+    folder.write(data)
+    assert findings(folder.dataset()) == []
+
+
+@pytest.mark.parametrize('number, level', [(1, logging.WARNING), (3, logging.ERROR)])
+def test_run_lengths_that_are_not_read_are_counted(folder, number, level):
+    data = content()
+    for annotation in data['annotations'][:number]:
+        annotation['segmentation'] = dict(size=[48, 64], counts=[100, 200, 2772])
+    folder.write(data)
+    dataset = folder.dataset()
+    dataset.pipeline.transforms[1].poly2mask = False
+    (finding,) = findings(dataset)
+    assert finding.level == level and f'{number} of 4' in finding.text and 'set poly2mask=True' in finding.text
+    for annotation in data['annotations'][:number]:
+        annotation['iscrowd'] = 1  # whose masks are not trained on
+    folder.write(data)
+    assert findings(dataset) == []
 
 
 def test_boxes_alone_need_no_segmentation(folder):
@@ -388,4 +421,22 @@ class TestEvaluatedImages:
         del other['annotations'][1]['segmentation']
         assert self.findings(self.metric(folder, other, metric='bbox'), data) == []
         (error,) = self.findings(self.metric(folder, other, metric='segm'), data)
-        assert error.level == logging.ERROR and 'annotation 11 of its ann_file has no segmentation' in error.text
+        assert (
+            error.level == logging.ERROR
+            and 'ann_file of CocoMetric has no segmentation for annotation 11' in error.text
+        )
+
+    @pytest.mark.parametrize(
+        'segmentation, words',
+        [
+            (dict(counts=[3072]), 'of run lengths without a size: add "size": [48, 64]'),
+            (SQUARE[0], 'annotation 11 that is neither'),
+            ([[4, 4]], 'fewer than two points for annotation 11'),
+        ],
+    )
+    def test_masks_that_pycocotools_does_not_take(self, folder, data, segmentation, words):
+        other = content()
+        other['annotations'][1]['segmentation'] = segmentation
+        assert self.findings(self.metric(folder, other, metric='bbox'), data) == []
+        (error,) = self.findings(self.metric(folder, other, metric='segm'), data)
+        assert words in error.text and error.text.startswith('val_evaluator: ann_file of CocoMetric has')
