@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError
 from .datasets import find_transform, is_on_disk, pick_evenly, reads_from_disk
 from .findings import Finding
-from .image_size import read_image_size
+from .image_size import is_turned, read_image_size
 from .mask_check import check_ignored_masks, check_masks
 
 
@@ -109,7 +109,7 @@ class CocoCheck:
         load = find_transform(self.dataset, 'LoadImageFromFile')
         folder = self.dataset.data_prefix.get('img', '')
         if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
-            yield from self._check_images(folder)
+            yield from self._check_images(folder, load)
 
     def _found(self, text: str, level: int = ERROR) -> Finding:
         return Finding(f'{self.where}: {self.path} {text}.', level)
@@ -281,8 +281,8 @@ class CocoCheck:
                 yield self._found(f'gives annotation {annotation["id"]} the {key} {value!r}, which is not {wanted}')
         return np.array(values, np.float64).reshape(len(values), *shape)
 
-    def _check_images(self, folder: str) -> Iterator[Finding]:
-        """Compare width and height in the file with the headers of up to 50 images in ``folder``."""
+    def _check_images(self, folder: str, load) -> Iterator[Finding]:
+        """Load up to 50 images in ``folder`` by the pipeline's transform, and compare their width and height."""
         images = self.images
         if self.training:  # which does not load the others
             used = {annotation['image_id'] for annotation in self.annotations}
@@ -290,19 +290,20 @@ class CocoCheck:
         wrong, turned, sample = [], [], pick_evenly(images)
         for image in sample:
             path = osp.join(folder, image['file_name'])
+            given = (image['width'], image['height'])
             try:
-                size = read_image_size(path)
-            except OSError as error:
+                size = read_image_size(load, path)
+            except DataError as error:
                 yield self._found(
-                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
-                    f'{error.strerror or error}'
+                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: {error}'
                 )
                 continue
-            given = (image['width'], image['height'])
-            if size is not None and given not in (size.loaded, (size.width, size.height)):
-                wrong.append(f'{path} is {size.loaded[0]} x {size.loaded[1]}, not {given[0]} x {given[1]}')
-            elif size is not None and given != size.loaded:
+            if size is None or size == given:
+                continue
+            if size == given[::-1] and is_turned(path, *given):
                 turned.append(path)
+            else:
+                wrong.append(f'{path} is {size[0]} x {size[1]}, not {given[0]} x {given[1]}')
         if len(wrong) * 10 > len(sample):
             yield self._found(
                 f'gives {len(wrong)} of {len(sample)} images another width x height than they have: {wrong[0]}'

@@ -6,13 +6,13 @@ the columns, and ``size``, height and width.
 
 import math
 from logging import ERROR, WARNING
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Iterator, List, Mapping, Sequence
 
 from .datasets import pick_evenly
 from .findings import Finding
 
 
-def check_masks(annotations: Sequence[dict], sizes: Dict[Any, Sequence[int]], reader: str) -> Iterator[Finding]:
+def check_masks(annotations: Sequence[dict], sizes: Mapping[Any, Sequence[int]], reader: str) -> Iterator[Finding]:
     """Check the ``segmentation`` of annotations. The texts have no subject, which is the file.
 
     Args:

@@ -21,6 +21,7 @@ from rmt_mm.tools.commands.demo import main
 
 from support import ROOT
 from support.miniature import call
+from support.pictures import MALFORMED_EXIF, write_png
 
 CONFIGS = dict(
     mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
@@ -85,6 +86,18 @@ def test_pictures_are_upright(tmp_path):
     Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
     read = read_image(tmp_path / 'a.png')
     assert read.shape == (40, 20, 3) and (read[:20] == RED).all() and (read[20:] == 0).all()
+
+
+@pytest.mark.parametrize('exif', MALFORMED_EXIF)
+def test_pictures_with_malformed_exif(exif, tmp_path):
+    write_png(tmp_path / 'a.png', 40, 30, exif)
+    assert read_image(tmp_path / 'a.png').shape == (30, 40, 3)
+
+
+def test_pictures_beyond_the_limit_of_pillow(tmp_path, monkeypatch):
+    picture().save(tmp_path / 'a.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert (read_image(tmp_path / 'a.png') == RED).all()
 
 
 @pytest.mark.parametrize('content', [b'', b'no picture', 'truncated'])

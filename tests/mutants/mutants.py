@@ -700,7 +700,8 @@ MUTANTS = [
     *_group(
         'rmt_mm/tools/cli/images.py',
         'tests/cli/test_demo.py -k pictures',
-        ('pictures: EXIF', 'upright = ImageOps.exif_transpose(image)', 'upright = image.copy()'),
+        ('pictures: EXIF', 'return ImageOps.exif_transpose(image)', 'return image.copy()'),
+        ('pictures: only those that Pillow reads', 'None if is_cut_off else cv2.imread(str(path))', 'None'),
         ('pictures: 16 bits', 'values / top * 255', 'values'),
         ('pictures: transparent pixels', "'white'), layers)", "'black'), layers)"),
     ),
@@ -983,6 +984,12 @@ MUTANTS = [
         'tests/training/test_findings.py',
         ('data check: goes on behind an error', '            break', '            pass'),
         ('data check: an error is a note', '            raise kind(finding.text)', '            pass'),
+    ),
+    *_group(
+        'rmt_mm/training/image_size.py',
+        'tests/training/test_coco_check.py -k image',
+        ('data check: another orientation than stored', "flag='color_ignore_orientation'", "flag='color'"),
+        ('data check: no word on the limit of pixels', 'if backend in limits and', 'if False and'),
     ),
     *_group(
         'rmt_mm/training/mask_check.py',

@@ -13,8 +13,11 @@ from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
 from pycocotools import mask  # noqa: E402
 
+from rmt_mm.training import coco_check, image_size  # noqa: E402
 from rmt_mm.training.coco_check import CocoCheck, check_evaluated_images, is_plain_coco  # noqa: E402
 from rmt_mm.training.findings import collect  # noqa: E402
+
+from support.pictures import MALFORMED_EXIF, write_png  # noqa: E402
 
 SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
 
@@ -320,6 +323,52 @@ def test_sizes_of_images(folder):
     assert 'EXIF' in notes(folder.dataset())[0]
 
 
+def test_images_are_read_as_the_pipeline_reads_them(folder):
+    folder.write(content())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (64, 48)).save(folder.path / '1.png', exif=exif)
+    dataset = folder.dataset()
+    load = dataset.pipeline.transforms[0]
+    load.color_type = 'color_ignore_orientation'
+    assert findings(dataset) == []
+    Image.new('RGB', (48, 64)).save(folder.path / '1.png', exif=exif)  # which the pipeline does not turn
+    assert '1.png is 48 x 64, not 64 x 48' in refusal(dataset)
+
+
+@pytest.mark.parametrize('exif', MALFORMED_EXIF)
+def test_malformed_exif_is_the_backends_affair(folder, exif):
+    folder.write(content())
+    write_png(folder.path / '1.png', 64, 48, exif)
+    assert findings(folder.dataset()) == []
+    dataset = folder.dataset()
+    dataset.pipeline.transforms[0].imdecode_backend = 'pillow'
+    found = findings(dataset)
+    assert not found or '1.png cannot be read' in found[-1].text
+
+
+def test_an_image_beyond_the_limit_of_a_backend(folder, monkeypatch):
+    folder.write(content())
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # Pillow refuses twice as many
+    assert findings(folder.dataset()) == []
+    dataset = folder.dataset()
+    dataset.pipeline.transforms[0].imdecode_backend = 'pillow'
+    assert "Pillow reads up to 2000 pixels: set imdecode_backend='cv2'" in refusal(dataset)
+    write_png(folder.path / '0.png', 8, 8)
+    broken = bytearray((folder.path / '0.png').read_bytes())
+    broken[16:24] = (40000).to_bytes(4, 'big') * 2  # width and height
+    (folder.path / '0.png').write_bytes(broken)
+    text = refusal(folder.dataset())
+    assert '0.png cannot be read' in text
+
+
+def test_a_cut_off_image(folder):
+    folder.write(content())
+    whole = (folder.path / '0.png').read_bytes()
+    (folder.path / '0.png').write_bytes(whole[:30])
+    assert '0.png cannot be read: it is damaged, or no image that cv2 reads' in refusal(folder.dataset())
+
+
 def test_a_missing_image(folder):
     folder.write(content())
     (folder.path / '0.png').unlink()
@@ -330,8 +379,8 @@ def test_only_a_bounded_number_of_images_is_opened(folder, monkeypatch):
     boxes = [(4, 4, 16, 16)] * 400
     folder.write(content(boxes))
     opened = []
-    real = Image.open
-    monkeypatch.setattr(Image, 'open', lambda path: opened.append(path) or real(path))
+    real = image_size.read_image_size
+    monkeypatch.setattr(coco_check, 'read_image_size', lambda load, path: opened.append(path) or real(load, path))
     assert findings(folder.dataset()) == []
     assert len(opened) == 50 and opened[0].endswith('/0.png') and opened[-1].endswith('/199.png')
 
