@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import os.path as osp
+import shlex
 from logging import ERROR, INFO, WARNING
 from typing import Any, Dict, Generator, Iterable, Iterator, List, Tuple
 
@@ -164,7 +165,8 @@ class CocoCheck:
         twice = sorted({name for name in labels if labels.count(name) > 1})
         if twice:
             yield self._found(
-                f'has more than one category called {twice[0]!r}, so that labels would not fit the classes'
+                f'has more than one category called {twice[0]!r}, so that labels would not fit the classes: '
+                + self._tell_apart([category['id'] for category in self.categories if category['name'] == twice[0]])
             )
         missing = [name for name in classes if name not in names]
         if missing:
@@ -184,6 +186,27 @@ class CocoCheck:
                 f'metainfo.classes should be {_some(labels, 100)} for the right names in results',
                 WARNING,
             )
+
+    def _tell_apart(self, ids: list) -> str:
+        """Say which of the categories of one name have annotations, and what to do with the others."""
+        counts = {key: sum(a.get('category_id') == key for a in self.annotations) for key in ids}
+        empty = [key for key, count in counts.items() if not count]
+        text = ', '.join(
+            f'id {key!r} has {count or "no"} annotation{"s" * (count > 1)}' for key, count in counts.items()
+        )
+        if len(ids) - len(empty) > 1:
+            return f'{text}; rename all but one if they are different classes, or else give their annotations one id'
+        if len(empty) == len(ids):  # such as in a file for tests
+            empty = empty[1:]
+        program = (
+            'import json, sys; data = json.load(open(sys.argv[1])); '
+            f'data["categories"] = [c for c in data["categories"] if c["id"] not in {empty!r}]; '
+            'json.dump(data, open(sys.argv[1], "w"))'
+        )
+        return (
+            f'{text}; remove what is not used by the command python -c {shlex.quote(program)} '
+            f'{shlex.quote(self.path)} (which rewrites the file)'
+        )
 
     def _has_own_classes(self) -> bool:
         """Tell whether the classes are those of one of mmdet's data sets for certain data, such as Objects365."""

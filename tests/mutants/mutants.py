@@ -986,6 +986,12 @@ MUTANTS = [
         ('data check: an error is a note', '            raise kind(finding.text)', '            pass'),
     ),
     *_group(
+        'rmt_mm/training/coco_check.py',
+        'tests/training/test_coco_check.py -k twice',
+        ('data check: both categories go', 'empty = empty[1:]', 'pass'),
+        ('data check: the used category goes', 'if not count]', 'if count]'),
+    ),
+    *_group(
         'rmt_mm/training/image_size.py',
         'tests/training/test_coco_check.py -k image',
         ('data check: another orientation than stored', "flag='color_ignore_orientation'", "flag='color'"),

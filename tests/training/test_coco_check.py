@@ -3,6 +3,9 @@
 import copy
 import json
 import logging
+import shlex
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -281,6 +284,36 @@ def test_the_eighty_classes_of_coco_left_in(folder):
     dataset = CocoDataset(ann_file=str(folder.path / 'train.json'), lazy_init=True)
     text = refusal(dataset)
     assert "'person'" in text and '78 of 80' in text and 'cat, dog' in text
+
+
+def test_a_category_twice_and_one_of_them_unused(folder):
+    data = content()
+    data['categories'] = [dict(id=key, name='facade') for key in (0, 1, "x'y")]
+    for annotation in data['annotations']:
+        annotation['category_id'] = 1
+    folder.write(data)
+    text = refusal(folder.dataset(classes=('facade',)))
+    assert """id 0 has no annotation, id 1 has 4 annotations, id "x'y" has no annotation; remove""" in text
+    command = shlex.split(text.split('by the command python ')[1].split(' (which')[0])
+    subprocess.run([sys.executable, *command], check=True)
+    assert findings(folder.dataset(classes=('facade',))) == []
+
+
+def test_a_category_twice_and_both_used(folder):
+    data = content()
+    data['categories'][1]['name'] = 'cat'
+    folder.write(data)
+    text = refusal(folder.dataset(classes=('cat',)))
+    assert 'id 1 has 2 annotations, id 2 has 2 annotations; rename all but one' in text
+
+
+def test_a_category_twice_without_annotations(folder):
+    data = content()
+    data['categories'][1]['name'] = 'cat'
+    del data['annotations']
+    folder.write(data)
+    text = refusal(folder.dataset(classes=('cat',), test_mode=True))
+    assert 'id 2 has no annotation; remove' in text and 'not in [2]' in text
 
 
 def test_a_subset_of_the_categories_may_be_trained(folder):
