@@ -196,7 +196,7 @@ def _readable(t: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, log_decay: List[float], dim: int) -> Tuple[Tensor, Tensor]:
     """Return the result, and log2 of the sums of exp(logits), (B, lines, heads, tokens), for the backward pass."""
     out, logsum = _outputs(q, dim)
-    _launch(_forward, *map(_readable, (q, k, v)), out, logsum, log_decay, dim)
+    _launch(_forward, _readable(q), _readable(k), _readable(v), out, logsum, log_decay, dim)
     return out, logsum
 
 
@@ -205,8 +205,9 @@ def _differentiate(
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, contiguous, given that of the result."""
     a, b, c = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    tensors = (*map(_readable, (q, k, v)), out, logsum, log_decay, dim, grad.contiguous(), a, b, c)
-    _launch(_backward, *tensors, ONE_BLOCK=logsum.shape[-1] <= MAX_BLOCK)
+    q, k, v = _readable(q), _readable(k), _readable(v)
+    one_block = logsum.shape[-1] <= MAX_BLOCK
+    _launch(_backward, q, k, v, out, logsum, log_decay, dim, grad.contiguous(), a, b, c, ONE_BLOCK=one_block)
     return a, b, c
 
 

@@ -104,13 +104,19 @@ class MacCounter(TorchDispatchMode):
         return out
 
 
+def input_channels(model: Any) -> int:
+    """Return the number of channels of the images that a model takes: those of its backbone's first convolution."""
+    backbone = getattr(model, 'backbone', model)
+    return next((m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
 def run_dense(model: Any, shape: Tuple[int, int]) -> None:
     """Run a detector, segmentor or classifier on one empty image of ``shape`` (H, W), as for the published counts.
 
     Box heads get :data:`NUM_PROPOSALS` boxes, mask heads :data:`NUM_MASKS`. Auxiliary heads, which only training uses,
     do not run.
     """
-    image = torch.zeros(1, 3, *shape, device=next(model.parameters()).device)
+    image = torch.zeros(1, input_channels(model), *shape, device=next(model.parameters()).device)
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is None:
         sample = BaseDataElement(metainfo=dict(img_shape=shape, batch_input_shape=shape))

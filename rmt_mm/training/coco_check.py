@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import os.path as osp
+import shlex
 from logging import ERROR, INFO, WARNING
 from typing import Any, Dict, Generator, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -16,7 +17,8 @@ import numpy as np
 from ..errors import DataError
 from .datasets import find_transform, is_on_disk, pick_evenly, reads_from_disk
 from .findings import Finding
-from .image_size import read_image_size
+from .image_size import is_turned, read_image_size
+from .mask_check import check_ignored_masks, check_masks
 
 
 def read_json(path: str, where: str) -> Any:
@@ -102,15 +104,23 @@ class CocoCheck:
         names, labels = self._names(), self.labels
         kept = [annotation for annotation in kept if names[annotation['category_id']] in labels]
         self.learnable = sum(not annotation.get('iscrowd') for annotation in kept)
-        if getattr(find_transform(self.dataset, 'LoadAnnotations'), 'with_mask', False):
-            yield from self._check_masks(kept)
+        load = find_transform(self.dataset, 'LoadAnnotations')
+        if getattr(load, 'with_mask', False):
+            yield from map(
+                self._of_file,
+                check_masks(kept, _sizes(self.images), 'masks are read (LoadAnnotations with with_mask=True)'),
+            )
+            yield from map(self._of_file, check_ignored_masks(kept, getattr(load, 'poly2mask', True)))
         load = find_transform(self.dataset, 'LoadImageFromFile')
         folder = self.dataset.data_prefix.get('img', '')
         if reads_from_disk(load) and not getattr(load, 'ignore_empty', False) and is_on_disk(folder):
-            yield from self._check_images(folder)
+            yield from self._check_images(folder, load)
 
     def _found(self, text: str, level: int = ERROR) -> Finding:
         return Finding(f'{self.where}: {self.path} {text}.', level)
+
+    def _of_file(self, finding: Finding) -> Finding:
+        return self._found(*finding)
 
     def _names(self) -> dict:
         return {category['id']: category['name'] for category in self.categories}
@@ -159,7 +169,8 @@ class CocoCheck:
         twice = sorted({name for name in labels if labels.count(name) > 1})
         if twice:
             yield self._found(
-                f'has more than one category called {twice[0]!r}, so that labels would not fit the classes'
+                f'has more than one category called {twice[0]!r}, so that labels would not fit the classes: '
+                + self._tell_apart([category['id'] for category in self.categories if category['name'] == twice[0]])
             )
         missing = [name for name in classes if name not in names]
         if missing:
@@ -179,6 +190,27 @@ class CocoCheck:
                 f'metainfo.classes should be {_some(labels, 100)} for the right names in results',
                 WARNING,
             )
+
+    def _tell_apart(self, ids: list) -> str:
+        """Say which of the categories of one name have annotations, and what to do with the others."""
+        counts = {key: sum(a.get('category_id') == key for a in self.annotations) for key in ids}
+        empty = [key for key, count in counts.items() if not count]
+        text = ', '.join(
+            f'id {key!r} has {count or "no"} annotation{"s" * (count > 1)}' for key, count in counts.items()
+        )
+        if len(ids) - len(empty) > 1:
+            return f'{text}; rename all but one if they are different classes, or else give their annotations one id'
+        if len(empty) == len(ids):  # such as in a file for tests
+            empty = empty[1:]
+        program = (
+            'import json, sys; data = json.load(open(sys.argv[1])); '
+            f'data["categories"] = [c for c in data["categories"] if c["id"] not in {empty!r}]; '
+            'json.dump(data, open(sys.argv[1], "w"))'
+        )
+        return (
+            f'{text}; remove what is not used by the command python -c {shlex.quote(program)} '
+            f'{shlex.quote(self.path)} (which rewrites the file)'
+        )
 
     def _has_own_classes(self) -> bool:
         """Tell whether the classes are those of one of mmdet's data sets for certain data, such as Objects365."""
@@ -276,38 +308,8 @@ class CocoCheck:
                 yield self._found(f'gives annotation {annotation["id"]} the {key} {value!r}, which is not {wanted}')
         return np.array(values, np.float64).reshape(len(values), *shape)
 
-    def _check_masks(self, annotations: List[dict]) -> Iterator[Finding]:
-        sizes = {image['id']: [image['height'], image['width']] for image in self.images}
-        no_polygon = []
-        for annotation in annotations:
-            mask = annotation.get('segmentation')
-            if not mask:
-                yield self._found(
-                    f'has no segmentation for annotation {annotation["id"]}, and masks are read '
-                    '(LoadAnnotations with with_mask=True)'
-                )
-            if isinstance(mask, dict):
-                if mask.get('size') and list(mask['size']) != sizes[annotation['image_id']]:
-                    yield self._found(
-                        f'has a segmentation of {mask["size"]} pixels for annotation {annotation["id"]}, whose '
-                        f'image has {sizes[annotation["image_id"]]} (height, width)'
-                    )
-            elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-                yield self._found(
-                    f'has a segmentation for annotation {annotation["id"]} that is neither a list of polygons '
-                    '[[x1, y1, x2, y2, ...], ...] nor run lengths'
-                )
-            elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
-                no_polygon.append(annotation['id'])
-        if no_polygon:
-            yield self._found(
-                f'has {len(no_polygon)} of {len(annotations)} segmentations without a polygon of three points '
-                f'[x1, y1, x2, y2, x3, y3, ...], such as annotation {no_polygon[0]}: they are ignored',
-                ERROR if len(no_polygon) * 2 > len(annotations) else WARNING,
-            )
-
-    def _check_images(self, folder: str) -> Iterator[Finding]:
-        """Compare width and height in the file with the headers of up to 50 images in ``folder``."""
+    def _check_images(self, folder: str, load) -> Iterator[Finding]:
+        """Load up to 50 images in ``folder`` by the pipeline's transform, and compare their width and height."""
         images = self.images
         if self.training:  # which does not load the others
             used = {annotation['image_id'] for annotation in self.annotations}
@@ -315,19 +317,20 @@ class CocoCheck:
         wrong, turned, sample = [], [], pick_evenly(images)
         for image in sample:
             path = osp.join(folder, image['file_name'])
+            given = (image['width'], image['height'])
             try:
-                size = read_image_size(path)
-            except OSError as error:
+                size = read_image_size(load, path)
+            except DataError as error:
                 yield self._found(
-                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: '
-                    f'{error.strerror or error}'
+                    f'names image {image["id"]} {image["file_name"]!r}, and {path} cannot be read: {error}'
                 )
                 continue
-            given = (image['width'], image['height'])
-            if size is not None and given not in (size.loaded, (size.width, size.height)):
-                wrong.append(f'{path} is {size.loaded[0]} x {size.loaded[1]}, not {given[0]} x {given[1]}')
-            elif size is not None and given != size.loaded:
+            if size is None or size == given:
+                continue
+            if size == given[::-1] and is_turned(path, *given):
                 turned.append(path)
+            else:
+                wrong.append(f'{path} is {size[0]} x {size[1]}, not {given[0]} x {given[1]}')
         if len(wrong) * 10 > len(sample):
             yield self._found(
                 f'gives {len(wrong)} of {len(sample)} images another width x height than they have: {wrong[0]}'
@@ -340,6 +343,10 @@ class CocoCheck:
                 f'EXIF orientation, and the boxes are not turned: see whether they fit {turned[0]}',
                 WARNING,
             )
+
+
+def _sizes(images: Iterable[dict]) -> Dict[Any, Tuple[int, int]]:
+    return {image['id']: (image['height'], image['width']) for image in images}
 
 
 def _boxes(annotations: List[dict]) -> set:
@@ -403,12 +410,22 @@ def check_evaluated_images(metric, data: CocoCheck, where: str) -> Iterator[Find
             WARNING,
         )
     if 'segm' in metric.metrics and not metric.format_only:
-        for annotation in evaluated:
-            if not annotation.get('segmentation'):
-                yield Finding(
-                    f'{where}: CocoMetric evaluates masks (metric "segm"), and annotation '
-                    f'{annotation["id"]} of its ann_file has no segmentation.'
-                )
+        yield from (
+            Finding(f'{where}: ann_file of CocoMetric {finding.text}.', finding.level)
+            for finding in _check_evaluated_masks(list(coco.imgs.values()), evaluated)
+        )
+
+
+def _check_evaluated_masks(images: List[dict], annotations: List[dict]) -> Iterator[Finding]:
+    for image in images:
+        if not (image.get('height') and image.get('width')):
+            yield Finding(f'has no height and width for image {image["id"]}, which masks need')
+    sizes = _sizes(images)
+    annotations = [annotation for annotation in annotations if annotation['image_id'] in sizes]
+    yield from check_masks(annotations, sizes, 'CocoMetric evaluates masks (metric "segm")')
+    for annotation in annotations:
+        if isinstance(annotation['segmentation'], list) and len(annotation['segmentation'][0]) < 4:
+            yield Finding(f'has a segmentation of fewer than two points for annotation {annotation["id"]}')
 
 
 def check_categories(metric, data: CocoCheck, where: str) -> Iterator[Finding]:

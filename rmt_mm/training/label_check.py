@@ -9,9 +9,10 @@ import mmcv
 import numpy as np
 from mmengine.fileio import get
 
+from ..errors import DataError
 from .datasets import find_transform, pick_evenly, reads_from_disk
 from .findings import Finding
-from .image_size import read_image_size
+from .image_size import DECODE_ERRORS, explain, read_image_size
 
 
 def check_label_maps(
@@ -45,9 +46,11 @@ def check_label_maps(
             continue
         if not osp.isfile(path):
             yield Finding(f'{where}: label map {path} of image {info.get("img_path")} does not exist.')
-        raw = mmcv.imfrombytes(get(path), flag='unchanged', backend=load.imdecode_backend)
-        if raw is None:
-            yield Finding(f'{where}: label map {path} is no image that can be read.')
+        try:
+            raw = mmcv.imfrombytes(get(path), flag='unchanged', backend=load.imdecode_backend)
+            assert raw is not None
+        except DECODE_ERRORS as error:
+            yield Finding(f'{where}: label map {path} cannot be read: {explain(error, path, load.imdecode_backend)}.')
         raw = raw.squeeze()
         if raw.ndim != 2:
             yield Finding(
@@ -131,14 +134,13 @@ def _check_size(info: dict, shape: Sequence[int], path: str, load_image, where: 
     if not reads_from_disk(load_image) or not image or '://' in image:
         return
     try:
-        size = read_image_size(image)
-    except OSError as error:
-        yield Finding(f'{where}: image {image} cannot be read: {error.strerror or error}.')
+        size = read_image_size(load_image, image)
+    except DataError as error:
+        yield Finding(f'{where}: image {image} cannot be read: {error}.')
         return
-    if size is not None and tuple(shape) != size.loaded[::-1]:
+    if size is not None and size != tuple(shape[::-1]):
         yield Finding(
-            f'{where}: label map {path} is {shape[1]} x {shape[0]} pixels, and its image {image} '
-            f'{size.loaded[0]} x {size.loaded[1]}.'
+            f'{where}: label map {path} is {shape[1]} x {shape[0]} pixels, and its image {image} {size[0]} x {size[1]}.'
         )
 
 

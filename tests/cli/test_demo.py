@@ -15,12 +15,15 @@ from pycocotools.coco import COCO
 
 from rmt_mm.errors import CheckpointError, UsageError
 from rmt_mm.tools.cli.images import find_images, read_image
-from rmt_mm.tools.cli.predictor import build_predictor
+from rmt_mm.tools.cli.predictor import as_shown, build_predictor
 from rmt_mm.tools.cli.tiles import merge_boxes, tile_windows
 from rmt_mm.tools.commands.demo import main
+from rmt_mm.tools.deployment.inputs import Preparation, read_preprocessor
+from rmt_mm.tools.flops import input_channels
 
 from support import ROOT
 from support.miniature import call
+from support.pictures import MALFORMED_EXIF, write_png
 
 CONFIGS = dict(
     mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
@@ -85,6 +88,18 @@ def test_pictures_are_upright(tmp_path):
     Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
     read = read_image(tmp_path / 'a.png')
     assert read.shape == (40, 20, 3) and (read[:20] == RED).all() and (read[20:] == 0).all()
+
+
+@pytest.mark.parametrize('exif', MALFORMED_EXIF)
+def test_pictures_with_malformed_exif(exif, tmp_path):
+    write_png(tmp_path / 'a.png', 40, 30, exif)
+    assert read_image(tmp_path / 'a.png').shape == (30, 40, 3)
+
+
+def test_pictures_beyond_the_limit_of_pillow(tmp_path, monkeypatch):
+    picture().save(tmp_path / 'a.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert (read_image(tmp_path / 'a.png') == RED).all()
 
 
 @pytest.mark.parametrize('content', [b'', b'no picture', 'truncated'])
@@ -378,3 +393,28 @@ def test_mistakes_are_one_sentence(args, words, models, scene, tmp_path, monkeyp
         main()
     assert stop.value.code and words in str(stop.value.code) + capsys.readouterr().out
     assert scene.read_bytes() == before
+
+
+@pytest.mark.parametrize('channels, color_type, mode', [(1, 'grayscale', 'L'), (4, 'unchanged', 'RGBA')])
+def test_other_channels_are_read_as_the_pipeline_reads_them(channels, color_type, mode, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/{CONFIGS["mmseg"]}.py')
+    cfg.model.backbone.in_channels = channels
+    cfg.model.data_preprocessor.update(mean=[120.0] * channels, std=[60.0] * channels, bgr_to_rgb=False)
+    cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
+    pytest.importorskip('mmseg.utils').register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+        torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'model.pth')
+        predictor = build_predictor(cfg, str(tmp_path / 'model.pth'), 'cpu')
+        picture(mode).save(tmp_path / 'a.png')
+        image = predictor.read(tmp_path / 'a.png')
+        assert image.shape[2:] == ((4,) if channels == 4 else ())
+        assert predictor.labels(predictor.predict(image)).shape == (30, 40)
+        assert as_shown(image).shape == (30, 40, 3)
+        if channels == 4:
+            assert (as_shown(image) == RED).all()
+            with pytest.raises(UsageError, match='read with 3 channels, and the model takes 4'):
+                predictor.predict(np.zeros((30, 40, 3), np.uint8))
+    norm = read_preprocessor(model.data_preprocessor, input_channels(model))
+    assert norm.mean == (120.0,) * channels and not norm.is_bgr
+    assert Preparation(norm, True).example(2, 8, 16).shape == (2, 8, 16, channels)

@@ -398,7 +398,7 @@ MUTANTS = [
         TRITON,
         ('Triton: the decay grows', 'distance.to(tl.float32) * decay', '-distance.to(tl.float32) * decay'),
         ('Triton: a key too many', 'tl.where(j[None, :] < n,', 'tl.where(j[None, :] < n + 1,'),
-        ('Triton: one tile of many', 'ONE_BLOCK=logsum.shape[-1] <= MAX_BLOCK', 'ONE_BLOCK=True'),
+        ('Triton: one tile of many', 'one_block = logsum.shape[-1] <= MAX_BLOCK', 'one_block = True'),
         ('Triton: channels apart', 'return t if t.stride(4) == 1 else t.contiguous()', 'return t'),
         ('Triton: gradients without their mean', '- mean[:, None]\n        grad_logits', '\n        grad_logits'),
         (
@@ -724,7 +724,8 @@ MUTANTS = [
     *_group(
         'rmt_mm/tools/cli/images.py',
         'tests/cli/test_demo.py -k pictures',
-        ('pictures: EXIF', 'upright = ImageOps.exif_transpose(image)', 'upright = image.copy()'),
+        ('pictures: EXIF', 'return ImageOps.exif_transpose(image)', 'return image.copy()'),
+        ('pictures: only those that Pillow reads', 'None if is_cut_off else cv2.imread(str(path))', 'None'),
         ('pictures: 16 bits', 'values / top * 255', 'values'),
         ('pictures: transparent pixels', "'white'), layers)", "'black'), layers)"),
     ),
@@ -1028,6 +1029,25 @@ MUTANTS = [
         'tests/training/test_findings.py',
         ('data check: goes on behind an error', '            break', '            pass'),
         ('data check: an error is a note', '            raise kind(finding.text)', '            pass'),
+    ),
+    *_group(
+        'rmt_mm/training/coco_check.py',
+        'tests/training/test_coco_check.py -k twice',
+        ('data check: both categories go', 'empty = empty[1:]', 'pass'),
+        ('data check: the used category goes', 'if not count]', 'if count]'),
+    ),
+    *_group(
+        'rmt_mm/training/image_size.py',
+        'tests/training/test_coco_check.py -k image',
+        ('data check: another orientation than stored', "flag='color_ignore_orientation'", "flag='color'"),
+        ('data check: no word on the limit of pixels', 'if backend in limits and', 'if False and'),
+    ),
+    *_group(
+        'rmt_mm/training/mask_check.py',
+        'tests/training/test_coco_check.py',
+        ('data check: run lengths of another total', 'if sum(counts) != size[0] * size[1]:', 'if False:'),
+        ('data check: run lengths without a size', '    if not given:', '    if False:'),
+        ('data check: run lengths left out with polygons', 'and not poly2mask', 'and False'),
     ),
     *_group(
         'rmt_mm/training/data_check.py',

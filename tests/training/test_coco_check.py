@@ -3,6 +3,9 @@
 import copy
 import json
 import logging
+import shlex
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -11,7 +14,9 @@ pytest.importorskip('mmdet')
 
 from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
+from pycocotools import mask  # noqa: E402
 
+from rmt_mm.training import coco_check, image_size  # noqa: E402
 from rmt_mm.training.coco_check import (  # noqa: E402
     CocoCheck,
     check_categories,
@@ -21,6 +26,8 @@ from rmt_mm.training.coco_check import (  # noqa: E402
     is_plain_coco,
 )
 from rmt_mm.training.findings import collect  # noqa: E402
+
+from support.pictures import MALFORMED_EXIF, write_png  # noqa: E402
 
 SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
 
@@ -138,6 +145,12 @@ def drop(key):
         (change('annotations', 2, segmentation=[]), 'has no segmentation for annotation 12'),
         (change('annotations', 2, segmentation=SQUARE[0]), 'annotation 12 that is neither a list of polygons'),
         (change('annotations', 2, segmentation=dict(size=[4, 4], counts=[16])), 'segmentation of [4, 4] pixels'),
+        (change('annotations', 2, segmentation=dict(counts=[3072])), 'add "size": [48, 64] (height, width'),
+        (change('annotations', 2, segmentation=dict(counts='abc')), 'add "size": [48, 64]'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64])), 'neither a list of run lengths nor a text: None'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[-1, 3073])), 'annotation 12 with "counts"'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[2, 2])), 'add up to 4, and its image has'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts='abc')), 'annotation 12 whose counts cannot'),
         (change('annotations', 2, id=10), 'more than one annotation with id 10'),
         (change('annotations', 2, category_id=7), 'gives annotation 12 category_id 7, which no category has'),
         (change('annotations', 2, bbox=[1, 2, float('nan'), 4]), 'gives annotation 12 the bbox [1, 2, nan, 4]'),
@@ -230,6 +243,32 @@ def test_boxes_that_are_ignored_are_not_looked_at(folder):
     assert "no 'bbox' for annotation 12" in refusal(folder.dataset())
 
 
+def test_run_lengths_are_masks(folder):
+    whole = dict(size=[48, 64], counts=[100, 200, 2772])
+    encoded = dict(mask.frPyObjects(whole, 48, 64), size=[48, 64])
+    encoded['counts'] = encoded['counts'].decode()
+    data = content()
+    data['annotations'][1]['segmentation'], data['annotations'][2]['segmentation'] = whole, encoded
+    folder.write(data)
+    assert findings(folder.dataset()) == []
+
+
+@pytest.mark.parametrize('number, level', [(1, logging.WARNING), (3, logging.ERROR)])
+def test_run_lengths_that_are_not_read_are_counted(folder, number, level):
+    data = content()
+    for annotation in data['annotations'][:number]:
+        annotation['segmentation'] = dict(size=[48, 64], counts=[100, 200, 2772])
+    folder.write(data)
+    dataset = folder.dataset()
+    dataset.pipeline.transforms[1].poly2mask = False
+    (finding,) = findings(dataset)
+    assert finding.level == level and f'{number} of 4' in finding.text and 'set poly2mask=True' in finding.text
+    for annotation in data['annotations'][:number]:
+        annotation['iscrowd'] = 1  # whose masks are not trained on
+    folder.write(data)
+    assert findings(dataset) == []
+
+
 def test_boxes_alone_need_no_segmentation(folder):
     data = content()
     for annotation in data['annotations']:
@@ -252,6 +291,36 @@ def test_the_eighty_classes_of_coco_left_in(folder):
     dataset = CocoDataset(ann_file=str(folder.path / 'train.json'), lazy_init=True)
     text = refusal(dataset)
     assert "'person'" in text and '78 of 80' in text and 'cat, dog' in text
+
+
+def test_a_category_twice_and_one_of_them_unused(folder):
+    data = content()
+    data['categories'] = [dict(id=key, name='facade') for key in (0, 1, "x'y")]
+    for annotation in data['annotations']:
+        annotation['category_id'] = 1
+    folder.write(data)
+    text = refusal(folder.dataset(classes=('facade',)))
+    assert """id 0 has no annotation, id 1 has 4 annotations, id "x'y" has no annotation; remove""" in text
+    command = shlex.split(text.split('by the command python ')[1].split(' (which')[0])
+    subprocess.run([sys.executable, *command], check=True)
+    assert findings(folder.dataset(classes=('facade',))) == []
+
+
+def test_a_category_twice_and_both_used(folder):
+    data = content()
+    data['categories'][1]['name'] = 'cat'
+    folder.write(data)
+    text = refusal(folder.dataset(classes=('cat',)))
+    assert 'id 1 has 2 annotations, id 2 has 2 annotations; rename all but one' in text
+
+
+def test_a_category_twice_without_annotations(folder):
+    data = content()
+    data['categories'][1]['name'] = 'cat'
+    del data['annotations']
+    folder.write(data)
+    text = refusal(folder.dataset(classes=('cat',), test_mode=True))
+    assert 'id 2 has no annotation; remove' in text and 'not in [2]' in text
 
 
 def test_a_subset_of_the_categories_may_be_trained(folder):
@@ -294,6 +363,52 @@ def test_sizes_of_images(folder):
     assert 'EXIF' in notes(folder.dataset())[0]
 
 
+def test_images_are_read_as_the_pipeline_reads_them(folder):
+    folder.write(content())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (64, 48)).save(folder.path / '1.png', exif=exif)
+    dataset = folder.dataset()
+    load = dataset.pipeline.transforms[0]
+    load.color_type = 'color_ignore_orientation'
+    assert findings(dataset) == []
+    Image.new('RGB', (48, 64)).save(folder.path / '1.png', exif=exif)  # which the pipeline does not turn
+    assert '1.png is 48 x 64, not 64 x 48' in refusal(dataset)
+
+
+@pytest.mark.parametrize('exif', MALFORMED_EXIF)
+def test_malformed_exif_is_the_backends_affair(folder, exif):
+    folder.write(content())
+    write_png(folder.path / '1.png', 64, 48, exif)
+    assert findings(folder.dataset()) == []
+    dataset = folder.dataset()
+    dataset.pipeline.transforms[0].imdecode_backend = 'pillow'
+    found = findings(dataset)
+    assert not found or '1.png cannot be read' in found[-1].text
+
+
+def test_an_image_beyond_the_limit_of_a_backend(folder, monkeypatch):
+    folder.write(content())
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # Pillow refuses twice as many
+    assert findings(folder.dataset()) == []
+    dataset = folder.dataset()
+    dataset.pipeline.transforms[0].imdecode_backend = 'pillow'
+    assert "Pillow reads up to 2000 pixels: set imdecode_backend='cv2'" in refusal(dataset)
+    write_png(folder.path / '0.png', 8, 8)
+    broken = bytearray((folder.path / '0.png').read_bytes())
+    broken[16:24] = (40000).to_bytes(4, 'big') * 2  # width and height
+    (folder.path / '0.png').write_bytes(broken)
+    text = refusal(folder.dataset())
+    assert '0.png cannot be read' in text
+
+
+def test_a_cut_off_image(folder):
+    folder.write(content())
+    whole = (folder.path / '0.png').read_bytes()
+    (folder.path / '0.png').write_bytes(whole[:30])
+    assert '0.png cannot be read: it is damaged, or no image that cv2 reads' in refusal(folder.dataset())
+
+
 def test_a_missing_image(folder):
     folder.write(content())
     (folder.path / '0.png').unlink()
@@ -304,8 +419,8 @@ def test_only_a_bounded_number_of_images_is_opened(folder, monkeypatch):
     boxes = [(4, 4, 16, 16)] * 400
     folder.write(content(boxes))
     opened = []
-    real = Image.open
-    monkeypatch.setattr(Image, 'open', lambda path: opened.append(path) or real(path))
+    real = image_size.read_image_size
+    monkeypatch.setattr(coco_check, 'read_image_size', lambda load, path: opened.append(path) or real(load, path))
     assert findings(folder.dataset()) == []
     assert len(opened) == 50 and opened[0].endswith('/0.png') and opened[-1].endswith('/199.png')
 
@@ -395,7 +510,25 @@ class TestEvaluatedImages:
         del other['annotations'][1]['segmentation']
         assert self.findings(self.metric(folder, other, metric='bbox'), data) == []
         (error,) = self.findings(self.metric(folder, other, metric='segm'), data)
-        assert error.level == logging.ERROR and 'annotation 11 of its ann_file has no segmentation' in error.text
+        assert (
+            error.level == logging.ERROR
+            and 'ann_file of CocoMetric has no segmentation for annotation 11' in error.text
+        )
+
+    @pytest.mark.parametrize(
+        'segmentation, words',
+        [
+            (dict(counts=[3072]), 'of run lengths without a size: add "size": [48, 64]'),
+            (SQUARE[0], 'annotation 11 that is neither'),
+            ([[4, 4]], 'fewer than two points for annotation 11'),
+        ],
+    )
+    def test_masks_that_pycocotools_does_not_take(self, folder, data, segmentation, words):
+        other = content()
+        other['annotations'][1]['segmentation'] = segmentation
+        assert self.findings(self.metric(folder, other, metric='bbox'), data) == []
+        (error,) = self.findings(self.metric(folder, other, metric='segm'), data)
+        assert words in error.text and error.text.startswith('val_evaluator: ann_file of CocoMetric has')
 
     def test_categories_in_another_order(self, folder, data):
         other = content()

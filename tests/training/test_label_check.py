@@ -17,6 +17,8 @@ from rmt_mm.training.label_check import (
     check_zero_label,
 )
 
+from support.pictures import MALFORMED_EXIF, write_png
+
 
 class TestLabelMaps:
     @pytest.fixture(autouse=True)
@@ -35,14 +37,14 @@ class TestLabelMaps:
             image = label_map if isinstance(label_map, Image.Image) else Image.fromarray(np.asarray(label_map))
             image.save(self.path / f'labels/{i}.png')
 
-    def check(self, classes=('road', 'sky', 'car'), load=(), num_classes=None, **kwargs):
+    def check(self, classes=('road', 'sky', 'car'), load=(), load_image=(), num_classes=None, **kwargs):
         from mmseg.datasets import BaseSegDataset
 
         dataset = BaseSegDataset(
             data_root=str(self.path),
             data_prefix=dict(img_path='images', seg_map_path='labels'),
             metainfo=dict(classes=classes) if classes else None,
-            pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', **dict(load))],
+            pipeline=[dict(type='LoadImageFromFile', **dict(load_image)), dict(type='LoadAnnotations', **dict(load))],
             **kwargs,
         )
         return collect(check_label_maps(dataset, 'train_dataloader', num_classes=num_classes))
@@ -104,6 +106,26 @@ class TestLabelMaps:
         self.write(self.labels(0, 1))
         (self.path / 'labels/0.png').unlink()
         assert '0.png of image' in self.refusal() and 'does not exist' in self.refusal()
+
+    def test_images_are_read_as_the_pipeline_reads_them(self):
+        self.write(self.labels(0, 1))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new('RGB', (8, 6)).save(self.path / 'images/0.jpg', exif=exif)
+        assert '0.png is 8 x 6 pixels, and its image' in self.refusal()
+        assert self.check(load_image=dict(color_type='color_ignore_orientation')) == []
+
+    @pytest.mark.parametrize('exif', MALFORMED_EXIF)
+    def test_malformed_exif_of_a_label_map(self, exif):
+        self.write(self.labels(0, 1))
+        write_png(self.path / 'labels/0.png', 8, 6, exif)
+        assert all(finding.level < logging.ERROR for finding in self.check())
+
+    def test_a_label_map_beyond_the_limit_of_pillow(self, monkeypatch):
+        self.write(self.labels(0, 1))
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 20)
+        assert "Pillow reads up to 40 pixels: set imdecode_backend='cv2'" in self.refusal()
+        assert self.check(load=dict(imdecode_backend='cv2')) == []
 
     def test_nothing_but_ignored_is_noted(self):
         self.write(self.labels(1, 255))

@@ -52,6 +52,10 @@ class Model:
         missing = {'task', 'input', 'classes', 'palette', 'mean', 'std', 'pipeline'} - set(self.meta)
         if missing:
             sys.exit(f'error: {path} has no metadata of export.py ({", ".join(sorted(missing))} missing).')
+        if len(self.meta['mean']) != 3:
+            sys.exit(
+                f'error: {path} takes images of {len(self.meta["mean"])} channels, and this tool reads RGB pictures.'
+            )
         if self.meta['task'] not in DRAW:
             sys.exit(f'error: {path} computes {self.meta["task"]}, not predictions: export it without --part features.')
         if self.meta['pipeline'] is None:

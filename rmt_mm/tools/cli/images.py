@@ -2,11 +2,13 @@
 
 import glob
 import os.path as osp
+import struct
 from pathlib import Path
 from typing import List
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import UsageError
 
@@ -38,20 +40,31 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image as a viewer shows it: upright by its EXIF tag, on white where it is transparent.
 
     Args:
-        path (Path): a file that Pillow reads. Of several frames, the first is read.
+        path (Path): a file that Pillow or OpenCV reads. Of several frames, the first is read.
 
     Returns:
         np.ndarray: (H, W, 3), RGB, uint8. 16 bits a channel are scaled to 8.
 
     Raises:
-        UsageError: the file is no image, is damaged, or is far too large to be one.
+        UsageError: the file is no image, is damaged, or is larger than OpenCV reads.
     """
     try:
         with Image.open(path) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f'{path} cannot be read as an image: {error}') from error
+            upright = _turn(image)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        # OpenCV also reads large images, and formats that Pillow does not know; of a file cut off, it fills the rest.
+        is_cut_off = isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError)
+        read = None if is_cut_off else cv2.imread(str(path))
+        if read is None:
+            is_large = isinstance(error, Image.DecompressionBombError)
+            hint = (
+                ' (OpenCV reads as many as the environment variable OPENCV_IO_MAX_IMAGE_PIXELS says)'
+                if is_large
+                else ''
+            )
+            raise UsageError(f'{path} cannot be read as an image: {error}{hint}') from error
+        return np.ascontiguousarray(read[..., ::-1])
     if upright.mode.startswith(('I', 'F')):
         values = np.asarray(upright, dtype=np.float64)
         top = values.max()
@@ -65,3 +78,11 @@ def read_image(path: Path) -> np.ndarray:
         layers = upright.convert('RGBA')
         upright = Image.alpha_composite(Image.new('RGBA', layers.size, 'white'), layers)
     return np.array(upright.convert('RGB'))
+
+
+def _turn(image: Image.Image) -> Image.Image:
+    """Return an image upright; as it is stored if its EXIF data are malformed, as OpenCV does."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        return image.copy()

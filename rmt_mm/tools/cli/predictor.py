@@ -1,11 +1,13 @@
 """Predictions for single images, by the inferencers of mmdet, mmseg and mmpretrain behind one interface."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import cv2
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData, PixelData
@@ -14,11 +16,14 @@ from torch import Tensor
 from ...checkpoints import force_safe_loading, read_checkpoint
 from ...errors import UsageError
 from ...ops import keep_freed_memory
+from ...training.image_size import DECODE_ERRORS, explain
+from ..flops import input_channels
 from .cfg_options import apply_options
 from .config import find_config, read_config
+from .images import read_image
 from .model_check import check_backbones
 from .tiles import merge_boxes, tile_windows
-from .types import library
+from .types import library, type_name
 from .weights import LoadReportHook, check_file
 
 # The 80 classes of COCO have the identifiers 1 to 90 without these.
@@ -93,8 +98,24 @@ def find_dataset_meta(cfg: Config, checkpoint: dict) -> dict:
     return {key: found.get(key) for key in ('classes', 'palette')}
 
 
+def _turn_channels(image: np.ndarray) -> np.ndarray:
+    """Return three channels in the other order, RGB or BGR, and all other images as they are."""
+    return np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 and image.shape[2] == 3 else image
+
+
+def as_shown(image: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3), RGB, uint8, of an image of any channels: of more than three the first ones, as B, G, R."""
+    if image.ndim == 2 or image.shape[2] < 3:
+        image = np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)
+    elif image.shape[2] > 3:
+        image = np.ascontiguousarray(image[..., 2::-1])
+    if image.dtype != np.uint8:
+        image = (image.clip(0) / max(float(image.max()), 1e-12) * 255).astype(np.uint8)
+    return image
+
+
 class Predictor(ABC):
-    """A model for single images. Images are (H, W, 3), RGB, uint8.
+    """A model for single images. Images are (H, W, 3), RGB, uint8, or what :meth:`read` returns.
 
     Args:
         cfg (Config): of the model.
@@ -127,6 +148,50 @@ class Predictor(ABC):
             palette = np.random.RandomState(1).randint(0, 256, (len(self.classes), 3)).tolist()
         colours = [tuple(map(int, colour)) for colour in palette]
         self.model.dataset_meta = dict(classes=self.classes, palette=colours)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return an image for :meth:`predict`.
+
+        Three channels are read as a viewer shows them, unless the pipeline's ``LoadImageFromFile`` has another
+        ``color_type`` than 'color', or reads by tifffile; then it loads the image.
+
+        Args:
+            path (Path): a file.
+
+        Returns:
+            np.ndarray: (H, W, 3), RGB; or (H, W) or (H, W, C) as loaded.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        pipeline = self.cfg.test_dataloader.dataset.get('pipeline') or []
+        given = next((dict(t) for t in pipeline if type_name(t.get('type')) == 'LoadImageFromFile'), {})
+        settings = {key: given[key] for key in ('color_type', 'imdecode_backend') if key in given}
+        if settings.get('color_type', 'color') == 'color' and settings.get('imdecode_backend') != 'tifffile':
+            return read_image(path)
+        load = LoadImageFromFile(**settings)
+        try:
+            image = load.transform(dict(img_path=str(path)))['img']  # type: ignore[index]
+        except DECODE_ERRORS as error:
+            reason = explain(error, str(path), load.imdecode_backend)
+            raise UsageError(f'{path} cannot be read as an image: {reason}') from error
+        return _turn_channels(image)
+
+    def as_loaded(self, image: np.ndarray) -> np.ndarray:
+        """Return an image with the channels that the pipeline's transforms take: BGR, or gray for a model of one.
+
+        Raises:
+            UsageError: it has other channels than the model takes.
+        """
+        wanted, channels = input_channels(self.model), 1 if image.ndim == 2 else image.shape[2]
+        if wanted == 1 and channels == 3:
+            return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        if channels not in (1, wanted):  # a single one is spread over all where it is normalised
+            raise UsageError(
+                f'the image is read with {channels} channels, and the model takes {wanted}: set color_type of '
+                'LoadImageFromFile in the test pipeline, or choose an image that has as many.'
+            )
+        return _turn_channels(image)
 
     @abstractmethod
     def predict(self, image: np.ndarray) -> Any:
@@ -168,8 +233,7 @@ class Detector(Predictor):
         self._inferencer.visualizer.dataset_meta = self.model.dataset_meta
 
     def predict(self, image: np.ndarray) -> Any:
-        bgr = np.ascontiguousarray(image[..., ::-1])
-        out = self._inferencer(bgr, return_datasamples=True, no_save_vis=True, no_save_pred=True)
+        out = self._inferencer(self.as_loaded(image), return_datasamples=True, no_save_vis=True, no_save_pred=True)
         return out['predictions'][0].cpu()
 
     def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
@@ -245,7 +309,7 @@ class Segmentor(Predictor):
         return self.model.num_classes
 
     def predict(self, image: np.ndarray) -> Any:
-        return self._inferencer(np.ascontiguousarray(image[..., ::-1]), return_datasamples=True).cpu()
+        return self._inferencer(self.as_loaded(image), return_datasamples=True).cpu()
 
     def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
         height, width = image.shape[:2]
@@ -303,7 +367,7 @@ class Classifier(Predictor):
         return self.model.head.num_classes
 
     def predict(self, image: np.ndarray) -> Any:
-        [data] = self._inferencer.preprocess([np.ascontiguousarray(image[..., ::-1])])
+        [data] = self._inferencer.preprocess([self.as_loaded(image)])
         return self._inferencer.forward(data)[0].cpu()
 
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:

@@ -27,8 +27,8 @@ from PIL import Image
 from ...errors import UsageError, printable
 from .. import cli
 from ..cli.cfg_options import CfgOptions
-from ..cli.images import VIDEO_SUFFIXES, find_images, read_image
-from ..cli.predictor import SIZE_ERRORS, Classifier, Predictor, Segmentor, load_predictor
+from ..cli.images import VIDEO_SUFFIXES, find_images
+from ..cli.predictor import SIZE_ERRORS, Classifier, Predictor, Segmentor, as_shown, load_predictor
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,6 +80,9 @@ class Output:
         self._predictions: List[dict] = []
         self.count = 0
 
+    def read(self, path: Path) -> np.ndarray:
+        return self._predictor.read(path)
+
     def predict(self, image: np.ndarray, name: str) -> np.ndarray:
         """Predict an image, note the predictions under ``name``, and return the image with them."""
         args = self._args
@@ -88,7 +91,7 @@ class Output:
         else:
             sample = self._predictor.predict_by_tiles(image, args.tile, args.overlap)
         entries = self._predictor.entries(sample, args.score_thr, name, self.count + 1)
-        drawn = self._predictor.draw(image, sample, args.score_thr)
+        drawn = self._predictor.draw(as_shown(image), sample, args.score_thr)
         self.count += 1
         self._predictions += entries
         if args.json and isinstance(self._predictor, Segmentor):
@@ -118,7 +121,7 @@ def predict_images(output: Output, paths: List[Path], folder: Path) -> int:
     for path in paths:
         name = path.resolve().relative_to(root).as_posix()
         try:
-            output.save_image(output.predict(read_image(path), name), name)
+            output.save_image(output.predict(output.read(path), name), name)
         except UsageError as error:
             skipped.append(str(error))
         except SIZE_ERRORS as error:

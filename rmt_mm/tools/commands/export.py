@@ -35,6 +35,7 @@ from ..deployment.onnx_file import OPSETS, operators, run_onnx, write_onnx
 from ..deployment.openvino_file import run_openvino, write_openvino
 from ..deployment.pipeline import describe_pipeline
 from ..deployment.torch_program import run_compiled, run_program, write_compiled, write_program
+from ..flops import input_channels
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2', 'aotinductor': '.pt2'}
 RUNNERS: Dict[str, Callable[[str, Tensor], List[np.ndarray]]] = {
@@ -48,6 +49,8 @@ GRAPHS: Dict[str, Callable[[Any, Preparation], Graph]] = dict(
 )
 # Height and width of the published models, without --shape.
 SHAPES = {'mmdet': (800, 1344), 'mmseg': (512, 512), 'mmpretrain': (224, 224)}
+# Names of the channels of an image in the metadata; of other images their number, in the order of the file.
+CHANNELS: Dict[int, Any] = {1: 'gray', 3: 'RGB'}
 # Largest difference from PyTorch, relative to the largest output: rounding errors of the two precisions are 10 times
 # smaller.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
@@ -138,7 +141,8 @@ def build(args: argparse.Namespace) -> Tuple[Graph, dict, Tuple[int, int]]:
     cfg, model = predictor.cfg, predictor.model
     library = cli.library(cfg)
     fold(model)
-    norm = read_preprocessor(model.data_preprocessor)
+    channels = input_channels(model)
+    norm = read_preprocessor(model.data_preprocessor, channels)
     prepare = Preparation(norm, args.normalize)
     if args.part == 'features':
         graph = feature_graph(model, prepare, prepare.example(1, 64, 64))
@@ -232,10 +236,16 @@ def export(args: argparse.Namespace) -> None:
         batch, shape = (2 if graph.takes_batches else 1), tuple(args.shape or (96, 128))
     if args.half and args.format != 'openvino':
         graph.use_half()
+    norm = graph.prepare.norm
     axes = 'BHWC' if args.normalize else 'BCHW'
     metadata.update(
         version=__version__,
-        input=dict(axes=axes, dtype='uint8' if args.normalize else 'float32', channels='RGB', dynamic=args.dynamic),
+        input=dict(
+            axes=axes,
+            dtype='uint8' if args.normalize else 'float32',
+            channels=CHANNELS.get(len(norm.mean), len(norm.mean)),
+            dynamic=args.dynamic,
+        ),
     )
     shapes = [(batch, *shape)] + ([(batch + graph.takes_batches, 97, 131)] if args.dynamic else [])
     with replace_file(args.out) as path:

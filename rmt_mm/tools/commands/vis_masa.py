@@ -40,8 +40,8 @@ from ..analysis import (
     record,
 )
 from ..cli.cfg_options import CfgOptions
-from ..cli.images import find_images, read_image
-from ..cli.predictor import SIZE_ERRORS, Predictor, load_predictor
+from ..cli.images import find_images
+from ..cli.predictor import SIZE_ERRORS, Predictor, as_shown, load_predictor
 
 DRAWINGS = ('attention', 'features', 'receptive-field')
 # MaSA's output and the drawn attention applied to the values differ by rounding: far less than this.
@@ -249,8 +249,11 @@ def draw_features(figures: Figures, found: Found, backbone: RMT, image: np.ndarr
     figures.save(figures.features(image, found.view, [out[0] for out in outs], names, strides), f'{name}_features')
 
 
-def build_rivals(args: argparse.Namespace, device: torch.device) -> Dict[str, nn.Module]:
+def build_rivals(args: argparse.Namespace, device: torch.device, channels: int) -> Dict[str, nn.Module]:
     """Build mmdet's Swin-T and ResNet-50, with the weights that the options name."""
+    if channels != 3:
+        print(f'Swin-T and ResNet-50 take three channels, not {channels}: the receptive fields are those of RMT alone.')
+        return {}
     if find_spec('mmdet') is None:
         print('mmdet is not installed: the receptive fields are those of RMT alone.')
         return {}
@@ -275,7 +278,7 @@ def draw_receptive_fields(figures: Figures, backbone: RMT, inputs: List[Tensor],
     images = torch.cat([image[..., : size[0], : size[1]] for image in inputs])
     models: Dict[str, nn.Module] = {
         f'RMT\n({Path(args.checkpoint).name})': backbone,
-        **build_rivals(args, images.device),
+        **build_rivals(args, images.device, images.shape[1]),
     }
     fields: Dict[str, List[Tensor]] = {}
     strides: Dict[str, Sequence[int]] = {}
@@ -304,13 +307,13 @@ def run(args: argparse.Namespace) -> int:
     stems, inputs, skipped = [path.stem for path in paths], [], 0
     for path in paths:
         try:
-            image = read_image(path)
+            image = predictor.read(path)
         except UsageError as error:
             print(f'skipped: {error}')
             skipped += 1
             continue
         name = path.stem if stems.count(path.stem) == 1 else path.name
-        found = find(predictor, backbone, image, args)
+        found, image = find(predictor, backbone, image, args), as_shown(image)
         if 'attention' in args.draw:
             draw_attention(figures, found, backbone, image, name, args)
         if 'features' in args.draw:

@@ -1,4 +1,4 @@
-"""What an exported model takes: RGB images, normalised by the application or by the graph itself, and padded."""
+"""What an exported model takes: RGB images or those of other channels, normalised by the application or the graph."""
 
 from typing import Any, NamedTuple, Tuple
 
@@ -12,24 +12,30 @@ from ...errors import UsageError
 class ImageNorm(NamedTuple):
     """What a data preprocessor of mmdet, mmseg or mmpretrain does to the pixels of an image."""
 
-    mean: Tuple[float, ...] = (0.0, 0.0, 0.0)  # of R, G, B, from 0 to 255
+    mean: Tuple[float, ...] = (0.0, 0.0, 0.0)  # of R, G, B, or of each channel, from 0 to 255
     std: Tuple[float, ...] = (1.0, 1.0, 1.0)
-    is_bgr: bool = False  # the model takes B, G, R
+    is_bgr: bool = False  # the model takes three channels as B, G, R
     divisor: int = 1  # of height and width, after padding at the bottom and on the right
     pad_value: float = 0.0  # of padded pixels, after normalisation
 
 
-def read_preprocessor(preprocessor: Any) -> ImageNorm:
+def read_preprocessor(preprocessor: Any, channels: int = 3) -> ImageNorm:
     """Return what a data preprocessor of the libraries does to one image at test time.
+
+    Args:
+        preprocessor: a model's ``data_preprocessor``.
+        channels (int): of an image. Only three are turned between RGB and BGR. Default 3.
 
     Raises:
         UsageError: it pads images to a fixed size.
     """
     # The libraries read images as B, G, R. Each has its own name for the setting that turns them.
     is_rgb = any(getattr(preprocessor, name, False) for name in ('to_rgb', 'channel_conversion', '_channel_conversion'))
-    mean, std = ImageNorm().mean, ImageNorm().std
+    mean, std = (0.0,) * channels, (1.0,) * channels
     if getattr(preprocessor, '_enable_normalize', False):
         mean, std = (tuple(t.flatten().tolist()) for t in (preprocessor.mean, preprocessor.std))
+        # The libraries apply a single value to all channels.
+        mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     divisor, value = getattr(preprocessor, 'pad_size_divisor', 1), getattr(preprocessor, 'pad_value', 0)
     if hasattr(preprocessor, 'size_divisor'):  # mmseg's own, of training; test_cfg says what it does to test images
         test_cfg = preprocessor.test_cfg or {}
@@ -38,9 +44,10 @@ def read_preprocessor(preprocessor: Any) -> ImageNorm:
                 'the config pads test images to a fixed size (data_preprocessor.test_cfg.size): remove it.'
             )
         divisor, value = test_cfg.get('size_divisor') or 1, preprocessor.pad_val
-    if not is_rgb:
+    is_bgr = channels == 3 and not is_rgb
+    if is_bgr:
         mean, std = mean[::-1], std[::-1]
-    return ImageNorm(mean, std, not is_rgb, divisor, float(value))
+    return ImageNorm(mean, std, is_bgr, divisor, float(value))
 
 
 class Preparation(nn.Module):
@@ -48,8 +55,8 @@ class Preparation(nn.Module):
 
     Args:
         norm (ImageNorm): what the model's data preprocessor does.
-        normalize (bool): take uint8 RGB images (B, H, W, 3), and normalise them in the graph. Otherwise take normalised
-            RGB images (B, 3, H, W), fp32.
+        normalize (bool): take uint8 RGB images (B, H, W, C), and normalise them in the graph. Otherwise take normalised
+            RGB images (B, C, H, W), fp32.
     """
 
     mean: Tensor
@@ -59,10 +66,10 @@ class Preparation(nn.Module):
         super().__init__()
         self.norm, self.normalize = norm, normalize
         for name in ('mean', 'std'):
-            self.register_buffer(name, torch.tensor(getattr(norm, name), dtype=torch.float32).view(1, 3, 1, 1), False)
+            self.register_buffer(name, torch.tensor(getattr(norm, name), dtype=torch.float32).view(1, -1, 1, 1), False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return what the model takes, (B, 3, H', W'), fp32."""
+        """Return what the model takes, (B, C, H', W'), fp32."""
         if self.normalize:
             image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
         if self.norm.is_bgr:
@@ -82,7 +89,9 @@ class Preparation(nn.Module):
         """Return random images that the graph takes, the same in every call."""
         generator = torch.Generator().manual_seed(0)
         # Blocks of one colour, not noise: a photograph is smooth.
-        small = torch.randint(0, 256, (batch, 3, -(-height // 16), -(-width // 16)), generator=generator).float()
+        small = torch.randint(
+            0, 256, (batch, len(self.norm.mean), -(-height // 16), -(-width // 16)), generator=generator
+        ).float()
         image = F.interpolate(small, (height, width), mode='bilinear').round()
         if self.normalize:
             return image.permute(0, 2, 3, 1).to(torch.uint8)

@@ -1,6 +1,7 @@
 """What the page computes, without the page: predictions of a picture, and the attention at one of its pixels."""
 
 import contextlib
+import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,9 @@ class Trial:
         try:
             with Image.open(path, formats=FORMATS) as opened:  # reads the size, and no pixels
                 width, height = opened.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise UsageError(f'{name} has more pixels than Pillow opens: {error}') from error
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
             kinds = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise UsageError(f'{name} cannot be read as a picture ({kinds}).') from error
         if width * height > self.max_pixels:
