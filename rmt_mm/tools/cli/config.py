@@ -15,6 +15,7 @@ from ...checkpoints import force_safe_loading
 from ...config_path import get_config_path
 from ...errors import UsageError, as_sentence
 from .cfg_options import apply_options, check_top_level_names
+from .loaders import drop_worker_settings
 from .model_check import check_backbones
 
 
@@ -34,6 +35,7 @@ def load_config(args: argparse.Namespace) -> Config:
     # Set it before the options, as the libraries' own tools do.
     cfg.launcher = args.launcher
     apply_options(cfg, args.cfg_options)
+    drop_worker_settings(cfg)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
