@@ -1,7 +1,7 @@
 """Compare the classes of a data set with the heads of a model, and with those of another data set."""
 
 from logging import WARNING
-from typing import Iterator, List, Optional, Sequence
+from typing import Iterable, Iterator, List, Optional, Sequence
 
 from torch import nn
 
@@ -66,6 +66,24 @@ def check_heads(model: nn.Module, dataset, loader: str) -> Iterator[Finding]:
             yield Finding(f'{text} If this head predicts something else, such as boundaries, all is well.', WARNING)
         else:
             yield Finding(text)
+
+
+def check_topk(model: nn.Module, metrics: Iterable, evaluator: str) -> Iterator[Finding]:
+    """Find mmpretrain's accuracies among more classes than the head of a model predicts."""
+    head = getattr(getattr(model, 'module', model), HEADS[-1], None)
+    classes = getattr(head, 'num_classes', None)
+    if type(classes) is not int:
+        return
+    places = [(evaluator, metric) for metric in metrics if type(metric).__name__ == 'Accuracy']
+    places += [('model.head', head)] if getattr(head, 'cal_acc', False) is True else []
+    for place, counter in places:
+        topk = getattr(counter, 'topk', None)
+        if isinstance(topk, (list, tuple)) and topk and max(topk) > classes:
+            fits = tuple(k for k in topk if k <= classes) or (1,)
+            yield Finding(
+                f'{place}.topk is {tuple(topk)}, but the model has {classes} classes (model.head.num_classes): set '
+                f'topk={fits}.'
+            )
 
 
 def takes_text(model: nn.Module) -> bool:

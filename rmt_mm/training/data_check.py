@@ -8,9 +8,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..errors import FOREIGN_ERRORS, DataError, RMTError, in_one_line
-from .class_check import HEADS, check_heads, check_same_classes, class_names, takes_text
+from ..errors import FOREIGN_ERRORS, DataError, RMTError, UsageError, in_one_line
+from .class_check import HEADS, check_heads, check_same_classes, check_topk, class_names, takes_text
 from .coco_check import CocoCheck, check_evaluated_images, is_plain_coco, read_json
+from .config_key import find_fault
 from .datasets import build_lazily, find_datasets, name_files
 from .findings import Finding, collect, report
 from .label_check import check_image_labels, check_label_maps
@@ -50,7 +51,9 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         raise
     except FOREIGN_ERRORS as error:
         loader, evaluator = f'{split}_dataloader', f'{split}_evaluator'
-        config = runner.cfg.get(loader)
+        config, fault = runner.cfg.get(loader), find_fault(error, runner.cfg)
+        if fault and fault.key.split('.')[0] not in (loader, evaluator):
+            raise UsageError(fault.text) from error
         if not config:
             raise
         datasets = [dataset for dataset, _ in build_lazily(config, runner.cfg.get('default_scope'))]
@@ -63,10 +66,11 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         # NumPy's message when mmengine packs the samples of an empty data set into one array.
         if 'need at least one array' in str(error):
             raise DataError(_empty(loader)) from error
+        if fault and not fault.reads_data:
+            raise UsageError(fault.text) from error
         files = ' and '.join(filter(None, map(name_files, datasets)))
-        raise DataError(
-            f'{loader} cannot be built: {in_one_line(error)}{f" (it reads {files})" if files else ""}.'
-        ) from error
+        text = fault.text if fault else f'{loader} cannot be built: {in_one_line(error)}'
+        raise DataError(f'{text}{f" (it reads {files})" if files else ""}.') from error
 
 
 def _annotation_files(evaluator) -> Iterator[str]:
@@ -130,6 +134,10 @@ class DataCheckHook(Hook):
             loader = f'{split}_dataloader'
             if hasattr(dataset, '__len__') and len(dataset) == 0:
                 raise DataError(_empty(loader))
+            report(_check_batches(getattr(runner, f'{split}_loop').dataloader, loader))
+            evaluator = f'{split}_evaluator'
+            metrics = getattr(getattr(runner, evaluator, None), 'metrics', ()) if split != 'train' else ()
+            report(check_topk(runner.model, metrics, evaluator))
             report(check_heads(runner.model, dataset, loader))
             if self.check_files:
                 _report_of_main_process(self._check_files(runner, split, dataset))
@@ -158,6 +166,18 @@ class DataCheckHook(Hook):
             self._train_classes = classes
         elif not takes_text(runner.model):
             yield from check_same_classes(self._train_classes, classes, loader)
+
+
+def _check_batches(dataloader, loader: str) -> Iterator[Finding]:
+    """Find a loader that drops its only batch, since it has fewer images. One that never ends fills it up."""
+    sampler = getattr(dataloader, 'sampler', None)
+    if sampler is None or 'Infinite' in type(sampler).__name__ or len(dataloader):
+        return
+    size = getattr(getattr(dataloader, 'batch_sampler', None), 'batch_size', None) or dataloader.batch_size
+    yield Finding(
+        f'{loader}: drop_last=True leaves no batch, since a process has {len(sampler)} images, fewer than '
+        f'batch_size={size}: set {loader}.batch_size to at most {len(sampler)}, or drop_last=False.'
+    )
 
 
 def _num_classes(model) -> Optional[int]:
