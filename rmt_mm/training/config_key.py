@@ -37,6 +37,14 @@ BUILDERS = {
 # Keys that name modules of the model to change. mmengine traces those of efficient_conv_bn_eval by torch.fx, which RMT
 # does not allow.
 SWITCHES = ('activation_checkpointing', 'efficient_conv_bn_eval')
+# Arguments of data sets and loaders of mmdet 2 and mmseg 0, and what replaces them.
+OLD_ARGUMENTS = {
+    'ann_dir': 'data_prefix=dict(seg_map_path=...)',
+    'img_dir': 'data_prefix=dict(img_path=...)',
+    'img_prefix': 'data_prefix=dict(img=...)',
+    'samples_per_gpu': 'batch_size',
+    'workers_per_gpu': 'num_workers',
+}
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
@@ -139,6 +147,8 @@ def _describe_argument(error: BaseException, key: str, where: str, registry: Any
     inherited = f'; if it comes from a base config, write _delete_=True in {key}, which drops what the base sets there.'
     if any(part.isdigit() for part in key.split('.')):  # a config replaces the list of its base as a whole
         inherited = '.'
+    if refused and refused[1] in OLD_ARGUMENTS:
+        return f'{where} does not take {refused[1]!r}, of mmdet 2 or mmseg 0: write {OLD_ARGUMENTS[refused[1]]}.'
     if refused:
         return f'{where} does not take {refused[1]!r}: remove it{inherited}'
     if 'Only one of `type` or `by_epoch`' in text:
