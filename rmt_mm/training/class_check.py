@@ -118,6 +118,24 @@ def _check_class_weights(model: nn.Module) -> Iterator[Finding]:
             )
 
 
+def check_topk(model: nn.Module, metrics: Iterable, evaluator: str) -> Iterator[Finding]:
+    """Find mmpretrain's accuracies among more classes than the head of a model predicts."""
+    head = getattr(getattr(model, 'module', model), HEADS[-1], None)
+    classes = getattr(head, 'num_classes', None)
+    if type(classes) is not int:
+        return
+    places = [(evaluator, metric) for metric in metrics if type(metric).__name__ == 'Accuracy']
+    places += [('model.head', head)] if getattr(head, 'cal_acc', False) is True else []
+    for place, counter in places:
+        topk = getattr(counter, 'topk', None)
+        if isinstance(topk, (list, tuple)) and topk and max(topk) > classes:
+            fits = tuple(k for k in topk if k <= classes) or (1,)
+            yield Finding(
+                f'{place}.topk is {tuple(topk)}, but the model has {classes} classes (model.head.num_classes): set '
+                f'topk={fits}.'
+            )
+
+
 def takes_text(model: nn.Module) -> bool:
     """Tell whether the classes are text input of the model, as in GLIP and Grounding DINO."""
     model = getattr(model, 'module', model)

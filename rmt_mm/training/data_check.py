@@ -8,12 +8,13 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..errors import FOREIGN_ERRORS, DataError, RMTError, in_one_line
+from ..errors import FOREIGN_ERRORS, DataError, RMTError, UsageError, in_one_line
 from .class_check import (
     check_heads,
     check_metric_classes,
     check_names_of_keys,
     check_same_classes,
+    check_topk,
     class_names,
     takes_text,
 )
@@ -26,6 +27,7 @@ from .coco_check import (
     is_plain_coco,
     read_json,
 )
+from .config_key import find_fault
 from .datasets import build_lazily, find_datasets, name_files
 from .findings import Finding, collect, report
 from .label_check import check_counted_labels, check_image_labels, check_label_maps, check_zero_label
@@ -66,7 +68,9 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         raise
     except FOREIGN_ERRORS as error:
         loader, evaluator = f'{split}_dataloader', f'{split}_evaluator'
-        config = runner.cfg.get(loader)
+        config, fault = runner.cfg.get(loader), find_fault(error, runner.cfg)
+        if fault and fault.key.split('.')[0] not in (loader, evaluator):
+            raise UsageError(fault.text) from error
         if not config:
             raise
         built = list(build_lazily(config, runner.cfg.get('default_scope')))
@@ -82,10 +86,11 @@ def _naming_the_file(runner: 'Runner', split: str) -> Iterator[None]:
         # NumPy's message when mmengine packs the samples of an empty data set into one array.
         if 'need at least one array' in str(error):
             raise DataError(_empty(loader)) from error
+        if fault and not fault.reads_data:
+            raise UsageError(fault.text) from error
         files = ' and '.join(filter(None, map(name_files, datasets)))
-        raise DataError(
-            f'{loader} cannot be built: {in_one_line(error)}{f" (it reads {files})" if files else ""}.'
-        ) from error
+        text = fault.text if fault else f'{loader} cannot be built: {in_one_line(error)}'
+        raise DataError(f'{text}{f" (it reads {files})" if files else ""}.') from error
 
 
 def _annotation_files(evaluator) -> Iterator[str]:
@@ -150,6 +155,9 @@ class DataCheckHook(Hook):
             loader = f'{split}_dataloader'
             if hasattr(dataset, '__len__') and len(dataset) == 0:
                 raise DataError(_empty(loader))
+            report(_check_batches(getattr(runner, f'{split}_loop').dataloader, loader))
+            evaluator = f'{split}_evaluator'
+            report(check_topk(runner.model, _metrics(runner, split), evaluator))
             report(check_heads(runner.model, dataset, loader))
             report(check_metric_classes(_metrics(runner, split), dataset, loader))
             if split == 'train':
@@ -228,6 +236,18 @@ def _check_number_of_metrics(runner: 'Runner', split: str, dataset) -> Iterator[
                 f'dataset_prefixes, and {split}_dataloader has {counts[2]} data sets: it needs a ConcatDataset, and '
                 'one of each for every data set in it.'
             )
+
+
+def _check_batches(dataloader, loader: str) -> Iterator[Finding]:
+    """Find a loader that drops its only batch, since it has fewer images. One that never ends fills it up."""
+    sampler = getattr(dataloader, 'sampler', None)
+    if sampler is None or 'Infinite' in type(sampler).__name__ or len(dataloader):
+        return
+    size = getattr(getattr(dataloader, 'batch_sampler', None), 'batch_size', None) or dataloader.batch_size
+    yield Finding(
+        f'{loader}: drop_last=True leaves no batch, since a process has {len(sampler)} images, fewer than '
+        f'batch_size={size}: set {loader}.batch_size to at most {len(sampler)}, or drop_last=False.'
+    )
 
 
 def _num_classes(model) -> Optional[int]:

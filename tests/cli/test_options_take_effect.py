@@ -126,6 +126,16 @@ def test_sync_bn_becomes_bn_without_a_gpu(built):
     assert len(norms) == 7 and not any(isinstance(m, nn.SyncBatchNorm) for m in norms)
 
 
+def test_tta_leaves_a_config_that_can_be_used_again(built, checkpoint, tmp_path):
+    runner = built('test.py', SEGMENTOR, checkpoint, '--tta')
+    left = [tmp_path / 'work' / os.path.basename(SEGMENTOR), *(tmp_path / 'work').glob('*/vis_data/config.py')]
+    assert len(left) == 2 and type(runner.model).__name__ == 'SegTTAModel'
+    for path in left:
+        assert Config.fromfile(path).model.type == 'EncoderDecoder'
+    again = built('test.py', str(left[0]), checkpoint, '--tta')
+    assert type(again.model.module).__name__ == 'EncoderDecoder'
+
+
 def test_tta(built, checkpoint):
     plain = built('test.py', SEGMENTOR, checkpoint)
     assert type(plain.model).__name__ == 'EncoderDecoder'

@@ -807,6 +807,22 @@ MUTANTS = [
         ('page: the port of another host', 'socket.create_server((host, port)', "socket.create_server(('', port)"),
     ),
     *_group(
+        'rmt_mm/training/config_key.py',
+        'tests/cli/test_config_mistakes.py',
+        ('config key: the outermost part is named', 'found = _locate(values.get', 'found = key or _locate(values.get'),
+        ('config key: _delete_ in a list', 'if any(part.isdigit()', 'if not any(part.isdigit()'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/saving.py',
+        'tests/cli/test_config_mistakes.py',
+        ('saving: a missing score', 'metrics[name] = None', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/loaders.py',
+        'tests/cli/test_loaders.py',
+        ('loaders: nothing is dropped', 'loader.pop(key)', 'loader[key]'),
+    ),
+    *_group(
         'rmt_mm/tools/cli/brief.py',
         'tests/cli/test_brief.py',
         ('brief: stdout after an error', 'sys.stdout = stdout', 'pass'),

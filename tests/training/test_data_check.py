@@ -17,6 +17,7 @@ from torch import nn
 
 from rmt_mm import DataCheckHook
 from rmt_mm.errors import DataError
+from rmt_mm.training.class_check import check_topk
 from rmt_mm.training.data_check import build_data
 from rmt_mm.training.datasets import find_datasets, pick_evenly
 
@@ -406,3 +407,18 @@ def test_a_plain_runner_stops_before_the_first_iteration(tmp_path, wrong):
     with pytest.raises(DataError, match=rf'head\.num_classes is 2.*{wrong}_dataloader has 3 classes'):
         runner.train()
     assert runner.model.steps == 0
+
+
+class Accuracy:
+    topk = (1, 5)
+
+
+@pytest.mark.parametrize('classes, refused', [(3, True), (5, False)])
+def test_top_5_of_fewer_classes(classes, refused):
+    for model, metrics, key in (
+        (nn.ModuleDict(dict(head=head(classes))), [Accuracy()], 'val_evaluator'),
+        (nn.ModuleDict(dict(head=head(classes, topk=(1, 5), cal_acc=True))), [], 'model.head'),
+    ):
+        found = [finding.text for finding in check_topk(model, metrics, 'val_evaluator')]
+        assert len(found) == refused
+        assert not refused or f'{key}.topk is (1, 5)' in found[0] and 'set topk=(1,)' in found[0]

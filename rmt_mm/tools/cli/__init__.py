@@ -16,7 +16,8 @@ from .options import (
     use_tta,
     use_vis_backend,
 )
-from .runner import build_runner, process_group
+from .runner import build_runner, process_group, record_config
+from .saving import check_saving
 from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
 
@@ -32,6 +33,7 @@ __all__ = [
     'check_datasets',
     'check_file',
     'check_init_cfgs',
+    'check_saving',
     'choose_checkpoint',
     'draw_predictions',
     'exit_on_error',
@@ -42,6 +44,7 @@ __all__ = [
     'process_group',
     'program',
     'read_config',
+    'record_config',
     'use_amp',
     'use_auto_scale_lr',
     'use_tta',

@@ -43,7 +43,7 @@ class BriefLogHook(Hook):
     The time left includes validation. It is estimated from what this process has done.
     """
 
-    priority = 'VERY_LOW'
+    priority = 'LOW'  # before CheckpointHook and what is prepared for it in the metrics
 
     def __init__(self) -> None:
         self._started = 0.0

@@ -14,8 +14,12 @@ from mmengine.config import Config
 from ...checkpoints import force_safe_loading
 from ...config_path import get_config_path
 from ...errors import UsageError, as_sentence
+from ...training.findings import report
 from .cfg_options import apply_options, check_top_level_names
+from .loaders import drop_worker_settings
 from .model_check import check_backbones
+from .notes import note
+from .old_config import find_old_format, find_unread_keys
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -34,6 +38,7 @@ def load_config(args: argparse.Namespace) -> Config:
     # Set it before the options, as the libraries' own tools do.
     cfg.launcher = args.launcher
     apply_options(cfg, args.cfg_options)
+    drop_worker_settings(cfg)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -67,13 +72,20 @@ def read_config(path: str) -> Config:
     """Read a config file.
 
     Raises:
-        UsageError: it cannot be read, has no model, or has a misspelt top-level key.
+        UsageError: it cannot be read, is one of mmdet 2 or mmseg 0, has no model, or has a misspelt top-level key.
     """
-    with as_sentence(UsageError, f'config {path} cannot be read'):  # it is a program, and may raise any error
-        cfg = Config.fromfile(path)
+    try:
+        with as_sentence(UsageError, f'config {path} cannot be read'):  # it is a program, and may raise any error
+            cfg = Config.fromfile(path)
+    except UsageError:
+        report(find_old_format(path), UsageError)
+        raise
+    report(find_old_format(path, cfg), UsageError)
     if not isinstance(cfg.get('model'), dict):
         raise UsageError(f'config {path} has no model.')
     check_top_level_names(cfg, path)
+    for text in find_unread_keys(path, cfg):
+        note(text)
     return cfg
 
 

@@ -14,6 +14,7 @@ from ...errors import UsageError
 from ...training.findings import Finding, report
 from .neck_check import SIDES, Features, NeckError, run_neck
 from .notes import note
+from .old_config import find_old_arguments
 from .search import find_dicts, walk
 from .types import find_classes, find_parameters, is_of_library, library, type_name
 
@@ -74,6 +75,7 @@ def find_problems(cfg: Config, path: str) -> Iterator[Finding]:
         yield from _check_import(cfg, path, [model['backbone']['type'] for model in models])
     for model in models:
         where = places.get(id(model), 'model')
+        yield from find_old_arguments(model['backbone'], f'{where}.backbone')
         yield from check_model(model, scope, where, several_processes=cfg.get('launcher') != 'none')
 
 

@@ -61,6 +61,13 @@ def build_runner(cfg: Config, brief: bool = False) -> Runner:
     return runner
 
 
+def record_config(runner: Runner, cfg: Config) -> None:
+    """Leave ``cfg`` in the work dir, in place of the config that ``runner`` was built from and has written."""
+    runner.cfg = cfg
+    runner.dump_config()
+    runner.visualizer.add_config(cfg)
+
+
 def _adapt_to_cpu(cfg: Config) -> None:
     """Replace parts that run only on accelerators: mmengine's AMP wrapper, SyncBN between processes, NCCL."""
     if cfg.launcher == 'pytorch' and not dist.is_initialized():

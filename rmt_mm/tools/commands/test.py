@@ -5,12 +5,14 @@ rmt-test mask-rcnn_rmt-t_fpn_amp-1x_coco work_dirs/.../epoch_12.pth
 """
 
 import argparse
+import copy
 from typing import Sequence
 
 import torch
 from mmengine.evaluator import DumpResults
 
 from ...ops.memory import keep_freed_memory
+from ...training.config_key import naming_the_key
 from ...training.data_check import build_data
 from .. import cli
 
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         cli.check_datasets(cfg, 'test_dataloader')
         cli.check_annotations(cfg, 'test_evaluator')
         cfg.load_from, cfg.resume = cli.check_file(args.checkpoint, 'CHECKPOINT'), False
+        given = copy.deepcopy(cfg)
         if args.tta:
             cli.use_tta(cfg)
         if args.show_dir:
@@ -41,13 +44,15 @@ def run(args: argparse.Namespace) -> None:
 
     if not torch.cuda.is_available():
         keep_freed_memory()
-    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS), naming_the_key(cfg):
         runner = cli.build_runner(cfg)
+        if args.tta:  # other tools, and a second test, take the model without its wrapper
+            cli.record_config(runner, given)
         cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
-    with cli.exit_on_error():
+    with cli.exit_on_error(), naming_the_key(cfg):
         runner.test()
 
 

@@ -7,6 +7,7 @@ rmt-train mask-rcnn_rmt-t_fpn_amp-1x_coco
 import argparse
 import sys
 
+from ...training.config_key import naming_the_key
 from ...training.data_check import build_data
 from .. import cli
 
@@ -49,12 +50,13 @@ def run(args: argparse.Namespace) -> None:
         cli.choose_checkpoint(cfg, args.resume)
         cli.check_init_cfgs(cfg)
 
-    with cli.exit_on_error(*cli.FOREIGN_ERRORS):
+    with cli.exit_on_error(*cli.FOREIGN_ERRORS), naming_the_key(cfg):
         runner = cli.build_runner(cfg, args.brief)
         cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
         build_data(runner, 'train', 'val')
+        cli.check_saving(runner)
     try:
-        with cli.exit_on_error():
+        with cli.exit_on_error(), naming_the_key(cfg):
             runner.train()
     except KeyboardInterrupt:
         print(
