@@ -48,6 +48,11 @@ def run(tmp_path, monkeypatch, train_cfg, *args, **changes):
             ],
         ),
         (
+            dict(EPOCHS, max_epochs=4),
+            {},
+            ['Training', *(f'epoch {i}/4   loss [0-9.]+   ' + (r'\d+ ', 'sum')[i % 2 == 0] for i in (1, 2, 3, 4))],
+        ),
+        (
             EPOCHS,
             dict(val_cfg=None, val_dataloader=None, val_evaluator=None),
             ['Training', *(f'epoch {i}/3' for i in (1, 2, 3))],
@@ -65,7 +70,9 @@ def test_a_line_an_epoch(train_cfg, changes, lines, tmp_path, monkeypatch, capsy
         assert re.match(pattern, line), line
         assert line.startswith('Training') or re.search(f'   {TIME_LEFT}$', line), line
     [log] = (tmp_path / 'run').glob('*/*.log')
-    assert len(re.findall(r'(Epoch|Iter)\(train\)', log.read_text())) == 6  # every iteration
+    assert len(re.findall(r'(Epoch|Iter)\(train\)', log.read_text())) == 2 * train_cfg.get(
+        'max_epochs', 3
+    )  # every iteration
 
 
 def test_without_brief_the_log_is_shown(tmp_path, monkeypatch, capsys):
