@@ -264,7 +264,7 @@ def damage(path, kind):
         ('text', 'mine.png cannot be read as a picture'),
         ('empty', 'mine.png cannot be read as a picture'),
         ('truncated', 'mine.png is damaged: '),
-        ('bomb', 'mine.png cannot be read|mine.png has 30000 x 30000 pixels, and this page takes 1,000,000'),
+        ('bomb', 'mine.png has more pixels than Pillow opens: |mine.png has 30000 x 30000 pixels, and this page takes'),
         ('large', 'mine.png has 1001 x 1000 pixels, and this page takes 1,000,000'),
         ('flat', 'mine.png, of 2400 x 6 pixels, cannot be predicted with this model: '),
         ('postscript', 'mine.png cannot be read as a picture'),
