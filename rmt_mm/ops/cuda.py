@@ -17,11 +17,11 @@ try:
 except ImportError:  # torch < 2.5
     flex_attention = None  # type: ignore[assignment]
 
-HAS_TRITON = find_spec('triton') is not None  # in which FlexAttention's kernels and ours are written
+HAS_TRITON = find_spec('triton') is not None  # in which FlexAttention and our kernel are written
 MIN_HEAD_DIM = 16  # the smallest that FlexAttention takes
-MAX_HEAD_DIM = 128  # the largest whose tiles our kernels hold in registers
+MAX_HEAD_DIM = 32  # the largest of the published sizes, and that our kernel has run with
 MIN_CAPABILITY = (8, 0)  # of the GPU: bf16 in its matrix units
-MIN_TOKENS = 2**14  # of a batch, from which our kernel gains more than its launch costs (docs/performance.md)
+MIN_TOKENS = 2**14  # of a batch; the smallest with a measured gain had 25,088 (docs/performance.md)
 
 
 def _capability(device: torch.device) -> Tuple[int, int]:

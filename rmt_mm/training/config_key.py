@@ -8,6 +8,7 @@ from mmengine.config import Config
 from torch.utils.data import Dataset
 
 from ..errors import FOREIGN_ERRORS, RMTError, UsageError, in_one_line
+from .config_search import walk
 
 # Functions of mmengine that build a part of a Runner, and the config key that each one builds. Those of loaders and
 # evaluators serve three keys: their names begin with the split of the loop that is being built.
@@ -38,7 +39,7 @@ BUILDERS = {
 # does not allow.
 SWITCHES = ('activation_checkpointing', 'efficient_conv_bn_eval')
 # Arguments of data sets and loaders of mmdet 2 and mmseg 0, and what replaces them.
-OLD_ARGUMENTS = {
+OLD_DATA_ARGUMENTS = {
     'ann_dir': 'data_prefix=dict(seg_map_path=...)',
     'img_dir': 'data_prefix=dict(img_path=...)',
     'img_prefix': 'data_prefix=dict(img=...)',
@@ -100,10 +101,10 @@ def find_fault(error: BaseException, cfg: Config) -> Optional[Fault]:
             reads_data = True
     if not key:
         return None
-    argument = _describe_argument(error, key, f'{key} ({kind})' if kind else key, registry)
+    where = f'{key} ({kind})' if kind else key
+    argument = _describe_argument(error, key, where, registry)
     if argument:
         return Fault(key, argument, False)
-    where = f'{key} ({kind})' if kind else key
     if key in SWITCHES:
         text = f'{key}={cfg.get(key)!r} cannot be used: {in_one_line(error)}; remove it, or name other modules.'
         return Fault(key, text, False)
@@ -116,22 +117,13 @@ def _locate(node: Any, cfg: Config, key: str, split: str) -> Optional[Tuple[str,
         return None
     best: tuple = ()
     found = None
-    for path, value in _dicts(cfg._cfg_dict):
-        if _name(value.get('type')) == _name(node['type']):
+    for path, _, value in walk(cfg._cfg_dict):
+        if isinstance(value, dict) and 'type' in value and _name(value['type']) == _name(node['type']):
             equal = sum(type(node.get(name)) is type(item) and node[name] == item for name, item in value.items())
             rank = (path == key or path.startswith(f'{key}.'), path.startswith(f'{split}_'), equal / len(value))
             if rank > best:
                 best, found = rank, (path, _name(node['type']))
     return found
-
-
-def _dicts(node: Any, path: str = '') -> Iterator[Tuple[str, dict]]:
-    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-        where = f'{path}.{name}' if path else str(name)
-        if isinstance(value, dict) and 'type' in value:
-            yield where, value
-        if isinstance(value, (dict, list, tuple)):
-            yield from _dicts(value, where)
 
 
 def _name(kind: Any) -> str:
@@ -147,8 +139,8 @@ def _describe_argument(error: BaseException, key: str, where: str, registry: Any
     inherited = f'; if it comes from a base config, write _delete_=True in {key}, which drops what the base sets there.'
     if any(part.isdigit() for part in key.split('.')):  # a config replaces the list of its base as a whole
         inherited = '.'
-    if refused and refused[1] in OLD_ARGUMENTS:
-        return f'{where} does not take {refused[1]!r}, of mmdet 2 or mmseg 0: write {OLD_ARGUMENTS[refused[1]]}.'
+    if refused and refused[1] in OLD_DATA_ARGUMENTS:
+        return f'{where} does not take {refused[1]!r}, of mmdet 2 or mmseg 0: write {OLD_DATA_ARGUMENTS[refused[1]]}.'
     if refused:
         return f'{where} does not take {refused[1]!r}: remove it{inherited}'
     if 'Only one of `type` or `by_epoch`' in text:

@@ -2,7 +2,7 @@
 in a loss."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -134,7 +134,7 @@ class DataCheckHook(Hook):
     def __init__(self, check_files: bool = True) -> None:
         self.check_files = check_files
         self._checked: Set[str] = set()
-        self._label_maps: Dict[str, Any] = {}  # a data set of label maps of each split
+        self._train_label_maps: Any = None  # one of the training's data sets of label maps
         self._train_classes: Optional[Sequence[str]] = None
 
     def before_train(self, runner: 'Runner') -> None:
@@ -149,26 +149,26 @@ class DataCheckHook(Hook):
     def check(self, runner: 'Runner', *splits: str) -> None:
         """Check the data of ``splits``, each once per hook. Skip splits without a loop."""
         for split in splits:
-            dataset = getattr(getattr(getattr(runner, f'{split}_loop', None), 'dataloader', None), 'dataset', None)
+            dataloader = getattr(getattr(runner, f'{split}_loop', None), 'dataloader', None)
+            dataset = getattr(dataloader, 'dataset', None)
             if dataset is None or split in self._checked:
                 continue
             loader = f'{split}_dataloader'
             if hasattr(dataset, '__len__') and len(dataset) == 0:
                 raise DataError(_empty(loader))
-            report(_check_batches(getattr(runner, f'{split}_loop').dataloader, loader))
-            evaluator = f'{split}_evaluator'
-            report(check_topk(runner.model, _metrics(runner, split), evaluator))
+            metrics = _metrics(runner, split)
+            report(_check_batches(dataloader, loader))
+            report(check_topk(runner.model, metrics, f'{split}_evaluator'))
             report(check_heads(runner.model, dataset, loader))
-            report(check_metric_classes(_metrics(runner, split), dataset, loader))
+            report(check_metric_classes(metrics, dataset, loader))
             if split == 'train':
-                report(check_norms(runner.model, runner.train_loop.dataloader, loader))
+                report(check_norms(runner.model, dataloader, loader))
             if self.check_files:
                 _report_of_main_process(self._check_files(runner, split, dataset))
             self._checked.add(split)
 
     def _check_files(self, runner: 'Runner', split: str, dataset) -> Iterator[Finding]:
-        loader = f'{split}_dataloader'
-        evaluator = f'{split}_evaluator'
+        loader, evaluator = f'{split}_dataloader', f'{split}_evaluator'
         classes, leaves = class_names(dataset), list(find_datasets(dataset))
         checks: List[CocoCheck] = []
         for leaf in leaves:
@@ -188,11 +188,12 @@ class DataCheckHook(Hook):
                     _num_classes(runner.model),
                 )
                 for metric in _metrics(runner, split):
-                    yield from check_counted_labels(metric, labels, leaf, f'{split}_evaluator')
-                self._label_maps[split] = leaf
-                yield from check_zero_label(self._label_maps.get('train', leaf), leaf, loader)
+                    yield from check_counted_labels(metric, labels, leaf, evaluator)
                 if split == 'train':
+                    self._train_label_maps = leaf
                     yield from check_losses(runner.model, labels, loader, _batch_labels(runner, dataset))
+                elif self._train_label_maps is not None:
+                    yield from check_zero_label(self._train_label_maps, leaf, loader)
             elif 'mmpretrain.BaseDataset' in names:
                 yield from check_image_labels(leaf, loader, _num_classes(runner.model))
         if split == 'train' and len(checks) == len(leaves):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ..errors import FOREIGN_ERRORS, DataError, in_one_line
 
-# What OpenCV and Pillow raise for a damaged file.
+# What Pillow raises for a damaged file, and what a transform that reads by Pillow or OpenCV may raise.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, struct.error)
 DECODE_ERRORS = (*FOREIGN_ERRORS, cv2.error, struct.error, Image.DecompressionBombError)
 
 
@@ -64,6 +65,6 @@ def exceeds_limit_of_pillow(path: str) -> bool:
             Image.open(path).close()
     except Image.DecompressionBombError:
         return True
-    except (OSError, SyntaxError, ValueError, struct.error):
+    except PILLOW_ERRORS:
         pass
     return False

@@ -48,7 +48,8 @@ def check_label_maps(
             yield Finding(f'{where}: label map {path} of image {info.get("img_path")} does not exist.')
         try:
             raw = mmcv.imfrombytes(get(path), flag='unchanged', backend=load.imdecode_backend)
-            assert raw is not None
+            if raw is None:  # OpenCV's answer, of which mmcv's transforms make this error
+                raise AssertionError
         except DECODE_ERRORS as error:
             yield Finding(f'{where}: label map {path} cannot be read: {explain(error, path, load.imdecode_backend)}.')
         raw = raw.squeeze()

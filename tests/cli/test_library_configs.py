@@ -10,8 +10,8 @@ from rmt_mm.errors import UsageError
 from rmt_mm.tools.cli.cfg_options import check_top_level_names
 from rmt_mm.tools.cli.model_check import check_model
 from rmt_mm.tools.cli.notes import note
-from rmt_mm.tools.cli.search import find_dicts
 from rmt_mm.tools.cli.types import library, type_name
+from rmt_mm.training.config_search import find_dicts
 from rmt_mm.training.findings import report
 
 from support.archs import LEAST_ARCH

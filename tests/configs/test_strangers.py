@@ -18,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import load
 
-from rmt_mm.tools.cli.search import find_dicts
+from rmt_mm.training.config_search import find_dicts
 
 from support import ROOT
 from support.miniature import call, make_data, shorten

@@ -16,7 +16,7 @@ from mmengine.structures import PixelData
 from rmt_mm import get_config_path
 from rmt_mm.arch import resolve_arch
 from rmt_mm.tools.cli import load_config
-from rmt_mm.tools.cli.search import find_dicts
+from rmt_mm.training.config_search import find_dicts
 
 from support.swaps import PAGE, documented_swaps, write_user_config
 

@@ -13,8 +13,15 @@ pytest.importorskip('triton', reason='triton is not installed')
 if not hasattr(torch.library, 'custom_op'):
     pytest.skip('torch.library.custom_op needs torch >= 2.4', allow_module_level=True)
 
+NO_BF16 = "triton's interpreter has no bf16, and there is no GPU"
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-DTYPES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(DEVICE == 'cpu', reason='no GPU'))]
+DTYPES = [
+    torch.float16,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(DEVICE == 'cpu', reason=NO_BF16),
+    ),
+]
 LOG_DECAY = (-0.3, -0.1)
 # Columns and rows of one token, of less than a tile, of several; heads whose channels are no power of two.
 SIZES = [(2, 5, 7, 16), (1, 3, 70, 32), (1, 1, 1, 16), (1, 66, 2, 24)]

@@ -9,8 +9,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from ...errors import UsageError
+from ...training.config_search import walk
 from .notes import note
-from .search import walk
 from .types import REGISTRIES, find_classes, find_parameters, library
 
 # Top-level keys that mmengine's Runners and the tools read from a config, besides the arguments of the Runners.

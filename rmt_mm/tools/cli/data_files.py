@@ -8,9 +8,9 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
 from ...errors import UsageError
+from ...training.config_search import find_dicts
 from ...training.datasets import build_lazily, has_remote_backend, is_on_disk
 from ...training.findings import Finding, report
-from .search import find_dicts
 from .types import LIBRARIES
 
 

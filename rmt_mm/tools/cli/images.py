@@ -2,7 +2,6 @@
 
 import glob
 import os.path as osp
-import struct
 from pathlib import Path
 from typing import List
 
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...errors import UsageError
+from ...training.image_size import PILLOW_ERRORS, explain
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.gif')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
@@ -52,18 +52,13 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             upright = _turn(image)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         # OpenCV also reads large images, and formats that Pillow does not know; of a file cut off, it fills the rest.
         is_cut_off = isinstance(error, OSError) and not isinstance(error, UnidentifiedImageError)
         read = None if is_cut_off else cv2.imread(str(path))
         if read is None:
-            is_large = isinstance(error, Image.DecompressionBombError)
-            hint = (
-                ' (OpenCV reads as many as the environment variable OPENCV_IO_MAX_IMAGE_PIXELS says)'
-                if is_large
-                else ''
-            )
-            raise UsageError(f'{path} cannot be read as an image: {error}{hint}') from error
+            reason = explain(error, str(path), 'cv2') if isinstance(error, Image.DecompressionBombError) else error
+            raise UsageError(f'{path} cannot be read as an image: {reason}') from error
         return np.ascontiguousarray(read[..., ::-1])
     if upright.mode.startswith(('I', 'F')):
         values = np.asarray(upright, dtype=np.float64)
@@ -84,5 +79,5 @@ def _turn(image: Image.Image) -> Image.Image:
     """Return an image upright; as it is stored if its EXIF data are malformed, as OpenCV does."""
     try:
         return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+    except (*PILLOW_ERRORS, TypeError, LookupError):
         return image.copy()

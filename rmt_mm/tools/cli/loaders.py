@@ -2,8 +2,8 @@
 
 from mmengine.config import Config
 
+from ...training.config_search import walk
 from .notes import note
-from .search import walk
 
 # Arguments of torch's DataLoader that need num_workers > 0, and the values that mean the same as leaving them out.
 NEED_WORKERS = {

@@ -11,11 +11,11 @@ from mmengine.config import Config
 from ...arch import NUM_STAGES, Arch, resolve_arch, resolve_out_indices
 from ...backbone import RMT
 from ...errors import UsageError
+from ...training.config_search import find_dicts, walk
 from ...training.findings import Finding, report
 from .neck_check import SIDES, Features, NeckError, run_neck
 from .notes import note
 from .old_config import find_old_arguments
-from .search import find_dicts, walk
 from .types import find_classes, find_parameters, is_of_library, library, type_name
 
 IMPORT_LINE = "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)"

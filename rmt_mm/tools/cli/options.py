@@ -14,9 +14,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import VISBACKENDS
 
 from ...errors import RMTError, UsageError, printable
+from ...training.config_search import find_dicts, walk
 from .cfg_options import CfgOptions
 from .notes import note
-from .search import find_dicts, walk
 from .types import library, type_name
 
 

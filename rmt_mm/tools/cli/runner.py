@@ -13,8 +13,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ...errors import UsageError
+from ...training.config_search import find_dicts
 from .brief import BriefLogHook, BriefRunner
-from .search import find_dicts
 from .types import type_name
 
 # BatchNorms synchronised between processes: mmengine's names for torch's and mmcv's, and the names of the classes.

@@ -1,7 +1,6 @@
 """What the page computes, without the page: predictions of a picture, and the attention at one of its pixels."""
 
 import contextlib
-import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from ...backbone import RMT
 from ...errors import UsageError, printable
+from ...training.image_size import PILLOW_ERRORS
 from ..analysis import Recorded, View, find_backbone, record
 from ..cli.images import IMAGE_SUFFIXES, read_image
 from ..cli.predictor import SIZE_ERRORS, Classifier, Detector, Predictor
@@ -79,7 +79,7 @@ class Trial:
                 width, height = opened.size
         except Image.DecompressionBombError as error:
             raise UsageError(f'{name} has more pixels than Pillow opens: {error}') from error
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
+        except PILLOW_ERRORS as error:
             kinds = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
             raise UsageError(f'{name} cannot be read as a picture ({kinds}).') from error
         if width * height > self.max_pixels:
