@@ -1,14 +1,26 @@
-"""The four published sizes of RMT, the check of a custom size, and the formulas of decay and rotation."""
+"""The sizes of RMT and of its relatives, the check of a custom size, and the formulas of decay and rotation."""
 
 import math
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-NUM_STAGES = 4
+NUM_STAGES = 4  # of the published sizes
 
 LogDecay = Tuple[float, ...]  # log(gamma_i) of every head
+
+# Convolutions of a stem: out channels / the first stage's channels, kernel, stride. A norm follows each, GELU all but
+# the last.
+STEMS = {
+    'conv': ((0.5, 3, 2), (0.5, 3, 1), (1, 3, 2), (1, 3, 1)),  # RMT
+    'swin': ((0.5, 3, 2), (1, 3, 2)),  # RMT-Swin, released code
+    'patch4': ((1, 4, 4),),  # one convolution, as ViT and Swin embed patches
+    'patch16': ((1, 16, 16),),
+}
+# How the decay D enters attention. The paper's Eq. 5 is 'outside'; the released code is 'inside'.
+DECAYS = ('inside', 'outside', 'learned', 'none')
+DISTANCES = ('manhattan', 'euclidean', 'chebyshev')
 
 
 class Stage(NamedTuple):
@@ -22,10 +34,15 @@ class Stage(NamedTuple):
     mlp_ratio: float
     decomposed: bool
     layer_scale: bool
+    cpe: bool
+    lce: bool
+    rotation: bool
+    decay: str
+    distance: str
 
 
 class Arch(NamedTuple):
-    """A size of RMT: one value a stage, the finest stage first."""
+    """A size of RMT: one value a stage, the finest stage first, and how all stages compute."""
 
     embed_dims: Tuple[int, ...]  # channels
     depths: Tuple[int, ...]  # blocks
@@ -37,35 +54,57 @@ class Arch(NamedTuple):
     mlp_ratios: Tuple[float, ...]  # hidden channels / embedding channels in the FFN
     decomposed: Tuple[bool, ...]  # MaSA along rows, then columns; otherwise over the whole map
     layer_scales: Tuple[bool, ...]  # whether the blocks have LayerScale
+    # For relatives and ablations: one value for all stages.
+    stem: str = 'conv'  # a name in STEMS
+    cpe: bool = True  # conditional position encoding: the depthwise convolution at the start of a block
+    lce: bool = True  # local context enhancement: the depthwise convolution of the values
+    rotation: bool = True  # of queries and keys, by their tokens' indices
+    decay: str = 'inside'  # a name in DECAYS
+    distance: str = 'manhattan'  # a name in DISTANCES
 
     def stages(self) -> List[Stage]:
         """Return the stages, the finest first."""
-        return [Stage(*values) for values in zip(*self)]
+        each, common = self[: -len(SCALARS)], self[-len(SCALARS) + 1 :]
+        return [Stage(*values, *common) for values in zip(*each)]
+
+    def strides(self) -> Tuple[int, ...]:
+        """Return the strides of the stages."""
+        first = math.prod(stride for _, _, stride in STEMS[self.stem])
+        return tuple(first * 2**i for i in range(len(self.depths)))
 
 
+SCALARS = tuple(Arch._field_defaults)  # the fields with one value for all stages, the stem first
+
+_SMALL = Arch(
+    embed_dims=(64, 128, 256, 512),
+    depths=(3, 4, 18, 4),
+    num_heads=(4, 4, 8, 16),
+    init_values=(2, 2, 2, 2),
+    heads_ranges=(4, 4, 6, 6),
+    mlp_ratios=(4, 4, 3, 3),
+    decomposed=(True, True, True, False),
+    layer_scales=(False, False, False, False),
+)
+_SWIN = Arch(
+    embed_dims=(96, 192, 384, 768),
+    depths=(2, 2, 6, 2),
+    num_heads=(3, 6, 12, 24),
+    init_values=(1, 1, 1, 1),
+    heads_ranges=(3, 3, 3, 3),
+    mlp_ratios=(3, 3, 3, 3),
+    decomposed=(True, True, False, False),
+    layer_scales=(False, False, False, False),
+    stem='swin',
+)
 # From the released code. The paper's text decomposes stages 1-3 of every size; the released T decomposes 1-2, and the
 # published FLOPs of T agree with that.
 ARCHS = {
-    'tiny': Arch(
-        embed_dims=(64, 128, 256, 512),
+    'tiny': _SMALL._replace(
         depths=(2, 2, 8, 2),
-        num_heads=(4, 4, 8, 16),
-        init_values=(2, 2, 2, 2),
-        heads_ranges=(4, 4, 6, 6),
         mlp_ratios=(3, 3, 3, 3),
         decomposed=(True, True, False, False),
-        layer_scales=(False, False, False, False),
     ),
-    'small': Arch(
-        embed_dims=(64, 128, 256, 512),
-        depths=(3, 4, 18, 4),
-        num_heads=(4, 4, 8, 16),
-        init_values=(2, 2, 2, 2),
-        heads_ranges=(4, 4, 6, 6),
-        mlp_ratios=(4, 4, 3, 3),
-        decomposed=(True, True, True, False),
-        layer_scales=(False, False, False, False),
-    ),
+    'small': _SMALL,
     'base': Arch(
         embed_dims=(80, 160, 320, 512),
         depths=(4, 8, 25, 8),
@@ -86,47 +125,93 @@ ARCHS = {
         decomposed=(True, True, True, False),
         layer_scales=(False, False, True, True),
     ),
+    'swin-tiny': _SWIN,
+    # The paper names RMT-Swin-S; the released class has the depths of T alone. These are Swin-S's.
+    'swin-small': _SWIN._replace(depths=(2, 2, 18, 2)),
+    # In no release: DeiT-S's skeleton with the decay that the paper prints. The rest is ours (docs/relatives.md).
+    'deit-small': Arch(
+        embed_dims=(384,),
+        depths=(12,),
+        num_heads=(6,),
+        init_values=(2,),
+        heads_ranges=(8,),
+        mlp_ratios=(4,),
+        decomposed=(False,),
+        layer_scales=(False,),
+        stem='patch16',
+    ),
 }
+
+
+def short_name(name: str) -> str:
+    """Return the short name of a preset: 't' of 'tiny', 'swin-t' of 'swin-tiny'."""
+    family, dash, size = name.rpartition('-')
+    return family + dash + size[0]
+
+
+def find_preset(name: str) -> Optional[Arch]:
+    """Return the preset of a name or short name, in any case; None if there is none."""
+    return next((arch for preset, arch in ARCHS.items() if name.lower() in (preset, short_name(preset))), None)
 
 
 def resolve_arch(arch: Union[str, dict]) -> Arch:
     """Turn a preset's name or a dict into a checked :class:`Arch`.
 
     Args:
-        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or t, s, b, l; case does not matter), or a
-            dict with every key of :class:`Arch`, four values each.
+        arch (str | dict): a name in :data:`ARCHS` or its short name (t, s, b, l, swin-t, swin-s, deit-s; case does not
+            matter), or a dict with fields of :class:`Arch`, one value a stage: all of those that have no default, or
+            ``preset``, the name of a preset, and what differs from it: ``dict(preset='tiny', lce=False)``.
 
     Returns:
         Arch: the size, its values as tuples.
 
     Raises:
-        ValueError: an unknown name, unknown or missing keys, a wrong number of values, or channels that are not an even
-            multiple of the heads (the rotation works on pairs of channels).
+        ValueError: an unknown name, unknown or missing keys, a wrong number of values, channels that are not an even
+            multiple of the heads (the rotation works on pairs of channels), or options that exclude each other.
         TypeError: ``arch`` is neither a str nor a dict.
     """
     if isinstance(arch, str):
-        for name, preset in ARCHS.items():
-            if arch.lower() in (name, name[0]):
-                return preset
-        raise ValueError(
-            f'Unknown arch {arch!r}: choose one of {", ".join(ARCHS)} (or t, s, b, l), or give a dict of your own size.'
-        )
+        preset = find_preset(arch)
+        if preset is None:
+            names = ', '.join(ARCHS)
+            raise ValueError(f'Unknown arch {arch!r}: choose one of {names}, or give a dict of your own size.')
+        return preset
     if not isinstance(arch, dict):
         raise TypeError(f'arch must be a str or a dict, got {type(arch).__name__}.')
 
-    wanted, given = set(Arch._fields), set(arch)
-    if wanted != given:
+    given = dict(arch)
+    if 'preset' in given:
+        given = {**resolve_arch(given.pop('preset'))._asdict(), **given}
+    elif given:
+        given = {**Arch._field_defaults, **given}
+    wanted = set(Arch._fields)
+    if wanted != set(given):
         problems = [
             f'{text} {", ".join(sorted(map(str, keys)))}'
-            for text, keys in (('unknown:', given - wanted), ('missing:', wanted - given))
+            for text, keys in (('unknown:', given.keys() - wanted), ('missing:', wanted - given.keys()))
             if keys
         ]
-        raise ValueError(f'arch has wrong keys ({"; ".join(problems)}). It takes {", ".join(Arch._fields)}.')
-    for key, values in arch.items():
-        if not isinstance(values, (list, tuple)) or len(values) != NUM_STAGES:
-            raise ValueError(f'arch[{key!r}] must have {NUM_STAGES} values, one a stage, got {values!r}.')
-    size = Arch(**{key: tuple(values) for key, values in arch.items()})
+        raise ValueError(
+            f'arch has wrong keys ({"; ".join(problems)}). It takes {", ".join(Arch._fields)}, or preset and what '
+            'differs from it.'
+        )
+    return _check(Arch(**{key: _values(key, value, given['embed_dims']) for key, value in given.items()}))
 
+
+def _values(key: str, value: Any, embed_dims: Any) -> Any:
+    """Return a field's values as a tuple, if it has one a stage."""
+    if key in SCALARS:
+        choices = dict(stem=STEMS, decay=DECAYS, distance=DISTANCES).get(key, (True, False))
+        if not isinstance(value, (str, bool)) or value not in choices:
+            raise ValueError(f'arch[{key!r}] must be one of {", ".join(map(str, choices))}, got {value!r}.')
+        return value
+    count = len(embed_dims) if isinstance(embed_dims, (list, tuple)) and embed_dims else NUM_STAGES
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise ValueError(f'arch[{key!r}] must have {count} values, one a stage, got {value!r}.')
+    return tuple(value)
+
+
+def _check(size: Arch) -> Arch:
     for key in ('embed_dims', 'depths', 'num_heads'):
         for value in getattr(size, key):
             if not isinstance(value, int) or value < 1:
@@ -139,46 +224,55 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
                 f'arch: heads of stage {stage} have {dim} / {heads} = {dim // heads} channels; '
                 'an even size is needed, since the rotation works on pairs.'
             )
-    if size.embed_dims[0] % 2:
-        raise ValueError(f'arch: embed_dims[0] must be even (the stem starts at half of it), got {size.embed_dims[0]}.')
     for stage, (a, r) in enumerate(zip(size.init_values, size.heads_ranges)):
         if a <= 0 or a + r <= 0:
             raise ValueError(
                 f'arch: the decay of stage {stage} needs init_values > 0 and '
                 f'init_values + heads_ranges > 0, got {a!r} and {r!r}.'
             )
+    if size.distance != 'manhattan' and any(size.decomposed):
+        raise ValueError(
+            f'arch: distance={size.distance!r} is for attention over the whole map (along a line all distances are '
+            'equal), and decomposed is True in some stage: set decomposed to False for every stage.'
+        )
     return size
 
 
-def resolve_out_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-    """Return the stages in ``out_indices``: from 0 to 3, sorted, each once.
+def resolve_out_indices(out_indices: Union[int, Sequence[int], None], num_stages: int = NUM_STAGES) -> Tuple[int, ...]:
+    """Return the stages in ``out_indices``: from 0 on, sorted, each once.
 
     Args:
-        out_indices (int | Sequence[int]): stages; negative ones are counted from the end.
+        out_indices (int | Sequence[int], optional): stages; negative ones are counted from the end. None for all.
+        num_stages (int): number of stages. Default 4.
 
     Raises:
         ValueError: ``out_indices`` is empty, or an index is no stage.
     """
+    if out_indices is None:
+        return tuple(range(num_stages))
     indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     if not indices:
-        raise ValueError('out_indices is empty: name at least one stage, from 0 to 3.')
+        raise ValueError(f'out_indices is empty: name at least one stage, from 0 to {num_stages - 1}.')
     for index in indices:
-        if not isinstance(index, int) or not -NUM_STAGES <= index < NUM_STAGES:
+        if not isinstance(index, int) or not -num_stages <= index < num_stages:
             raise ValueError(
-                f'out_indices must be from 0 to {NUM_STAGES - 1} (or negative, from the end), '
+                f'out_indices must be from 0 to {num_stages - 1} (or negative, from the end), '
                 f'got {index!r} in {indices}.'
             )
-    return tuple(sorted({index % NUM_STAGES for index in indices}))
+    return tuple(sorted({index % num_stages for index in indices}))
 
 
-def log_decay(num_heads: int, init_value: float, heads_range: float) -> LogDecay:
-    """Return log(gamma_i) of every head, gamma_i = 1 - 2^(-a - r * i / n).
+def log_decay(num_heads: int, init_value: float, heads_range: float, decay: str = 'inside') -> LogDecay:
+    """Return log(gamma_i) of every head, gamma_i = 1 - 2^(-a - r * i / n), or 0 without decay.
 
     Args:
         num_heads (int): n.
         init_value (float): a. Head 0, the most local, decays by a factor of 1 - 2^-a per token.
         heads_range (float): r. No head has the exponent -(a + r), since i < n (released code).
+        decay (str): a name in :data:`DECAYS`. Default ``'inside'``.
     """
+    if decay == 'none':
+        return (0.0,) * num_heads
     return tuple(math.log1p(-(2.0 ** -(init_value + heads_range * i / num_heads))) for i in range(num_heads))
 
 

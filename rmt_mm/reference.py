@@ -132,9 +132,18 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, dim, form):
         super().__init__()
         half = dim // 2
+        if form == 'swin':
+            self.proj = nn.Sequential(
+                nn.Conv2d(3, half, 3, 2, 1),
+                nn.BatchNorm2d(half),
+                nn.GELU(),
+                nn.Conv2d(half, dim, 3, 2, 1),
+                nn.BatchNorm2d(dim),
+            )
+            return
         self.proj = nn.Sequential(
             nn.Conv2d(3, half, 3, 2, 1),
             nn.BatchNorm2d(half),
@@ -154,13 +163,13 @@ class PlainRMT(nn.Module):
     """The dense backbone: four outputs (B, C_i, H_i, W_i), each after a LayerNorm.
 
     Args:
-        arch (rmt_mm.arch.Arch): the size.
+        arch (rmt_mm.arch.Arch): a size of RMT or RMT-Swin.
     """
 
     def __init__(self, arch):
         super().__init__()
         dims = arch.embed_dims
-        self.patch_embed = Stem(dims[0])
+        self.patch_embed = Stem(dims[0], arch.stem)
         self.layers = nn.ModuleList(
             Stage(
                 s.depth,

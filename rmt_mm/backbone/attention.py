@@ -7,10 +7,13 @@ says so in the official repository's issue 21). This module computes the release
     MaSA(X) = softmax(Q K^T / sqrt(d) + log D) V,    D = gamma^(abs(y - y') + abs(x - x'))
 
 with rotated Q and K. Decomposed, it attends along every row and then along every column, with the same Q and K.
+
+For ablations, each part can be left out or replaced; other forms than the released one are computed in plain torch.
 """
 
 from typing import Optional
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -25,23 +28,43 @@ class MaSA(nn.Module):
         num_heads (int): heads n; C / n must be an even integer.
         init_value (float): a of the decay gamma_i = 1 - 2^(-a - r * i / n).
         heads_range (float): r of the same formula.
-        decomposed (bool): attend along rows, then columns, instead of over the whole map.
+        decomposed (bool): attend along rows, then columns, instead of over the whole map. Default False.
+        lce (bool): add a 5x5 depthwise convolution of V. Default True.
+        rotation (bool): rotate Q and K by their tokens' indices. Default True.
+        decay (str): ``'inside'``, as above; ``'outside'``, the softmax times D, not renormalised (Eq. 5); ``'learned'``,
+            as above with one trained gamma a head, which starts at the formula; ``'none'``, D = 1. Default ``'inside'``.
+        distance (str): ``'manhattan'``, or over the whole map ``'euclidean'`` or ``'chebyshev'``. Default
+            ``'manhattan'``.
     """
 
-    def __init__(self, dim: int, num_heads: int, init_value: float, heads_range: float, decomposed: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        init_value: float = 2,
+        heads_range: float = 4,
+        decomposed: bool = False,
+        lce: bool = True,
+        rotation: bool = True,
+        decay: str = 'inside',
+        distance: str = 'manhattan',
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.log_decay = log_decay(num_heads, init_value, heads_range)
-        self.decomposed = decomposed
+        self.log_decay = log_decay(num_heads, init_value, heads_range, decay)
+        # gamma = exp(-exp(log_rate)) stays between 0 and 1.
+        self.log_rate = nn.Parameter(torch.tensor(self.log_decay).neg().log()) if decay == 'learned' else None
+        self.decomposed, self.prior = decomposed, ops.Prior(rotation, decay, distance)
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.lce = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.lce = nn.Conv2d(dim, dim, 5, padding=2, groups=dim) if lce else None
         self.proj = nn.Linear(dim, dim)
 
     def position_tables(self, x: Tensor) -> ops.PositionTables:
-        """Return the tables for a map (B, H, W, C). All blocks of a stage may share them."""
+        """Return the tables for a map (B, H, W, C). All blocks of a stage may share them, if no decay is learned."""
         _, height, width, _ = x.shape
-        return ops.PositionTables(self.log_decay, height, width, self.head_dim, x.device)
+        decay = self.log_decay if self.log_rate is None else -self.log_rate.float().exp()
+        return ops.PositionTables(decay, height, width, self.head_dim, x.device, self.prior)
 
     def forward(self, x: Tensor, tables: Optional[ops.PositionTables] = None) -> Tensor:
         """Attend over a map.
@@ -53,15 +76,18 @@ class MaSA(nn.Module):
         Returns:
             Tensor: (B, H, W, C).
         """
-        tables = tables or self.position_tables(x)
+        if tables is None or self.log_rate is not None:
+            tables = self.position_tables(x)
         q, k, v = ops.project_qkv(self.qkv, x, tables)  # (B, H, W, heads, head_dim)
         if self.decomposed:
             rows = ops.attend_lines(q, k, v, tables, dim=2)
             out = ops.attend_lines(q, k, rows, tables, dim=1)
         else:
             out = ops.attend_map(q, k, v, tables)
-        lce = self.lce(ops.to_image(v.flatten(3)))
-        return ops.linear(self.proj, ops.to_map(lce) + out.flatten(3))
+        out = out.flatten(3)
+        if self.lce is not None:
+            out = ops.to_map(self.lce(ops.to_image(v.flatten(3)))) + out
+        return ops.linear(self.proj, out)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Return the multiply-adds of the products of queries with keys and of weights with values, for one map.

@@ -33,9 +33,19 @@ class RMTBlock(nn.Module):
     ) -> None:
         super().__init__()
         dim = stage.dim
-        self.cpe = ResidualDWConv(dim)
+        self.cpe = ResidualDWConv(dim) if stage.cpe else nn.Identity()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = MaSA(dim, stage.num_heads, stage.init_value, stage.heads_range, stage.decomposed)
+        self.attn = MaSA(
+            dim,
+            stage.num_heads,
+            stage.init_value,
+            stage.heads_range,
+            stage.decomposed,
+            stage.lce,
+            stage.rotation,
+            stage.decay,
+            stage.distance,
+        )
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = FFN(dim, stage.mlp_ratio, ffn_with_cp)

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import ops
-from ..arch import NUM_STAGES, resolve_arch, resolve_out_indices
+from ..arch import resolve_arch, resolve_out_indices
 from .block import RMTBlock, RMTStage
 from .fold import fold
 from .openmmlab import InitCfg, OpenMMLabBackbone, resolve_init_cfg
@@ -21,17 +21,18 @@ from .stem import ConvStem, Downsample
 class RMT(OpenMMLabBackbone):
     """RMT backbone, `RMT: Retentive Networks Meet Vision Transformers <https://arxiv.org/abs/2309.11523>`_ (CVPR 2024).
 
-    Outputs have strides 4, 8, 16 and 32. Any input size works; output sizes are rounded up where 32 does not divide the
+    Outputs have strides 4, 8, 16 and 32 (``'deit-small'`` has one, of stride 16). Any input size works; output sizes are rounded up where 32 does not divide the
     input. Where paper and released code differ, this class follows the code, because checkpoints need it: see
     :mod:`rmt_mm.backbone.attention` (decay inside the softmax), :func:`rmt_mm.ops.tables.rotary_phases`
     (rotation) and :data:`rmt_mm.arch.ARCHS` (stage 3 of ``tiny``).
 
     Args:
-        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or t, s, b, l), or a dict with the keys of
-            :class:`rmt_mm.arch.Arch`, four values each. Default ``'tiny'``.
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or t, s, b, l); RMT on other skeletons:
+            ``'swin-tiny'``, ``'swin-small'``, ``'deit-small'``; a dict with the fields of :class:`rmt_mm.arch.Arch`; or a
+            preset and what differs from it, such as ``dict(preset='tiny', lce=False)``. Default ``'tiny'``.
         in_channels (int): channels of the input image. Default 3.
-        out_indices (int | Sequence[int]): stages to return, from 0 to 3, negative ones counted from the end.
-            Default (0, 1, 2, 3).
+        out_indices (int | Sequence[int], optional): stages to return, from 0 to 3, negative ones counted from the end.
+            Default None, all.
         drop_path_rate (float): stochastic depth, which grows linearly over the blocks from 0 to this rate. Default 0.
             The published runs use 0.1, 0.15, 0.4, 0.5 for T, S, B, L.
         layer_scale_init (float): initial LayerScale, in stages whose ``layer_scales`` is True. Default 1e-6.
@@ -57,7 +58,7 @@ class RMT(OpenMMLabBackbone):
 
     Attributes:
         embed_dims (tuple[int]): channels of the four stages.
-        strides (tuple[int]): strides of the four stages: 4, 8, 16, 32.
+        strides (tuple[int]): strides of the stages: 4, 8, 16, 32.
         out_channels (tuple[int]): channels of the outputs, that is, of the stages in ``out_indices``.
 
     Raises:
@@ -66,13 +67,11 @@ class RMT(OpenMMLabBackbone):
             in the forward pass, an input that is not (B, in_channels, H, W), or a mask that does not fit.
     """
 
-    strides = (4, 8, 16, 32)
-
     def __init__(
         self,
         arch: Union[str, dict] = 'tiny',
         in_channels: int = 3,
-        out_indices: Union[int, Sequence[int]] = (0, 1, 2, 3),
+        out_indices: Union[int, Sequence[int], None] = None,
         drop_path_rate: float = 0.0,
         layer_scale_init: float = 1e-6,
         norm_cfg: dict = dict(type='BN'),
@@ -89,23 +88,25 @@ class RMT(OpenMMLabBackbone):
         super().__init__(resolve_init_cfg(init_cfg, pretrained))
         self.arch = resolve_arch(arch)
         self.in_channels = in_channels
-        self.out_indices = resolve_out_indices(out_indices)
-        if not -1 <= frozen_stages <= NUM_STAGES:
-            raise ValueError(f'frozen_stages must be from -1 (nothing) to {NUM_STAGES}, got {frozen_stages}.')
+        num_stages = len(self.arch.depths)
+        self.out_indices = resolve_out_indices(out_indices, num_stages)
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(f'frozen_stages must be from -1 (nothing) to {num_stages}, got {frozen_stages}.')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be from 0 up to, but not including, 1, got {drop_path_rate}.')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = (with_cp,) * NUM_STAGES if isinstance(with_cp, bool) else tuple(with_cp)
-        if len(self.with_cp) != NUM_STAGES:
-            raise ValueError(f'with_cp must be a bool or have {NUM_STAGES} of them, one per stage, got {with_cp!r}.')
+        self.with_cp = (with_cp,) * num_stages if isinstance(with_cp, bool) else tuple(with_cp)
+        if len(self.with_cp) != num_stages:
+            raise ValueError(f'with_cp must be a bool or have {num_stages} of them, one per stage, got {with_cp!r}.')
 
-        self.embed_dims = dims = self.arch.embed_dims
+        self.embed_dims, self.strides = self.arch.embed_dims, self.arch.strides()
+        dims = self.embed_dims
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         num_blocks = sum(self.arch.depths)
         drop_paths = iter([drop_path_rate * i / max(1, num_blocks - 1) for i in range(num_blocks)])
-        self.stem = ConvStem(in_channels, dims[0], norm_cfg)
-        self.downsamples = nn.ModuleList(Downsample(dims[i], dims[i + 1], norm_cfg) for i in range(NUM_STAGES - 1))
+        self.stem = ConvStem(in_channels, dims[0], norm_cfg, self.arch.stem)
+        self.downsamples = nn.ModuleList(Downsample(*pair, norm_cfg) for pair in zip(dims, dims[1:]))
         self.stages = nn.ModuleList(
             RMTStage(
                 [RMTBlock(stage, next(drop_paths), layer_scale_init, ffn_with_cp) for _ in range(stage.depth)],
@@ -134,7 +135,7 @@ class RMT(OpenMMLabBackbone):
 
         Returns:
             tuple[Tensor]: for every i of ``out_indices``, (B, embed_dims[i], H_i, W_i), contiguous, where
-            H_i = ceil(H / 2^(i + 2)).
+            H_i = ceil(H / strides[i]).
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(

@@ -1,33 +1,49 @@
 """Stem and downsampling: the dense convolutions of RMT, each followed by a norm."""
 
-from typing import Tuple
+from typing import List, Tuple
 
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..arch import STEMS
 
 
-def conv_norm(in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> Tuple[nn.Conv2d, nn.Module]:
-    """Return a 3x3 convolution with bias and the norm that follows it."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), build_norm_layer(norm_cfg, out_channels)[1]
+def conv_norm(
+    in_channels: int, out_channels: int, stride: int, norm_cfg: dict, kernel: int = 3
+) -> Tuple[nn.Conv2d, nn.Module]:
+    """Return a convolution with bias and the norm that follows it."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel % 2)
+    return conv, build_norm_layer(norm_cfg, out_channels)[1]
 
 
 class ConvStem(nn.Sequential):
-    """Four 3x3 convolutions of strides 2, 1, 2, 1, from (B, in_channels, H, W) to (B, dim, ceil(H/4), ceil(W/4)).
+    """Convolutions, each with a norm, and GELU between them: (B, in_channels, H, W) to (B, dim, ceil(H/s), ceil(W/s)).
+
+    Args:
+        in_channels (int): channels of the input image.
+        dim (int): channels of the first stage.
+        norm_cfg (dict): of the norms.
+        form (str): a name in :data:`rmt_mm.arch.STEMS`. Default ``'conv'``: four 3x3 convolutions of strides 2, 1, 2, 1.
 
     The names of its norms must not contain 'norm': the published recipes exempt parameters with that word in their
     names from weight decay, and the norms of the original's stem are not exempt.
     """
 
-    def __init__(self, in_channels: int, dim: int, norm_cfg: dict) -> None:
-        super().__init__(
-            *conv_norm(in_channels, dim // 2, 2, norm_cfg),
-            nn.GELU(),
-            *conv_norm(dim // 2, dim // 2, 1, norm_cfg),
-            nn.GELU(),
-            *conv_norm(dim // 2, dim, 2, norm_cfg),
-            nn.GELU(),
-            *conv_norm(dim, dim, 1, norm_cfg),
-        )
+    def __init__(self, in_channels: int, dim: int, norm_cfg: dict, form: str = 'conv') -> None:
+        layers: List[nn.Module] = []
+        for width, kernel, stride in STEMS[form]:
+            out_channels = int(width * dim)
+            layers += [*conv_norm(in_channels, out_channels, stride, norm_cfg, kernel), nn.GELU()]
+            in_channels = out_channels
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, dim, ceil(H/s), ceil(W/s)), s the product of the strides."""
+        patch = self[0].kernel_size[0]
+        if patch % 2 == 0:  # without overlap: fill up the last patches with zeros
+            x = F.pad(x, (0, -x.shape[3] % patch, 0, -x.shape[2] % patch))
+        return super().forward(x)
 
 
 class Downsample(nn.Module):

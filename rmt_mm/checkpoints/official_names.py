@@ -50,7 +50,8 @@ def _renames(names: Iterable[Tuple[str, str]]) -> List[Tuple[Pattern, str]]:
 
 _TO_OURS = _renames([*_BACKBONE_NAMES, *_HEAD_NAMES])
 _TO_OFFICIAL = _renames((ours, theirs) for theirs, ours in [*_BACKBONE_NAMES, *_HEAD_NAMES])
-_OF_BACKBONE = [pattern for pattern, _ in _renames((ours, theirs) for theirs, ours in _BACKBONE_NAMES)]
+_OWN = ('stages.#.#.attn.log_rate', '')  # of a learned decay, which no official file has
+_OF_BACKBONE = [pattern for pattern, _ in _renames([_OWN, *((ours, theirs) for theirs, ours in _BACKBONE_NAMES)])]
 
 
 def _rename(name: str, renames: Iterable[Tuple[Pattern, str]]) -> Optional[str]:
@@ -192,8 +193,9 @@ def position_buffers(arch: Arch) -> Dict[str, Tensor]:
     """
     buffers = {}
     for i, stage in enumerate(arch.stages()):
-        buffers[f'layers.{i}.Relpos.angle'] = rotary_angles(stage.dim // stage.num_heads).repeat_interleave(2)
-        decay = log_decay(stage.num_heads, stage.init_value, stage.heads_range)
+        angles = rotary_angles(stage.dim // stage.num_heads).repeat_interleave(2)
+        buffers[f'layers.{i}.Relpos.angle'] = angles * stage.rotation
+        decay = log_decay(stage.num_heads, stage.init_value, stage.heads_range, stage.decay)
         buffers[f'layers.{i}.Relpos.decay'] = torch.tensor(decay, dtype=torch.float32)
     return buffers
 

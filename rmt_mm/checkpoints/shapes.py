@@ -10,7 +10,7 @@ from typing import Callable, Dict, NamedTuple, Tuple
 
 from torch import nn
 
-from ..arch import Arch, Stage
+from ..arch import STEMS, Arch, Stage
 
 Shapes = Dict[str, Tuple[int, ...]]
 Dims = Tuple[int, ...]
@@ -65,9 +65,10 @@ def backbone_shapes(arch: Arch, in_channels: int = 3, out_norms: bool = True) ->
         out_norms (bool): include the norms of dense prediction. Default True.
     """
     dims, shapes = arch.embed_dims, {}
-    stem = (in_channels, dims[0] // 2, dims[0] // 2, dims[0], dims[0])
-    for i, (dim, new_dim) in enumerate(zip(stem, stem[1:])):
-        shapes.update({**layer(f'stem.{3 * i}', new_dim, dim, 3, 3), **batch_norm(f'stem.{3 * i + 1}', new_dim)})
+    for i, (width, kernel, _) in enumerate(STEMS[arch.stem]):
+        weight = int(width * dims[0]), in_channels, kernel, kernel
+        shapes.update({**layer(f'stem.{3 * i}', *weight), **batch_norm(f'stem.{3 * i + 1}', weight[0])})
+        in_channels = weight[0]
     for i, (dim, new_dim) in enumerate(zip(dims, dims[1:])):
         name = f'downsamples.{i}'
         shapes.update({**layer(f'{name}.conv', new_dim, dim, 3, 3), **batch_norm(f'{name}.norm', new_dim)})
@@ -83,10 +84,11 @@ def _block(name: str, stage: Stage) -> Shapes:
     dim, hidden = stage.dim, int(stage.dim * stage.mlp_ratio)
     return {
         **({f'{name}.gamma{i}': (1, 1, 1, dim) for i in (1, 2)} if stage.layer_scale else {}),
-        **layer(f'{name}.cpe', dim, 1, 3, 3),
+        **(layer(f'{name}.cpe', dim, 1, 3, 3) if stage.cpe else {}),
         **layer_norm(f'{name}.norm1', dim),
         **layer(f'{name}.attn.qkv', 3 * dim, dim),
-        **layer(f'{name}.attn.lce', dim, 1, 5, 5),
+        **(layer(f'{name}.attn.lce', dim, 1, 5, 5) if stage.lce else {}),
+        **({f'{name}.attn.log_rate': (stage.num_heads,)} if stage.decay == 'learned' else {}),
         **layer(f'{name}.attn.proj', dim, dim),
         **layer_norm(f'{name}.norm2', dim),
         **layer(f'{name}.ffn.fc1', hidden, dim),

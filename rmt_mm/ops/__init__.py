@@ -16,13 +16,14 @@ from .eager import recompute
 from .explain import explain, table
 from .memory import keep_freed_memory
 from .recorders import Call, known
-from .tables import PositionTables
+from .tables import PositionTables, Prior
 
 __all__ = [
     'PRIORITY',
     'Call',
     'Choice',
     'PositionTables',
+    'Prior',
     'attend_lines',
     'attend_map',
     'choose',
@@ -61,9 +62,10 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 def rotate(x: Tensor, tables: PositionTables) -> Tensor:
     """Rotate pairs of channels by the phase of their token (released code): (B, H, W, heads, head_dim) to the same.
 
-    Computes in fp32 or above and returns the dtype of ``x``. See :func:`rmt_mm.ops.tables.rotary_phases`.
+    Computes in fp32 or above and returns the dtype of ``x``. See :func:`rmt_mm.ops.tables.rotary_phases`. Without
+    rotation (:class:`Prior`) it returns ``x``.
     """
-    return run('rotate', Call.of(x), x, tables)
+    return x if not tables.prior.rotation else run('rotate', Call.of(x), x, tables)
 
 
 def project_qkv(layer: nn.Linear, x: Tensor, tables: PositionTables) -> Tuple[Tensor, Tensor, Tensor]:

@@ -68,7 +68,9 @@ def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
 
 
-def _not_masa(call: Call, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> Optional[str]:
+def _not_masa(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, *args: Any) -> Optional[str]:
+    if tables.why_plain():
+        return tables.why_plain()
     return call.why_not_run() if call.exported or call.traced else masa.why_not(q, k, v)
 
 
@@ -84,10 +86,10 @@ def attend_map_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> 
     return masa.attend_map(q, k, v, tables.log_decay)
 
 
-def _not_float32(call: Call, *args: Any) -> Optional[str]:
+def _not_float32(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, *args: Any) -> Optional[str]:
     if (call.device, call.dtype, call.grad) != ('cpu', torch.bfloat16, True):
         return 'it is for gradients in bf16 on the CPU'
-    return call.why_not_run() or None
+    return tables.why_plain() or call.why_not_run() or None
 
 
 @kernel('attend_lines', 'float32', _not_float32)

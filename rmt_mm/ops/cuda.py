@@ -31,7 +31,7 @@ def _capability(device: torch.device) -> Tuple[int, int]:
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile takes the answer for a constant
 
 
-def _not_triton(call: Call, x: Tensor, *args: Any) -> Optional[str]:
+def _not_triton(call: Call, x: Tensor, k: Tensor, v: Tensor, tables: PositionTables, *args: Any) -> Optional[str]:
     if call.device != 'cuda':
         return f'it is for CUDA, and the map is on {call.device}'
     if call.dtype not in (torch.float16, torch.bfloat16):
@@ -42,6 +42,8 @@ def _not_triton(call: Call, x: Tensor, *args: Any) -> Optional[str]:
         return f'it needs heads of {MAX_HEAD_DIM} channels or less, and they have {x.shape[-1]}'
     if _capability(x.device) < MIN_CAPABILITY:
         return 'it needs a GPU of compute capability {}.{}'.format(*MIN_CAPABILITY)
+    if tables.why_plain():
+        return tables.why_plain()
     return call.why_not_run() if call.exported or call.traced else None
 
 
@@ -60,7 +62,7 @@ def attend_lines_triton(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables,
     return attend_lines(q, k, v, tables.log_decay, dim)
 
 
-def _not_flex(call: Call, q: Tensor, *args: Any) -> Optional[str]:
+def _not_flex(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Optional[str]:
     head_dim = q.shape[-1]
     if call.device != 'cuda':
         return f'FlexAttention is for CUDA, and the map is on {call.device}'
@@ -68,7 +70,7 @@ def _not_flex(call: Call, q: Tensor, *args: Any) -> Optional[str]:
         return 'it needs torch >= 2.5 and triton'
     if head_dim < MIN_HEAD_DIM:
         return f'it needs heads of {MIN_HEAD_DIM} channels or more, and they have {head_dim}'
-    return symbolic_sizes(call, q)
+    return tables.why_plain() or symbolic_sizes(call, q)
 
 
 @functools.lru_cache(1)

@@ -61,7 +61,11 @@ def holds_bias(call: Call, q: Tensor, *args: Any) -> Optional[str]:
     return 'the bias of the whole map is small enough to be held' if is_small else None
 
 
-@kernel('attend_map', 'by_row', symbolic_sizes, holds_bias)
+def _not_by_row(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Optional[str]:
+    return tables.why_plain() or symbolic_sizes(call, q)
+
+
+@kernel('attend_map', 'by_row', _not_by_row, holds_bias)
 def attend_map_by_row(
     q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, max_elements: int = MAX_BIAS_ELEMENTS
 ) -> Tensor:

@@ -48,9 +48,7 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: i
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     batch_and_lines = q.shape[:2]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * lines, heads, L, head_dim)
-    # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
-    out = out.transpose(1, 2).unflatten(0, batch_and_lines)
+    out = _attend(q, k, v, bias, tables).transpose(1, 2).unflatten(0, batch_and_lines)
     return out.transpose(1, 2) if dim == 1 else out
 
 
@@ -60,8 +58,16 @@ def attend_map(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tenso
     height, width = q.shape[1:3]
     bias = tables.whole(q.dtype)
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, H * W, head_dim)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
-    return out.transpose(1, 2).unflatten(1, (height, width))
+    return _attend(q, k, v, bias, tables).transpose(1, 2).unflatten(1, (height, width))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, tables: PositionTables) -> Tensor:
+    """Attend in (B, heads, tokens, head_dim), with log D (heads, tokens, tokens)."""
+    if tables.prior.decay == 'outside':  # the paper's Eq. 5
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        return (scores.softmax(-1) * log_decay.exp()) @ v
+    # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=log_decay.unsqueeze(0))
 
 
 @kernel('ffn', 'plain')

@@ -5,7 +5,7 @@ COCO, above fp16's maximum and far above the integers that bf16 can represent.
 """
 
 import functools
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def _cached(maxsize: int):
 
     The tables belong to no module, so no state dict holds them. A call that is recorded (compiled, traced, transformed)
     or runs under a mode (FakeTensorMode) computes its own tables: the recorder must record the computation, and its
-    tensors must not enter the cache.
+    tensors must not enter the cache. So does a call with a learned decay, whose gradients pass through the table.
     """
 
     def decorate(build):
@@ -31,7 +31,8 @@ def _cached(maxsize: int):
 
         @functools.wraps(build)
         def get(*args):
-            return build_once(*args) if makes_values() else build(*args)
+            learned = isinstance(args[0], Tensor)
+            return build_once(*args) if makes_values() and not learned else build(*args)
 
         get.cache_info = build_once.cache_info
         get.cache_clear = build_once.cache_clear
@@ -40,9 +41,17 @@ def _cached(maxsize: int):
     return decorate
 
 
-def _column(log_decay: LogDecay, device: torch.device) -> Tensor:
+class Prior(NamedTuple):
+    """How position enters MaSA (:class:`rmt_mm.backbone.attention.MaSA`). The defaults are the released code's."""
+
+    rotation: bool = True
+    decay: str = 'inside'
+    distance: str = 'manhattan'
+
+
+def _column(log_decay: Union[LogDecay, Tensor], device: torch.device) -> Tensor:
     """Return log(gamma) of every head, (heads, 1), fp32."""
-    return torch.tensor(log_decay, dtype=torch.float32, device=device)[:, None]
+    return torch.as_tensor(log_decay, dtype=torch.float32, device=device)[:, None]
 
 
 @_cached(maxsize=64)
@@ -59,6 +68,16 @@ def manhattan_bias(log_decay: LogDecay, height: int, width: int, device: torch.d
     rows, columns = (line_bias(log_decay, length, device, torch.float32) for length in (height, width))
     bias = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     return bias.flatten(3).flatten(1, 2).to(dtype)
+
+
+@_cached(maxsize=4)
+def distance_bias(
+    log_decay: LogDecay, height: int, width: int, norm: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return log D over a map in another distance, the ``norm`` of (y - y', x - x'): shape (heads, H * W, H * W)."""
+    position = torch.stack(coordinates(height, width, device), dim=-1)
+    distance = torch.linalg.vector_norm(position[:, None] - position[None, :], norm, dim=-1)
+    return (_column(log_decay, device)[:, :, None] * distance).to(dtype)
 
 
 @_cached(maxsize=4)
@@ -116,12 +135,28 @@ class PositionTables:
         width (int): width of the map, in tokens.
         head_dim (int): channels of a head.
         device (torch.device): device of the tables.
+        prior (Prior): how position enters attention. Default: as in the released code.
     """
 
-    def __init__(self, log_decay: LogDecay, height: int, width: int, head_dim: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        log_decay: Union[LogDecay, Tensor],
+        height: int,
+        width: int,
+        head_dim: int,
+        device: torch.device,
+        prior: Prior = Prior(),
+    ) -> None:
         self.log_decay, self.height, self.width, self.head_dim = log_decay, height, width, head_dim
-        self.device = device
+        self.device, self.prior = device, prior
         self._tables: Dict[str, Tensor] = {}
+
+    def why_plain(self) -> Optional[str]:
+        """Say why plain torch alone computes this attention; None if other kernels do."""
+        _, decay, distance = self.prior
+        if decay in ('outside', 'learned'):
+            return f'the decay is {decay}' + (' the softmax' if decay == 'outside' else '')
+        return None if distance == 'manhattan' else f'the distance is {distance}'
 
     def phases(self) -> Tensor:
         """Return :func:`rotary_phases`, (H, W, 1, head_dim / 2, 2), fp32."""
@@ -135,14 +170,17 @@ class PositionTables:
         return self._bias(name, dtype, line_bias, length)
 
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """Return :func:`manhattan_bias`, (heads, H * W, H * W)."""
+        """Return :func:`manhattan_bias`, or the same in another distance: (heads, H * W, H * W)."""
+        if self.prior.distance != 'manhattan':
+            norm = 2 if self.prior.distance == 'euclidean' else float('inf')
+            return self._bias('whole', dtype, distance_bias, self.height, self.width, norm)
         return self._bias('whole', dtype, manhattan_bias, self.height, self.width)
 
     def by_row(self, dtype: torch.dtype) -> Tensor:
         """Return :func:`manhattan_bias_by_row`, (H, heads, W, H * W)."""
         return self._bias('by_row', dtype, manhattan_bias_by_row, self.height, self.width)
 
-    def _bias(self, name: str, dtype: torch.dtype, build: Callable[..., Tensor], *size: int) -> Tensor:
+    def _bias(self, name: str, dtype: torch.dtype, build: Callable[..., Tensor], *size: float) -> Tensor:
         if name not in self._tables or self._tables[name].dtype != dtype:
             self._tables[name] = build(self.log_decay, *size, self.device, dtype)
         return self._tables[name]

@@ -2,14 +2,14 @@
 
 import pytest
 
-from rmt_mm.arch import ARCHS, resolve_arch
+from rmt_mm.arch import ARCHS, Arch, resolve_arch, short_name
 
 from support.archs import SMALL_ARCH
 
 
 @pytest.mark.parametrize('name', ARCHS)
 def test_presets_by_name_and_letter(name):
-    assert resolve_arch(name) == resolve_arch(name[0]) == resolve_arch(name.upper()) == ARCHS[name]
+    assert resolve_arch(name) == resolve_arch(short_name(name)) == resolve_arch(name.upper()) == ARCHS[name]
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,12 @@ def test_presets_are_the_published_sizes(name, blocks, channels, heads, ffn, dec
 
 
 def test_tiny_decomposes_two_stages_and_the_others_three():
-    assert {name: sum(arch.decomposed) for name, arch in ARCHS.items()} == dict(tiny=2, small=3, base=3, large=3)
+    decomposed = {name: sum(ARCHS[name].decomposed) for name in ('tiny', 'small', 'base', 'large')}
+    assert decomposed == dict(tiny=2, small=3, base=3, large=3)
 
 
 def test_own_size():
-    assert resolve_arch(SMALL_ARCH)._asdict() == SMALL_ARCH
+    assert resolve_arch(SMALL_ARCH)._asdict() == {**Arch._field_defaults, **SMALL_ARCH}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def official_state_dict(kind):
     }
 
 
+def official_name(name):
+    """Return the name in the golden files of a size of :class:`RMT`."""
+    return name.replace('swin-tiny', 'swin-t')
+
+
 def load_strictly(model, state_dict):
     result = model.load_state_dict(state_dict, strict=False)
     assert not result.unexpected_keys
@@ -32,15 +37,23 @@ def relative_error(out, expected):
     return float((out - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('name', ['tiny', 'small', 'base', 'large', 'swin-tiny'])
 def test_names_and_shapes_of_the_reference_are_the_official_ones(name):
     reference = PlainRMT(ARCHS[name])
-    official = {k: tuple(v) for k, v in OFFICIAL_KEYS[f'{name}/dense'].items() if 'Relpos' not in k}
+    official = {k: tuple(v) for k, v in OFFICIAL_KEYS[f'{official_name(name)}/dense'].items() if 'Relpos' not in k}
     assert {k: tuple(v.shape) for k, v in reference.state_dict().items()} == official
 
 
 @pytest.mark.parametrize(
-    'name, params', [('tiny', 12_783_776), ('small', 25_416_800), ('base', 52_604_680), ('large', 93_784_280)]
+    'name, params',
+    [
+        ('tiny', 12_783_776),
+        ('small', 25_416_800),
+        ('base', 52_604_680),
+        ('large', 93_784_280),
+        ('swin-tiny', 25_443_648),
+        ('swin-small', 43_497_792),
+    ],
 )
 def test_parameter_counts(name, params):
     with torch.device('meta'):
@@ -50,7 +63,12 @@ def test_parameter_counts(name, params):
 
 @pytest.mark.parametrize(
     'file, image',
-    [('tiny_dense_1x3x64x96', 'vis-a'), ('small_dense_2x3x96x64', 'vis-b'), ('base_dense_1x3x64x64', 'vis-c')],
+    [
+        ('tiny_dense_1x3x64x96', 'vis-a'),
+        ('small_dense_2x3x96x64', 'vis-b'),
+        ('base_dense_1x3x64x64', 'vis-c'),
+        ('swin-t_dense_1x3x64x96', 'swin-a'),
+    ],
 )
 def test_outputs_of_the_original(file, image):
     name, kind, shape = file.split('_')
@@ -63,9 +81,11 @@ def test_outputs_of_the_original(file, image):
         assert relative_error(out, torch.from_numpy(golden[f'out{i}'])) < 1e-5
 
 
-@pytest.mark.parametrize('name, size', [('tiny', (64, 96)), ('small', (50, 71)), ('base', (33, 64))])
+@pytest.mark.parametrize(
+    'name, size', [('tiny', (64, 96)), ('small', (50, 71)), ('base', (33, 64)), ('swin-tiny', (45, 50))]
+)
 def test_outputs_of_the_plain_reference(name, size):
-    state = official_state_dict(f'{name}/dense')
+    state = official_state_dict(f'{official_name(name)}/dense')
     model, reference = RMT(name).eval(), PlainRMT(ARCHS[name]).eval()
     load_strictly(model, convert_official_state_dict(state))
     load_strictly(reference, state)

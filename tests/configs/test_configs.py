@@ -385,7 +385,7 @@ def test_layer_decay_refuses():
 
 def test_sizes_are_those_of_the_package():
     assert TINY.arch in rmt_mm.arch.ARCHS
-    assert {row.size.arch for row in ROWS.values()} == set(rmt_mm.arch.ARCHS)
+    assert {row.size.arch for row in ROWS.values()} == set(rmt_mm.arch.ARCHS) - {'deit-small'}  # a classifier alone
 
 
 def test_config_by_name(root):

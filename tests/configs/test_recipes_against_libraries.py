@@ -615,6 +615,8 @@ def size(arch, drop_path, **in_channels):
 
 
 SMALL, BASE, LARGE = ('small', 0.15), ('base', 0.4), ('large', 0.5)
+SWIN_TINY, SWIN_SMALL = ('swin-tiny', 0.1), ('swin-small', 0.3)
+SWIN4 = [96, 192, 384, 768]
 B4, L4 = [80, 160, 320, 512], [112, 224, 448, 640]
 RATE_2E_4 = ('published rate', {'optim_wrapper.optimizer.lr': 2e-4})
 HEADS_OF_B = dict(decode_head=B4, auxiliary_head=320)
@@ -652,6 +654,11 @@ VARIANTS: Dict[str, Tuple[str, Reasons]] = {
         'cascade-mask-rcnn_rmt-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco',
         (size(*BASE, neck=B4),),
     ),
+    'mask-rcnn_rmt-swin-t_fpn_amp-1x_coco': (
+        'mask-rcnn_rmt-t_fpn_amp-1x_coco',
+        (size(*SWIN_TINY, neck=SWIN4),),
+    ),
+    'mask-rcnn_rmt-swin-s_fpn_amp-1x_coco': ('mask-rcnn_rmt-swin-t_fpn_amp-1x_coco', (size(*SWIN_SMALL),)),
     'retinanet_rmt-s_fpn_amp-1x_coco': ('retinanet_rmt-t_fpn_amp-1x_coco', (size(*SMALL),)),
     'retinanet_rmt-b_fpn_amp-1x_coco': ('retinanet_rmt-t_fpn_amp-1x_coco', (size(*BASE, neck=B4[1:]),)),
     'retinanet_rmt-l_fpn_amp-1x_coco': ('retinanet_rmt-t_fpn_amp-1x_coco', (size(*LARGE, neck=L4[1:]), RATE_2E_4)),
@@ -670,7 +677,37 @@ VARIANTS: Dict[str, Tuple[str, Reasons]] = {
         'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
         (size(*LARGE, **HEADS_OF_L),),
     ),
+    'rmt-swin-tiny_upernet_8xb2-amp-160k_ade20k-512x512': (
+        'rmt-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
+        (size(*SWIN_TINY, decode_head=SWIN4, auxiliary_head=384),),
+    ),
+    'rmt-swin-small_upernet_8xb2-amp-160k_ade20k-512x512': (
+        'rmt-swin-tiny_upernet_8xb2-amp-160k_ade20k-512x512',
+        (size(*SWIN_SMALL),),
+    ),
     'rmt-small_8xb128_in1k': ('rmt-tiny_8xb128_in1k', (size(*SMALL),)),
+    'rmt-swin-tiny_8xb128_in1k': ('rmt-tiny_8xb128_in1k', (size(*SWIN_TINY, head=768),)),
+    'rmt-swin-small_8xb128_in1k': ('rmt-swin-tiny_8xb128_in1k', (size(*SWIN_SMALL),)),
+    'rmt-deit-small_8xb128_in1k': (
+        'rmt-tiny_8xb128_in1k',
+        (
+            (
+                "DeiT-S's skeleton: one stage, a LayerNorm, averaged tokens and one Linear layer",
+                {
+                    'model.backbone.arch': 'deit-small',
+                    'model.backbone.out_indices': None,
+                    'model.backbone.out_norm': True,
+                    'model.neck': dict(type='GlobalAveragePooling'),
+                    'model.head': dict(
+                        type='LinearClsHead',
+                        num_classes=1000,
+                        in_channels=384,
+                        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+                    ),
+                },
+            ),
+        ),
+    ),
     'rmt-base_8xb128_in1k': ('rmt-tiny_8xb128_in1k', (size(*BASE),)),
     'rmt-large_8xb128_in1k': ('rmt-tiny_8xb128_in1k', (size(*LARGE, head=640),)),
     'rmt-base_tl_8xb128-310e_in1k': ('rmt-small_tl_8xb128-310e_in1k', (size(*BASE),)),

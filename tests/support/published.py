@@ -30,6 +30,8 @@ class Row(NamedTuple):
 
 TINY, SMALL = Size('tiny', 0.1, 12_783_776), Size('small', 0.15, 25_416_800)
 BASE, LARGE = Size('base', 0.4, 52_604_680), Size('large', 0.5, 93_784_280)
+# The drop path rate of Swin-S is not published for RMT.
+SWIN_TINY, SWIN_SMALL = Size('swin-tiny', 0.1, 25_443_648), Size('swin-small', 0.3, 43_497_792)
 
 _BOX_MASK = ('box AP', 'box AP50', 'box AP75', 'mask AP', 'mask AP50', 'mask AP75')
 _BOX = ('box AP', 'box AP50', 'box AP75', 'box APs', 'box APm', 'box APl')
@@ -52,6 +54,11 @@ def _mask(*args, **kwargs):
     return _detector(*args[:3], _BOX_MASK, *args[3:], **kwargs)
 
 
+def _mask_alone(size, box_ap, mask_ap):
+    """Return a row of the ablation table, which has these two figures alone."""
+    return _detector(size, None, None, ('box AP', 'mask AP'), (box_ap, mask_ap), 4e-4)
+
+
 def _retina(*args):
     return _detector(*args[:3], _BOX, *args[3:], weight_decay=1e-4, exempt='nothing')
 
@@ -71,6 +78,8 @@ ROWS: Dict[str, Row] = {
     'cascade-mask-rcnn_rmt-b_fpn_4conv1fc-giou_amp-ms-crop-3x_coco': _mask(
         BASE, 111, 852, (54.5, 72.8, 59.0, 47.2, 70.5, 51.4), 4e-4, exempt='names and norms', **_3X
     ),
+    'mask-rcnn_rmt-swin-t_fpn_amp-1x_coco': _mask_alone(SWIN_TINY, 47.8, 43.1),
+    'mask-rcnn_rmt-swin-s_fpn_amp-1x_coco': _mask_alone(SWIN_SMALL, 49.5, 44.2),
     'retinanet_rmt-t_fpn_amp-1x_coco': _retina(TINY, 23, 199, (45.1, 66.2, 48.1, 28.8, 48.9, 61.1), 4e-4),
     'retinanet_rmt-s_fpn_amp-1x_coco': _retina(SMALL, 36, 244, (47.8, 69.1, 51.8, 32.1, 51.8, 63.5), 4e-4),
     'retinanet_rmt-b_fpn_amp-1x_coco': _retina(BASE, 63, 355, (49.1, 70.3, 53.0, 32.9, 53.2, 64.2), 4e-4),
@@ -83,4 +92,6 @@ ROWS: Dict[str, Row] = {
     'rmt-small_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(SMALL, 56, 937, 49.8, upernet=True),
     'rmt-base_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(BASE, 83, 1051, 52.0, upernet=True),
     'rmt-large_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(LARGE, 125, 1241, 52.8, upernet=True),
+    'rmt-swin-tiny_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(SWIN_TINY, None, None, 49.1, upernet=True),
+    'rmt-swin-small_upernet_8xb2-amp-160k_ade20k-512x512': _segmentor(SWIN_SMALL, None, None, 51.0, upernet=True),
 }

@@ -9,7 +9,8 @@ switch_to_deploy), `compile` (torch.compile), `deploy-compile`, any backbone of 
 such as mmdet.SwinTransformer or mmpretrain.ConvNeXt, or one of torchvision, such as torchvision.swin_t. Ratios are to
 the first implementation named.
 
-Times are medians of interleaved repeats in one process; compare only ratios within a run. Memory is the peak above the
+Times are medians of interleaved repeats in one process, in which malloc keeps what is freed
+(rmt_mm.ops.keep_freed_memory, for all implementations); compare only ratios within a run. Memory is the peak above the
 weights: on the CPU of a fresh process (which returns freed blocks to the system at once, so that tensors are counted
 and not the gaps between them), on CUDA as its allocator counts it. The floor is the time of the true multiply-adds at
 the machine's rate of matrix products (torch.matmul), measured in the same run; a training step counts as three forward
@@ -32,6 +33,7 @@ import torch
 from torch import nn
 
 from rmt_mm.arch import ARCHS
+from rmt_mm.ops import keep_freed_memory
 from rmt_mm.tools.cli.measure import OURS, Case, build, make_step, matrix_rate
 from rmt_mm.tools.flops import MacCounter
 
@@ -78,7 +80,8 @@ def case_of(args: argparse.Namespace) -> Case:
 
 
 def measure_times(args: argparse.Namespace) -> Tuple[Dict[str, List[float]], Dict[str, List[int]]]:
-    """Return seconds and page faults of every repeat of every implementation."""
+    """Return seconds and page faults of every repeat of every implementation, with freed memory kept for all of them."""
+    keep_freed_memory()
     steps = {impl: make_step(impl, case_of(args)) for impl in args.impl}
     for step in steps.values():
         step()

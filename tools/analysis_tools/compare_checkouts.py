@@ -4,7 +4,8 @@
     python tools/analysis_tools/compare_checkouts.py . . --env THP_MEM_ALLOC_ENABLE=1 --arch small --batch 8
 
 Each runs in a process of its own, and their repeats take turns, so that what else the machine does affects both alike.
-Prints medians of seconds, and the median of the repeats' ratios of the second to the first. Peak memory is that of the
+As our tools do, the workers let malloc keep what is freed (rmt_mm.ops.keep_freed_memory), unless a MALLOC_* variable is
+set. Prints medians of seconds, and the median of the repeats' ratios of the second to the first. Peak memory is that of the
 whole process.
 """
 
@@ -21,7 +22,11 @@ import numpy as np
 WORKER = """
 import json, resource, sys, time
 import torch
+import rmt_mm
 from rmt_mm import RMT
+keep = getattr(getattr(rmt_mm, 'ops', None), 'keep_freed_memory', None)  # older checkouts do it when they build RMT
+if keep:
+    keep()
 arch, batch, height, width, mode, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 torch.manual_seed(0)

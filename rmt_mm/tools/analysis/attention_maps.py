@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops
-from ...arch import NUM_STAGES
 from ...backbone import RMT
 from ...backbone.attention import MaSA
 from ...backbone.rmt import RMTBlock, RMTStage
@@ -57,7 +56,10 @@ def record(backbone: RMT, run: Callable[[], Any], stage: int, block: int) -> Rec
         IndexError: there is no such stage or block, or the model does not compute it (``out_indices``).
         ValueError: ``run`` calls the backbone several times, or with several images.
     """
-    blocks, name = cast(RMTStage, backbone.stages[stage]), f'stage {stage % NUM_STAGES}'
+    count = len(backbone.stages)
+    if not -count <= stage < count:
+        raise IndexError(f'stage {stage}: stages are from 0 to {count - 1}, or from -{count} to -1.')
+    blocks, name = cast(RMTStage, backbone.stages[stage]), f'stage {stage % count}'
     if not -len(blocks) <= block < len(blocks):
         raise IndexError(f'{name} has {len(blocks)} blocks, which count from 0: there is no block {block}.')
     masa = cast(RMTBlock, blocks[block]).attn
@@ -98,7 +100,11 @@ def attention_maps(masa: MaSA, x: Tensor, query: Tuple[int, int]) -> AttentionMa
 
     Raises:
         IndexError: the map has no such token.
+        ValueError: the attention is of a form that these formulas are not for (:class:`rmt_mm.ops.Prior`).
     """
+    reason = masa.position_tables(x[None]).why_plain()
+    if reason:
+        raise ValueError(f"attention maps are for the released form of MaSA, and of this model's {reason}.")
     height, width, _ = x.shape
     row, column = query
     if not (0 <= row < height and 0 <= column < width):
@@ -136,8 +142,9 @@ def attend_by_map(masa: MaSA, x: Tensor, attention: Tensor, query: Tuple[int, in
     """
     _, _, v = queries_keys_values(masa, x)
     received = torch.einsum('hyx,yxhd->hd', attention, v).flatten()
-    lce = masa.lce(ops.to_image(v.flatten(2)[None]))[0, :, query[0], query[1]]
-    return masa.proj((received + lce).to(x.dtype))
+    if masa.lce is not None:
+        received = received + masa.lce(ops.to_image(v.flatten(2)[None]))[0, :, query[0], query[1]]
+    return masa.proj(received.to(x.dtype))
 
 
 def queries_keys_values(masa: MaSA, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
-from ...arch import NUM_STAGES, Arch, resolve_arch, resolve_out_indices
+from ...arch import Arch, resolve_arch, resolve_out_indices
 from ...backbone import RMT
 from ...errors import UsageError
 from ...training.config_search import find_dicts, walk
@@ -117,7 +117,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
     backbone = model['backbone']
     try:
         arch = resolve_arch(backbone.get('arch', 'tiny'))
-        stages = resolve_out_indices(backbone.get('out_indices', range(NUM_STAGES)))
+        stages = resolve_out_indices(backbone.get('out_indices'), len(arch.depths))
     except (ValueError, TypeError) as error:
         yield Finding(f'{where}.backbone: {error}')
         return
@@ -150,7 +150,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
 
 
 def _features(arch: Arch, stages: Sequence[int]) -> Features:
-    return Features([arch.embed_dims[i] for i in stages], [RMT.strides[i] for i in stages])
+    return Features([arch.embed_dims[i] for i in stages], [arch.strides()[i] for i in stages])
 
 
 def _describe_neck(backbone: dict, given: Variant, outs: Features, error: Exception) -> Problem:
@@ -307,7 +307,8 @@ def _advise(model: dict, arch: Arch, given: Variant, scope: str, where: str, pro
     if problem.key == 'neck' and problem.value:
         return f'{where}.neck={dict(problem.value)}'
     runs = given.neck is None
-    for stages in [given.stages, *(tuple(range(i, NUM_STAGES)) for i in range(NUM_STAGES))]:
+    count = len(arch.depths)
+    for stages in [given.stages, *(tuple(range(i, count)) for i in range(count))]:
         for variant in _variants(Variant(stages, given.neck), arch):
             outs = _features(arch, stages)
             if variant.neck is not None:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
-from ...arch import ARCHS, Arch
+from ...arch import ARCHS, SCALARS, Arch, find_preset, short_name
 from ...config_path import list_configs
 from ...training.findings import Finding
 
@@ -27,12 +27,12 @@ OLD_KEYS = {
 NEW_KEYS = {'optim_wrapper', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_evaluator'}
 # Arguments of the authors' backbone that are keys of arch or arguments of RMT here.
 OLD_ARCH = {
-    **{key: key for key in Arch._fields},
+    **{key: key for key in Arch._fields if key not in SCALARS},
     'chunkwise_recurrents': 'decomposed',
     'layerscales': 'layer_scales',
 }
 OLD_ARGUMENTS = {'layer_init_values': 'layer_scale_init', 'use_checkpoint': 'with_cp', 'in_chans': 'in_channels'}
-SIZES = {name[0]: name for name in ARCHS}
+SIZES = {short_name(name): name for name in ARCHS}
 
 
 def find_old_format(path: str, cfg: Optional[dict] = None) -> Iterator[Finding]:
@@ -99,8 +99,9 @@ def find_old_arguments(backbone: Dict[str, Any], where: str) -> Iterator[Finding
     settings = [f'{new}={backbone[old]!r} for {old}' for old, new in OLD_ARGUMENTS.items() if old in backbone]
     if sizes:
         given = backbone.get('arch')
-        filled = {**(given if isinstance(given, dict) else _closest(sizes, given)), **sizes}
-        text = ', '.join(f'{key}={filled[key]!r}' for key in Arch._fields)
+        filled = {**Arch._field_defaults, **(given if isinstance(given, dict) else _closest(sizes, given)), **sizes}
+        shown = [key for key in Arch._fields if filled[key] != Arch._field_defaults.get(key)]
+        text = ', '.join(f'{key}={filled[key]!r}' for key in shown)
         preset = next((name for name, arch in ARCHS.items() if _plain(filled) == _plain(arch._asdict())), '')
         same = f" (the same as arch='{preset}')" if preset else ''
         old = ', '.join(name for name in OLD_ARCH if name in backbone)
@@ -111,7 +112,7 @@ def find_old_arguments(backbone: Dict[str, Any], where: str) -> Iterator[Finding
 
 def _closest(sizes: Dict[str, Any], given: Any) -> Dict[str, Any]:
     """Return the published size that has most of the given values: it fills in those that are not given."""
-    named = next((arch for name, arch in ARCHS.items() if str(given).lower() in (name, name[0])), None)
+    named = find_preset(str(given))
     values = _plain(sizes)
     arch = named or max(
         ARCHS.values(), key=lambda arch: sum(_plain(arch._asdict())[key] == values[key] for key in values)

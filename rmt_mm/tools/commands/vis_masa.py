@@ -25,7 +25,6 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from ...arch import NUM_STAGES
 from ...backbone import RMT
 from ...errors import UsageError
 from .. import cli
@@ -220,7 +219,7 @@ def find(predictor: Predictor, backbone: RMT, image: np.ndarray, args: argparse.
 def draw_attention(
     figures: Figures, found: Found, backbone: RMT, image: np.ndarray, name: str, args: argparse.Namespace
 ) -> None:
-    (masa, tokens, out, _), stage = found.recorded, args.stage % NUM_STAGES
+    (masa, tokens, out, _), stage = found.recorded, args.stage % len(backbone.stages)
     x, y = args.query or ((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2)
     try:
         token = found.view.token(x, y, backbone.strides[stage])
@@ -294,8 +293,6 @@ def run(args: argparse.Namespace) -> int:
         os.makedirs(args.out_dir, exist_ok=True)
     except OSError as error:
         raise UsageError(f'--out-dir {args.out_dir} cannot be made: {error.strerror}.') from error
-    if not -NUM_STAGES <= args.stage < NUM_STAGES:
-        raise UsageError(f'--stage {args.stage}: stages are from 0 to {NUM_STAGES - 1}, or from -{NUM_STAGES} to -1.')
     if find_spec('matplotlib') is None:
         raise UsageError('pictures need matplotlib, which is not installed: pip install "rmt-mm[report]".')
     figures = Figures(Path(args.out_dir))

@@ -7,7 +7,6 @@ import matplotlib
 import numpy as np
 import torch
 
-from ...backbone import RMT
 from ..analysis import AttentionMaps, Recorded, View, attention_maps
 from ..pictures import scale_to
 from .sizes import PANEL
@@ -30,7 +29,7 @@ class Panels(NamedTuple):
 
 
 def draw_panels(
-    image: np.ndarray, view: View, recorded: Recorded, pixel: Tuple[float, float], stage: int, head: Optional[int]
+    image: np.ndarray, view: View, recorded: Recorded, pixel: Tuple[float, float], stride: int, head: Optional[int]
 ) -> Panels:
     """Draw the maps of the token at a pixel.
 
@@ -39,13 +38,12 @@ def draw_panels(
         view (View): where the model's input lies in the image.
         recorded (Recorded): input of the MaSA.
         pixel (tuple[float, float]): x and y, in the image.
-        stage (int): the MaSA's stage, from 0.
+        stride (int): of the MaSA's stage.
         head (int, optional): Default: the mean of the heads.
 
     Raises:
         ValueError: the pixel lies in a border that the test pipeline cuts off.
     """
-    stride = RMT.strides[stage]
     query = view.token(*pixel, stride)
     maps = choose_head(attention_maps(recorded.masa, recorded.x, query), head)
     height, width = image.shape[:2]

@@ -9,7 +9,6 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import gradio as gr
 
-from ...backbone import RMT
 from ...errors import UsageError, printable
 from ..cli.predictor import Detector, Predictor
 from .listing import list_predictions
@@ -175,7 +174,7 @@ class Page:
             blocks, heads = self._choices(first)
             gr.HTML('<h2>Attention</h2>', padding=False)
             with gr.Row():
-                choices = [(f'{i} (stride {RMT.strides[i]})', i) for i in stages]
+                choices = [(f'{i} (stride {self.trial.backbone.strides[i]})', i) for i in stages]
                 stage = gr.Radio(choices, value=first, label='Stage', scale=3, elem_id='stage')
                 block = gr.Dropdown(blocks, value=blocks[-1], label='Block', min_width=100, elem_id='block')
                 head = gr.Dropdown([MEAN, *heads], value=MEAN, label='Head', min_width=100, elem_id='head')

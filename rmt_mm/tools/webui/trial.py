@@ -156,6 +156,7 @@ class Trial:
                     found = record(self.backbone, lambda: self.predictor.predict(result.image), stage, block)
                     result.recorded = {(stage, block): found}
                 view = View.from_metainfo(result.sample.metainfo)
-                return draw_panels(result.image, view, result.recorded[stage, block], result.pixel, stage, head)
+                stride = self.backbone.strides[stage]
+                return draw_panels(result.image, view, result.recorded[stage, block], result.pixel, stride, head)
             except (ValueError, IndexError) as error:
                 raise UsageError(str(error)) from error
