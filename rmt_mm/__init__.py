@@ -5,7 +5,7 @@ from .version import __version__  # before anything fails: rmt_doctor reads it
 
 check_stack()  # before mmcv is imported, so that an unusable stack raises an error of one sentence
 
-from .backbone import MaSA, RMT
+from .backbone import RMT, MaSA
 from .checkpoints import allow_mmengine_checkpoints, convert_official_state_dict
 from .config_path import get_config_path, list_configs
 from .training import DataCheckHook, LayerDecayOptimWrapperConstructor

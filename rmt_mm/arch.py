@@ -154,13 +154,13 @@ def find_preset(name: str) -> Optional[Arch]:
     return next((arch for preset, arch in ARCHS.items() if name.lower() in (preset, short_name(preset))), None)
 
 
-def resolve_arch(arch: Union[str, dict]) -> Arch:
+def resolve_arch(arch: Union[str, dict], options: Optional[dict] = None) -> Arch:
     """Turn a preset's name or a dict into a checked :class:`Arch`.
 
     Args:
         arch (str | dict): a name in :data:`ARCHS` or its short name (t, s, b, l, swin-t, swin-s, deit-s; case does not
-            matter), or a dict with fields of :class:`Arch`, one value a stage: all of those that have no default, or
-            ``preset``, the name of a preset, and what differs from it: ``dict(preset='tiny', lce=False)``.
+            matter), or a dict with the fields of :class:`Arch`, one value a stage. Fields with a default may lack.
+        options (dict, optional): fields that differ from ``arch``, such as ``dict(lce=False)``. Default None.
 
     Returns:
         Arch: the size, its values as tuples.
@@ -175,27 +175,31 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
         if preset is None:
             names = ', '.join(ARCHS)
             raise ValueError(f'Unknown arch {arch!r}: choose one of {names}, or give a dict of your own size.')
-        return preset
-    if not isinstance(arch, dict):
+        given = preset._asdict()
+    elif isinstance(arch, dict):
+        given = {**Arch._field_defaults, **arch}
+    else:
         raise TypeError(f'arch must be a str or a dict, got {type(arch).__name__}.')
+    if not isinstance(options, (dict, type(None))):
+        raise TypeError(f'arch_options must be a dict, got {type(options).__name__}.')
 
-    given = dict(arch)
-    if 'preset' in given:
-        given = {**resolve_arch(given.pop('preset'))._asdict(), **given}
-    elif given:
-        given = {**Arch._field_defaults, **given}
-    wanted = set(Arch._fields)
-    if wanted != set(given):
-        problems = [
-            f'{text} {", ".join(sorted(map(str, keys)))}'
-            for text, keys in (('unknown:', given.keys() - wanted), ('missing:', wanted - given.keys()))
-            if keys
-        ]
-        raise ValueError(
-            f'arch has wrong keys ({"; ".join(problems)}). It takes {", ".join(Arch._fields)}, or preset and what '
-            'differs from it.'
-        )
+    _check_keys('arch', given, Arch._fields)
+    _check_keys('arch_options', options or {}, ())
+    given.update(options or {})
     return _check(Arch(**{key: _values(key, value, given['embed_dims']) for key, value in given.items()}))
+
+
+def _check_keys(name: str, given: dict, needed: Tuple[str, ...]) -> None:
+    problems = [
+        f'{text} {", ".join(sorted(map(str, keys)))}'
+        for text, keys in (
+            ('unknown:', set(given).difference(Arch._fields)),
+            ('missing:', set(needed).difference(given)),
+        )
+        if keys
+    ]
+    if problems:
+        raise ValueError(f'{name} has wrong keys ({"; ".join(problems)}). It takes {", ".join(Arch._fields)}.')
 
 
 def _values(key: str, value: Any, embed_dims: Any) -> Any:

@@ -34,7 +34,10 @@ def make_table(models: List[dict], link_prefix: str) -> str:
 
     about = [f'GFLOPs and results: {sources[0]}.'] if sources else []
     if 'GMAC counted' in header:
-        about.append('GMAC counted: by `tools/get_flops.py`, with attention products, which the published GFLOPs omit.')
+        about.append(
+            'GMAC counted: by `tools/get_flops.py`, with attention products. The published GFLOPs of COCO and ADE20K '
+            'omit these; those of ImageNet are multiply-adds / 2^30.'
+        )
     if not all(model.get('Results') for model in models):
         about.append('Rows without results: ours, untrained, or not published.')
     notes = [f'<sup>{note}</sup> {source}.' for note, source in enumerate(sources) if note > 0]

@@ -1,6 +1,6 @@
 _base_ = './rmt-tiny_8xb128_in1k.py'
 
-# In no release. DeiT-S ends in a LayerNorm and a Linear layer; its tokens are averaged here, since RMT has no class token.
+# In no release. DeiT-S ends in a LayerNorm and a Linear layer. The tokens are averaged, since RMT has no class token.
 model = dict(
     backbone=dict(arch='deit-small', out_indices=None, out_norm=True),
     neck=dict(type='GlobalAveragePooling'),

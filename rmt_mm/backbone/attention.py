@@ -31,8 +31,9 @@ class MaSA(nn.Module):
         decomposed (bool): attend along rows, then columns, instead of over the whole map. Default False.
         lce (bool): add a 5x5 depthwise convolution of V. Default True.
         rotation (bool): rotate Q and K by their tokens' indices. Default True.
-        decay (str): ``'inside'``, as above; ``'outside'``, the softmax times D, not renormalised (Eq. 5); ``'learned'``,
-            as above with one trained gamma a head, which starts at the formula; ``'none'``, D = 1. Default ``'inside'``.
+        decay (str): ``'inside'``, as above; ``'outside'``, the softmax times D, not renormalised (Eq. 5);
+            ``'learned'``, as above with one trained gamma a head, which starts at the formula; ``'none'``, D = 1.
+            Default ``'inside'``.
         distance (str): ``'manhattan'``, or over the whole map ``'euclidean'`` or ``'chebyshev'``. Default
             ``'manhattan'``.
     """

@@ -21,15 +21,15 @@ from .stem import ConvStem, Downsample
 class RMT(OpenMMLabBackbone):
     """RMT backbone, `RMT: Retentive Networks Meet Vision Transformers <https://arxiv.org/abs/2309.11523>`_ (CVPR 2024).
 
-    Outputs have strides 4, 8, 16 and 32 (``'deit-small'`` has one, of stride 16). Any input size works; output sizes are rounded up where 32 does not divide the
-    input. Where paper and released code differ, this class follows the code, because checkpoints need it: see
-    :mod:`rmt_mm.backbone.attention` (decay inside the softmax), :func:`rmt_mm.ops.tables.rotary_phases`
-    (rotation) and :data:`rmt_mm.arch.ARCHS` (stage 3 of ``tiny``).
+    Outputs have strides 4, 8, 16 and 32 (``'deit-small'`` has one, of stride 16). Any input size works; output sizes
+    are rounded up where the stride does not divide the input. Where paper and released code differ, this class follows
+    the code, because checkpoints need it: see :mod:`rmt_mm.backbone.attention` (decay inside the softmax),
+    :func:`rmt_mm.ops.tables.rotary_phases` (rotation) and :data:`rmt_mm.arch.ARCHS` (stage 3 of ``tiny``).
 
     Args:
         arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (or t, s, b, l); RMT on other skeletons:
-            ``'swin-tiny'``, ``'swin-small'``, ``'deit-small'``; a dict with the fields of :class:`rmt_mm.arch.Arch`; or a
-            preset and what differs from it, such as ``dict(preset='tiny', lce=False)``. Default ``'tiny'``.
+            ``'swin-tiny'``, ``'swin-small'``, ``'deit-small'``; or a dict with the fields of
+            :class:`rmt_mm.arch.Arch`. Default ``'tiny'``.
         in_channels (int): channels of the input image. Default 3.
         out_indices (int | Sequence[int], optional): stages to return, from 0 to 3, negative ones counted from the end.
             Default None, all.
@@ -55,6 +55,8 @@ class RMT(OpenMMLabBackbone):
             None.
         init_cfg (dict | list[dict], optional): mmengine initialisation; by default the published one (truncated
             normal of std 0.02 for Linear).
+        arch_options (dict, optional): fields of :class:`rmt_mm.arch.Arch` that differ from ``arch``, for ablations:
+            ``dict(lce=False)``. Default None.
 
     Attributes:
         embed_dims (tuple[int]): channels of the four stages.
@@ -84,9 +86,10 @@ class RMT(OpenMMLabBackbone):
         deploy: bool = False,
         pretrained: Optional[str] = None,
         init_cfg: InitCfg = None,
+        arch_options: Optional[dict] = None,
     ) -> None:
         super().__init__(resolve_init_cfg(init_cfg, pretrained))
-        self.arch = resolve_arch(arch)
+        self.arch = resolve_arch(arch, arch_options)
         self.in_channels = in_channels
         num_stages = len(self.arch.depths)
         self.out_indices = resolve_out_indices(out_indices, num_stages)

@@ -24,7 +24,7 @@ class ConvStem(nn.Sequential):
         in_channels (int): channels of the input image.
         dim (int): channels of the first stage.
         norm_cfg (dict): of the norms.
-        form (str): a name in :data:`rmt_mm.arch.STEMS`. Default ``'conv'``: four 3x3 convolutions of strides 2, 1, 2, 1.
+        form (str): a name in :data:`rmt_mm.arch.STEMS`. Default ``'conv'``: four of 3x3, of strides 2, 1, 2, 1.
 
     The names of its norms must not contain 'norm': the published recipes exempt parameters with that word in their
     names from weight decay, and the norms of the original's stem are not exempt.
@@ -37,12 +37,13 @@ class ConvStem(nn.Sequential):
             layers += [*conv_norm(in_channels, out_channels, stride, norm_cfg, kernel), nn.GELU()]
             in_channels = out_channels
         super().__init__(*layers[:-1])
+        # A convolution without overlap has one stride of its kernel's size; its last patches are filled up with zeros.
+        self.patch = kernel if kernel == stride else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, dim, ceil(H/s), ceil(W/s)), s the product of the strides."""
-        patch = self[0].kernel_size[0]
-        if patch % 2 == 0:  # without overlap: fill up the last patches with zeros
-            x = F.pad(x, (0, -x.shape[3] % patch, 0, -x.shape[2] % patch))
+        if self.patch > 1:
+            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
         return super().forward(x)
 
 

@@ -5,7 +5,7 @@ COCO, above fp16's maximum and far above the integers that bf16 can represent.
 """
 
 import functools
-from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class PositionTables:
     size take it from the cache of the table functions.
 
     Args:
-        log_decay (tuple[float]): log(gamma) of every head.
+        log_decay (tuple[float] | Tensor): log(gamma) of every head.
         height (int): height of the map, in tokens.
         width (int): width of the map, in tokens.
         head_dim (int): channels of a head.
@@ -147,7 +147,8 @@ class PositionTables:
         device: torch.device,
         prior: Prior = Prior(),
     ) -> None:
-        self.log_decay, self.height, self.width, self.head_dim = log_decay, height, width, head_dim
+        self.log_decay: Any = log_decay  # a Tensor if it is learned
+        self.height, self.width, self.head_dim = height, width, head_dim
         self.device, self.prior = device, prior
         self._tables: Dict[str, Tensor] = {}
 

@@ -125,25 +125,23 @@ def test_every_block_learns_its_decay(with_cp):
     assert len(rates) == sum(SMALL_ARCH['depths']) and all(grad.abs().sum() > 0 for grad in rates.values())
 
 
-def count(arch):
+def count(arch, options=None):
     with torch.device('meta'):
-        return sum(p.numel() for p in RMT(arch).parameters())
+        return sum(p.numel() for p in RMT(arch, arch_options=options).parameters())
 
 
 def test_parameters_of_ablations():
     tiny = ARCHS['tiny']
     whole = count('tiny')
     channels = sum(dim * depth for dim, depth in zip(tiny.embed_dims, tiny.depths))
-    assert whole - count(dict(preset='tiny', lce=False)) == 26 * channels  # 5x5 weights and a bias a channel
-    assert whole - count(dict(preset='tiny', cpe=False)) == 10 * channels
-    assert count(dict(preset='tiny', decay='learned')) - whole == sum(
-        n * d for n, d in zip(tiny.num_heads, tiny.depths)
-    )
+    assert whole - count('tiny', dict(lce=False)) == 26 * channels  # 5x5 weights and a bias a channel
+    assert whole - count('tiny', dict(cpe=False)) == 10 * channels
+    assert count('tiny', dict(decay='learned')) - whole == sum(n * d for n, d in zip(tiny.num_heads, tiny.depths))
     for same in (dict(rotation=False), dict(decay='none'), dict(decay='outside'), dict(decomposed=(False,) * 4)):
-        assert count(dict(preset='tiny', **same)) == whole
+        assert count('tiny', same) == whole
     # The stem's four convolutions and norms, against one of 4x4 pixels.
     stem = (27 + 1 + 2) * 32 + (9 * 32 + 1 + 2) * 32 + (9 * 32 + 1 + 2) * 64 + (9 * 64 + 1 + 2) * 64
-    assert whole - count(dict(preset='tiny', stem='patch4')) == stem - (48 + 1 + 2) * 64
+    assert whole - count('tiny', dict(stem='patch4')) == stem - (48 + 1 + 2) * 64
 
 
 @pytest.mark.parametrize(
@@ -178,26 +176,26 @@ def test_deit_has_one_resolution():
         RMT('deit-small', out_indices=(3,))
 
 
-def test_preset_and_what_differs_from_it():
-    arch = resolve_arch(dict(preset='S', decomposed=[True, True, False, False], lce=False))
+def test_options_replace_fields_of_an_arch():
+    arch = resolve_arch('S', dict(decomposed=[True, True, False, False], lce=False))
     assert arch == ARCHS['small']._replace(decomposed=(True, True, False, False), lce=False)
+    assert RMT(SMALL_ARCH, arch_options=dict(cpe=False)).arch == resolve_arch({**SMALL_ARCH, 'cpe': False})
 
 
 @pytest.mark.parametrize(
-    'arch, words',
+    'options, words',
     [
-        (dict(preset='tiny', lces=False), ['unknown: lces', 'lce', 'preset']),
-        (dict(preset='huge'), ["'huge'", 'swin-tiny']),
-        (dict(preset='tiny', stem='conv4'), ["'stem'", 'conv, swin, patch4, patch16', "'conv4'"]),
-        (dict(preset='tiny', decay='outer'), ["'decay'", 'inside, outside, learned, none']),
-        (dict(preset='tiny', rotation='no'), ["'rotation'", 'True, False', "'no'"]),
-        (dict(preset='tiny', rotation=2), ["'rotation'", 'True, False', '2']),
-        (dict(preset='tiny', distance='euclidean'), ['euclidean', 'decomposed', 'False for every stage']),
-        (dict(preset='tiny', depths=(2, 2)), ["'depths'", '4 values', '(2, 2)']),
-        (dict(preset=3), ['str or a dict']),
+        (dict(lces=False), ['arch_options', 'unknown: lces', 'lce']),
+        (dict(stem='conv4'), ["'stem'", 'conv, swin, patch4, patch16', "'conv4'"]),
+        (dict(decay='outer'), ["'decay'", 'inside, outside, learned, none']),
+        (dict(rotation='no'), ["'rotation'", 'True, False', "'no'"]),
+        (dict(rotation=2), ["'rotation'", 'True, False', '2']),
+        (dict(distance='euclidean'), ['euclidean', 'decomposed', 'False for every stage']),
+        (dict(depths=(2, 2)), ["'depths'", '4 values', '(2, 2)']),
+        ('lce', ['arch_options must be a dict', 'str']),
     ],
 )
-def test_wrong_forms_are_named(arch, words):
+def test_wrong_forms_are_named(options, words):
     with pytest.raises((ValueError, TypeError)) as error:
-        resolve_arch(arch)
+        resolve_arch('tiny', options)
     assert all(word in str(error.value) for word in words), error.value

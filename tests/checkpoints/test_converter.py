@@ -21,7 +21,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 
 from rmt_mm import RMT
-from rmt_mm.arch import ARCHS
+from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.checkpoints import loading
 from rmt_mm.checkpoints.files import CheckpointError, file_hash, read_checkpoint, write_checkpoint
 from rmt_mm.checkpoints.shapes import HEADS
@@ -118,6 +118,7 @@ def test_command_line(tmp_path):
             'segmentation/rmt-base_upernet_8xb2-amp-160k_ade20k-512x512.py',
             marks=pytest.mark.slow,
         ),
+        ('swin-t_dense_1x3x64x96', 'swin-a', 'segmentation/rmt-swin-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'),
         ('tiny_classification_2x3x64x64', 'vis-d', 'classification/rmt-tiny_8xb128_in1k.py'),
         ('small_token_label_2x3x64x64', 'vis-e', 'classification/rmt-small_tl_8xb128-310e_in1k.py'),
     ],
@@ -126,7 +127,8 @@ def test_outputs_of_the_original_through_files(file, image, config, run, tmp_pat
     """An official file, converted and loaded by mmengine into a real config's model, gives the original's outputs."""
     size, shape = file.split('_')[0], tuple(map(int, file.split('_')[-1].split('x')))
     kind = file[len(size) + 1 : file.rindex('_')]
-    src = save_classifier(tmp_path / 'official.pth', tensors(OFFICIAL_KEYS[f'{size}/{kind}'], ARCHS[size]), average=0)
+    official = tensors(OFFICIAL_KEYS[f'{size}/{kind}'], resolve_arch(size))
+    src = save_classifier(tmp_path / 'official.pth', official, average=0)
     assert run(src, tmp_path / 'ours.pth')[0] == 0
     cfg = Config.fromfile(ROOT / 'configs' / config)
     for name in cfg.custom_imports.imports:

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 
 from rmt_mm import RMT
-from rmt_mm.arch import ARCHS
+from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.checkpoints import load_pretrained
 from rmt_mm.checkpoints.loading import check_checkpoint_file
 from rmt_mm.checkpoints.official_model import parse_checkpoint
@@ -78,15 +78,24 @@ def load(model, path, **options):
     load_pretrained(model, model.checkpoint_spec(), path, **options)
 
 
+FORMS = [
+    dict(lce=False, cpe=False),
+    dict(decay='learned'),
+    dict(stem='patch4'),
+]
+
+
 @pytest.mark.parametrize('settings', [{}, dict(in_channels=4), dict(out_norm=False)])
-@pytest.mark.parametrize('size', ARCHS)
-def test_the_table_of_shapes_is_that_of_the_model(size, settings):
+@pytest.mark.parametrize('size, form', [*((size, {}) for size in ARCHS), *(('base', form) for form in FORMS)])
+def test_the_table_of_shapes_is_that_of_the_model(size, form, settings):
     with torch.device('meta'):
-        model = RMT(size, **settings)
+        model = RMT(size, arch_options=form, **settings)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    table = backbone_shapes(ARCHS[size], settings.get('in_channels', 3), settings.get('out_norm', True))
-    assert list(table.items()) == list(shapes.items())
-    assert model.checkpoint_spec() == (ARCHS[size], shapes, False)
+    arch = resolve_arch(size, form)
+    table = backbone_shapes(arch, settings.get('in_channels', 3), settings.get('out_norm', True))
+    assert table == shapes
+    assert model.checkpoint_spec() == (arch, shapes, False)
+    assert all(is_backbone_tensor(name) for name in shapes)
 
 
 def test_a_spec_tells_what_a_backbone_computes_adds_and_has_folded():
@@ -110,9 +119,10 @@ class Extended(RMT):
 @pytest.mark.parametrize('key', OFFICIAL_KEYS)
 def test_layout(key):
     size, kind = key.split('/')
-    shapes = official_backbone_shapes(ARCHS[size], out_norms=kind == 'dense')
+    arch = resolve_arch(size)
+    shapes = official_backbone_shapes(arch, out_norms=kind == 'dense')
     if kind != 'dense':
-        shapes.update(classifier(ARCHS[size].embed_dims, 1000, kind == 'token_label'))
+        shapes.update(classifier(arch.embed_dims, 1000, kind == 'token_label'))
     assert shapes == {name: tuple(shape) for name, shape in OFFICIAL_KEYS[key].items()}
 
 
@@ -170,10 +180,10 @@ def test_init_cfg_takes_official_files(kind, prefix, tmp_path):
 
 @pytest.mark.parametrize(
     'size',
-    ['tiny', 'small', pytest.param('base', marks=pytest.mark.slow), pytest.param('large', marks=pytest.mark.slow)],
+    ['tiny', 'small', 'swin-t', *(pytest.param(size, marks=pytest.mark.slow) for size in ('base', 'large'))],
 )
 def test_init_cfg_takes_official_files_of_every_size(size, tmp_path):
-    official = tensors(OFFICIAL_KEYS[f'{size}/dense'], ARCHS[size])
+    official = tensors(OFFICIAL_KEYS[f'{size}/dense'], resolve_arch(size))
     path = save_classifier(tmp_path / 'official.pth', official, average=0)
     model = RMT(size, init_cfg=dict(type='Pretrained', checkpoint=path))
     model.init_weights()
@@ -289,12 +299,13 @@ def test_incomplete_files_are_not_converted(case, nano):
 
 
 @pytest.mark.parametrize('official', [True, False])
-def test_another_size_is_named(official, tmp_path):
-    names = tensors(OFFICIAL_KEYS['tiny/dense'], ARCHS['tiny'])
+@pytest.mark.parametrize('key, file', [('tiny', 'tiny'), ('swin-t', 'swin-tiny')])
+def test_another_size_is_named(key, file, official, tmp_path):
+    names = tensors(OFFICIAL_KEYS[f'{key}/dense'], ARCHS[file])
     names = names if official else convert_official_state_dict(names)
-    path = str(tmp_path / 'tiny.pth')
+    path = str(tmp_path / 'file.pth')
     torch.save(names, path)
-    with pytest.raises(CheckpointError, match=r'the file is RMT tiny, the model is RMT small'):
+    with pytest.raises(CheckpointError, match=rf'the file is RMT {file}, the model is RMT small'):
         load(RMT('small'), path)
 
 

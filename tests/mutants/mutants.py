@@ -26,6 +26,7 @@ RECIPES = 'tests/configs/test_recipes_against_libraries.py'
 SCHEDULES = 'tests/configs/test_schedules.py'
 BACKBONE = 'tests/backbone/test_backbone.py'
 BATCHES = 'tests/ops/test_batches.py'
+FORMS = 'tests/backbone/test_forms.py'
 PARITY = 'tests/backbone/test_parity.py'
 KERNELS = 'tests/ops/test_kernels.py'
 TRITON = 'tests/ops/test_triton.py'
@@ -221,8 +222,8 @@ MUTANTS = [
         PARITY,
         (
             'unsorted out_indices',
-            'tuple(sorted({index % NUM_STAGES for index in indices}))',
-            'tuple(index % NUM_STAGES for index in indices)',
+            'tuple(sorted({index % num_stages for index in indices}))',
+            'tuple(index % num_stages for index in indices)',
             BACKBONE,
         ),
         ('decay: the far end is reached', 'heads_range * i / num_heads', 'heads_range * i / max(1, num_heads - 1)'),
@@ -233,10 +234,19 @@ MUTANTS = [
         ),
         (
             'tiny: three stages decomposed',
-            'decomposed=(True, True, False, False)',
-            'decomposed=(True, True, True, False)',
+            'mlp_ratios=(3, 3, 3, 3),\n        decomposed=(True, True, False, False)',
+            'mlp_ratios=(3, 3, 3, 3),\n        decomposed=(True, True, True, False)',
             'tests/backbone/test_arch.py',
         ),
+        ('swin: a of the other sizes', 'init_values=(1, 1, 1, 1)', 'init_values=(2, 2, 2, 2)'),
+        ("no decay: the formula's", "if decay == 'none':", "if decay == 'nothing':", FORMS),
+        (
+            'options do not replace the arch',
+            'given.update(options or {})',
+            'given = {**(options or {}), **given}',
+            FORMS,
+        ),
+        ('fields are not checked', "_check_keys('arch_options', options or {}, ())", 'pass', FORMS),
         (
             'base: FFN of stage 4',
             'heads_ranges=(5, 5, 6, 6),\n        mlp_ratios=(4, 4, 3, 3)',
@@ -252,6 +262,13 @@ MUTANTS = [
     *_group(
         'rmt_mm/backbone/attention.py',
         PARITY,
+        (
+            'blocks share the first decay that is learned',
+            'if tables is None or self.log_rate is not None',
+            'if tables is None',
+            FORMS,
+        ),
+        ('LCE is always there', 'groups=dim) if lce else None', 'groups=dim)', FORMS),
         (
             'decomposed attention: rows twice',
             'ops.attend_lines(q, k, rows, tables, dim=1)',
@@ -274,8 +291,14 @@ MUTANTS = [
         ('plain lines: columns are rows', 'if dim == 1:\n        q, k, v', 'if dim == 3:\n        q, k, v'),
         (
             'plain map: half the decay',
-            'attn_mask=bias.unsqueeze(0))\n    return out.transpose(1, 2).unflatten(1',
-            'attn_mask=bias.unsqueeze(0) / 2)\n    return out.transpose(1, 2).unflatten(1',
+            '_attend(q, k, v, bias, tables).transpose(1, 2).unflatten(1',
+            '_attend(q, k, v, bias / 2, tables).transpose(1, 2).unflatten(1',
+        ),
+        (
+            'decay outside: renormalised',
+            'scores.softmax(-1) * log_decay.exp()',
+            '(scores + log_decay).softmax(-1)',
+            FORMS,
         ),
         ('plain rotation: the other way', 'u0 * cos - u1 * sin', 'u0 * cos + u1 * sin'),
         (
@@ -375,7 +398,7 @@ MUTANTS = [
         ),
         (
             'gradients in bf16 stay in bf16',
-            "return call.why_not_run() or None\n\n\n@kernel('attend_lines', 'float32'",
+            "return tables.why_plain() or call.why_not_run() or None\n\n\n@kernel('attend_lines', 'float32'",
             "return 'never'\n\n\n@kernel('attend_lines', 'float32'",
             f'{KERNELS} -k float32',
         ),
@@ -430,6 +453,9 @@ MUTANTS = [
     *_group(
         'rmt_mm/ops/tables.py',
         PARITY,
+        ('Chebyshev: Euclidean', "norm = 2 if self.prior.distance == 'euclidean' else float('inf')", 'norm = 2', FORMS),
+        ('kernels take every form', "return f'the decay is {decay}'", "return None and f'the decay is {decay}'", FORMS),
+        ('a learned decay is cached', 'if makes_values() and not learned', 'if makes_values()', FORMS),
         (
             'decay: squared distance',
             'distance = (index[:, None] - index[None, :]).abs()',
@@ -454,9 +480,10 @@ MUTANTS = [
         PARITY,
         (
             'stem: no GELU before the last convolution',
-            '*conv_norm(dim // 2, dim, 2, norm_cfg),\n            nn.GELU()',
-            '*conv_norm(dim // 2, dim, 2, norm_cfg),\n            nn.Identity()',
+            'norm_cfg, kernel), nn.GELU()]',
+            'norm_cfg, kernel), nn.GELU() if in_channels < dim // 2 else nn.Identity()]',
         ),
+        ('patch stem: the last pixels are cut off', 'if self.patch > 1:', 'if False:', FORMS),
         (
             'norm_cfg does not reach the convolutions',
             'build_norm_layer(norm_cfg, out_channels)[1]',
@@ -487,6 +514,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/backbone/block.py',
         BACKBONE,
+        ('CPE is always there', 'ResidualDWConv(dim) if stage.cpe else nn.Identity()', 'ResidualDWConv(dim)', FORMS),
         (
             'eps of the first LayerNorm of a block',
             'self.norm1 = nn.LayerNorm(dim, eps=1e-6)',
@@ -836,7 +864,7 @@ MUTANTS = [
         ('maps: row and column bias exchanged', 'weights(to_columns, to_rows)', 'weights(to_rows, to_columns)'),
         ('maps: the softmax has the decay', 'weights(0, 0)', 'weights(to_columns, to_rows)'),
         ('maps: scores that are not scaled', 'q.float() * masa.head_dim**-0.5', 'q.float()'),
-        ('maps: without LCE', '(received + lce)', '(received + 0 * lce)'),
+        ('maps: without LCE', 'received = received + masa.lce', 'received = received + 0 * masa.lce'),
         ('maps: hooks stay', 'handle.remove()', 'pass'),
     ),
     *_group(

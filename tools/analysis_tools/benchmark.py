@@ -80,7 +80,7 @@ def case_of(args: argparse.Namespace) -> Case:
 
 
 def measure_times(args: argparse.Namespace) -> Tuple[Dict[str, List[float]], Dict[str, List[int]]]:
-    """Return seconds and page faults of every repeat of every implementation, with freed memory kept for all of them."""
+    """Return seconds and page faults of every repeat of every implementation, all with freed memory kept."""
     keep_freed_memory()
     steps = {impl: make_step(impl, case_of(args)) for impl in args.impl}
     for step in steps.values():

@@ -5,8 +5,8 @@
 
 Each runs in a process of its own, and their repeats take turns, so that what else the machine does affects both alike.
 As our tools do, the workers let malloc keep what is freed (rmt_mm.ops.keep_freed_memory), unless a MALLOC_* variable is
-set. Prints medians of seconds, and the median of the repeats' ratios of the second to the first. Peak memory is that of the
-whole process.
+set. Prints medians of seconds, and the median of the repeats' ratios of the second to the first. Peak memory is that of
+the whole process.
 """
 
 import argparse

@@ -116,7 +116,7 @@ def check_model(model: dict, scope: str, where: str = 'model', several_processes
     """
     backbone = model['backbone']
     try:
-        arch = resolve_arch(backbone.get('arch', 'tiny'))
+        arch = resolve_arch(backbone.get('arch', 'tiny'), backbone.get('arch_options'))
         stages = resolve_out_indices(backbone.get('out_indices'), len(arch.depths))
     except (ValueError, TypeError) as error:
         yield Finding(f'{where}.backbone: {error}')
