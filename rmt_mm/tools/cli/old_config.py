@@ -76,9 +76,10 @@ def _own_keys(path: str) -> Dict[str, bool]:
 def _same_model(stem: str) -> str:
     """Return the name of our config of the model that a file name of the authors' describes, or ''."""
     size = re.search(r'(?:^|[_-])(t|s|b|l)(?:iny|mall|ase|arge)?(?:[_-]|$)', stem)
-    if size is None or 'swin' in stem:
+    if size is None or ('swin' in stem and 'rmt' not in stem):
         return ''
-    letter, name = size[1], SIZES[size[1]]
+    family = 'swin-' if 'swin' in stem else ''
+    letter, name = family + size[1], family + SIZES[size[1]]
     schedule = '3x' if '3x' in stem else '1x'
     patterns = {
         'cascade': f'cascade-mask-rcnn_rmt-{letter}_*{schedule}_coco',
