@@ -8,7 +8,7 @@
 
 An environment is made of packages from the registry, in $RMT_MM_CACHE/envs (default ~/.cache/rmt-mm/envs). It takes 5
 to 8 GB, and is removed after its run unless --keep is given. Results go to docs/compatibility.json, and from there into
-the tables of docs/compatibility.md and README.md.
+the table of docs/compatibility.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import List, NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'docs/compatibility.json'
-PAGES = ('docs/compatibility.md', 'README.md')
+PAGES = ('docs/compatibility.md',)
 MARKS = '<!-- compatibility -->\n', '<!-- end of compatibility -->\n'
 # Nothing to compile: mmcv-lite has no operators, and mmpretrain needs none. Tests of mmdet and mmseg skip themselves.
 LITE = ('mmcv-lite==2.1.0', 'mmengine==0.10.7', 'mmpretrain==1.2.0', 'setuptools==80.9.0', 'safetensors', 'requests')

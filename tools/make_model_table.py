@@ -1,4 +1,4 @@
-"""Write the model tables into README.md and docs/model_zoo.md, from model-index.yml and the metafiles that it lists.
+"""Write the model tables into docs/model_zoo.md, from model-index.yml and the metafiles that it lists.
 
 A task's table replaces the text between the lines <!-- models: TASK --> and <!-- end of models -->, where TASK is a
 folder of configs/. With --check nothing is written, and the exit status says whether the tables are up to date.
@@ -13,7 +13,7 @@ from typing import Dict, List
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ('README.md', 'docs/model_zoo.md')
+FILES = ('docs/model_zoo.md',)
 BLOCK = re.compile(r'(?P<start><!-- models: (?P<task>\w+) -->\n).*?(?P<end><!-- end of models -->)', re.DOTALL)
 
 
