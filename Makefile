@@ -12,7 +12,7 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants ablation lint \
+.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants ablation docs lint \
 	demo webui demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
 	@echo 'make ablation   small models without one part of RMT at a time, on scenes of digits: 3 hours on one core, resumable'
+	@echo 'make docs       the site of these docs, in work_dirs/site'
 	@echo 'make mutants    break the code on purpose, one edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
 	@echo 'ENV=DIR, TORCH=VERSION and MMCV_WHEEL=FILE use what you have: docs/install.md'
@@ -59,6 +60,10 @@ compatibility: setup
 
 mutants: setup
 	$(PYTHON_ENV) tests/mutants/run.py --resume
+
+docs: setup
+	$(PYTHON_ENV) -m pip install -q -r requirements/docs.txt
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" NO_MKDOCS_2_WARNING=1 $(PYTHON_ENV) -m mkdocs build --strict
 
 RELATIONS := data/relations
 $(RELATIONS): setup
