@@ -1,31 +1,18 @@
-import ast
-import functools
 import os
 
-import mmengine.config.config
-import mmengine.runner.runner
 import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from support import ROOT
+from support.quick import speed_up_runners
 
 if (
     not torch.cuda.is_available()
 ):  # without a GPU, triton's interpreter runs our kernels; triton reads this at its import
     os.environ.setdefault('TRITON_INTERPRET', '1')
-
-
-def _check_syntax(text, **style):
-    """Stand for yapf, by which every Runner formats its whole config four times: that takes seconds."""
-    ast.parse(text)
-    return text, True
-
-
-mmengine.config.config.FormatCode = _check_syntax
-# Every Runner asks compilers for their versions, which takes a second.
-mmengine.runner.runner.collect_env = functools.cache(mmengine.runner.runner.collect_env)
+speed_up_runners()
 
 
 @pytest.fixture(autouse=True)

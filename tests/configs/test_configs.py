@@ -1,6 +1,8 @@
 """Every published row has a config that, with its bases, is the published model and recipe; and every config builds."""
 
 import configparser
+import copy
+import functools
 import json
 
 import pytest
@@ -17,17 +19,19 @@ from support.published import ROWS, TINY
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 
+
+@functools.cache
+def read(name):
+    return Config.fromfile(rmt_mm.get_config_path(name))
+
+
 DETECTORS = [name for name in ROWS if name.endswith('coco')]
 SEGMENTORS = [name for name in ROWS if name.endswith('ade20k-512x512')]
-CONFIGS = [
-    name
-    for name in rmt_mm.list_configs()
-    if Config.fromfile(rmt_mm.get_config_path(name)).get('default_scope') in ('mmdet', 'mmseg')
-]
+CONFIGS = [name for name in rmt_mm.list_configs() if read(name).get('default_scope') in ('mmdet', 'mmseg')]
 
 
 def load(name):
-    cfg = Config.fromfile(rmt_mm.get_config_path(name))
+    cfg = copy.deepcopy(read(name))
     init_default_scope(cfg.default_scope)
     return cfg
 

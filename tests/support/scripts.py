@@ -1,7 +1,7 @@
 """Run Python scripts as processes that fork from one that has imported torch, and so start in a second.
 
 The import of torch and of what OpenMMLab needs takes ten. The libraries and rmt_mm are imported by the script itself,
-so that nothing is registered that it does not register.
+so that nothing is registered that it does not register. Runners are sped up as in the tests: see quick.py.
 """
 
 import functools
@@ -15,10 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import mmengine.runner
 import torch
 
 HEAVY = (
-    *('torch.distributed.optim', 'torchvision', 'mmengine.runner', 'mmcv.ops', 'matplotlib.pyplot', 'pandas'),
+    *('torch.distributed.optim', 'torchvision', 'mmcv.ops', 'matplotlib.pyplot', 'pandas'),
     *('scipy.optimize', 'sklearn.datasets', 'sklearn.gaussian_process', 'pycocotools.coco'),
 )
 
@@ -81,6 +82,10 @@ if __name__ == '__main__':
             importlib.import_module(name)
         except ImportError:
             pass  # the stack lacks it
+    from quick import speed_up_runners
+
+    speed_up_runners()
+    mmengine.runner.runner.collect_env()
     gc.collect()
     gc.freeze()  # a child need not look through these objects at its end, which takes seconds
     _become(_serve())
