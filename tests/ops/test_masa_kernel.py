@@ -11,6 +11,7 @@ import torch
 from rmt_mm.ops import build, masa
 from rmt_mm.ops.tables import manhattan_bias, rotary_phases
 
+from support import ROOT
 from support.scripts import run_script
 
 ERRORS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (4e-3, 1e-2)}  # of values, of gradients
@@ -232,6 +233,7 @@ def test_build_failures_are_one_sentence(tmp_path):
 
 
 # Other processes: each compares a few cases on its own.
+FOLDERS = [str(ROOT / 'tests/ops'), str(ROOT / 'tests')]  # of this file and of support
 CASES = """
 import sys, torch
 from test_masa_kernel import compare, decay, projection
@@ -243,9 +245,7 @@ for dim in (0, 1, 2):
 
 
 def run_cases(code=CASES, **environment):
-    folder = os.path.dirname(__file__)
-    root = os.path.dirname(os.path.dirname(folder))
-    path = os.pathsep.join([folder, root])
+    path = os.pathsep.join([*FOLDERS, str(ROOT)])
     env = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **environment}
     done = subprocess.run([sys.executable, '-c', code], env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -259,7 +259,7 @@ def test_processors(capability):
 def test_fork(tmp_path):
     (tmp_path / 'script.py').write_text(f"""
 import os, sys, torch
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path[:0] = {FOLDERS}
 from test_masa_kernel import compare, decay, projection
 leaf = projection(1, 9, 60, 2, 16)
 compare(leaf.unbind(3), leaf, decay(2), 0)
