@@ -6,11 +6,13 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from support import ROOT
+from support.quick import speed_up_runners
 
 if (
     not torch.cuda.is_available()
 ):  # without a GPU, triton's interpreter runs our kernels; triton reads this at its import
     os.environ.setdefault('TRITON_INTERPRET', '1')
+speed_up_runners()
 
 
 @pytest.fixture(autouse=True)

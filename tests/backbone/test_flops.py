@@ -1,8 +1,6 @@
 """Parameters and multiply-adds: the published figures, and counts that do not depend on the kernel."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from rmt_mm.tools.flops import MacCounter, count
 
 from support import ROOT, needs_torch
 from support.published import ROWS
+from support.scripts import run_script
 
 # Published as 125; the model of the recipe has 125.56 M (B and S, with 83.12 and 55.72 M, agree with their figures).
 ROUNDED_DOWN = {'rmt-large_upernet_8xb2-amp-160k_ade20k-512x512'}
@@ -91,8 +90,7 @@ def test_hooks_are_removed():
 
 
 def run(root, *args):
-    command = [sys.executable, root / 'tools/get_flops.py', *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_script(root / 'tools/get_flops.py', *args)
 
 
 def test_command_line(root):

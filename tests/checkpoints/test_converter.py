@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import stat
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -41,6 +40,7 @@ from support.official_files import (
     tensors,
     weights,
 )
+from support.scripts import run_script
 
 OPEN = f'{open.__module__}.open'  # of io, since Python 3.12 of _io
 TOOL = ROOT / 'tools/model_converters/rmt_to_mm.py'
@@ -89,16 +89,13 @@ def test_command_line(tmp_path):
     official = tensors(OFFICIAL_KEYS['tiny/classification'], ARCHS['tiny'])
     src, dst = save_classifier(tmp_path / 'RMT_T.pth', official, average=0), tmp_path / 'rmt-t.pth'
 
-    def call(*args):
-        return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, check=False)
-
-    done = call(src, dst)
+    done = run_script(TOOL, src, dst)
     assert done.returncode == 0, done.stderr
     for line in ('kind: classification', 'arch: tiny', 'weights: model', 'tensors used: 366', 'missing: 0'):
         assert line in done.stdout.splitlines()
     assert file_hash(str(dst)) in done.stdout
 
-    again = call(src, dst)
+    again = run_script(TOOL, src, dst)
     assert (again.returncode, again.stdout) == (1, '')
     assert 'exists already' in again.stderr and '--force' in again.stderr and 'Traceback' not in again.stderr
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from support.scripts import run_script
+
 
 def run(*args, **options):
     done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, **options)
@@ -88,8 +90,10 @@ print('iterations:', runner.iter, len(runner.message_hub.get_scalar('train/loss'
 def test_the_libraries_resume_training_with_rmt_mm_among_the_imports_of_the_config(tmp_path):
     (tmp_path / 'config.py').write_text(CONFIG)
     (tmp_path / 'train.py').write_text(TRAIN)
-    run('train.py', cwd=tmp_path)
-    resumed = run('train.py', 'resume', cwd=tmp_path)
+    for args in ((), ('resume',)):
+        done = run_script('train.py', *args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    resumed = done.stdout + done.stderr
     assert 'iterations: 4 4' in resumed and 'Falling back' not in resumed
 
 
@@ -108,9 +112,11 @@ for stage in (lambda: None, force_safe_loading):
 """
 
 
-def test_each_name_has_one_meaning_while_mmengine_loads():
+def test_each_name_has_one_meaning_while_mmengine_loads(tmp_path):
     """torch keeps its list in a set: of two entries of one name, chance would choose."""
-    assert run('-c', MEANINGS).count('twice: [] True') == 2
+    (tmp_path / 'script.py').write_text(MEANINGS)
+    done = run_script(tmp_path / 'script.py')
+    assert done.stdout.count('twice: [] True') == 2, done.stderr
 
 
 def test_mmengine_checkpoints_can_be_read_safely(forced, tmp_path):

@@ -11,7 +11,6 @@ import re
 import shlex
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import zipfile
@@ -35,8 +34,9 @@ from rmt_mm.classification.label_map import MAX_NUMBERS, load_label_map, save_la
 from rmt_mm.errors import CheckpointError, RMTError, TokenLabelError, printable
 from rmt_mm.tools.cli.options import describe
 
-from support import ROOT, forged
+from support import forged
 from support.official_files import NANO, nano_state_dict
+from support.scripts import run_script
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +49,7 @@ def nano(monkeypatch):
 
 @pytest.fixture(scope='module')
 def outcomes(tmp_path_factory):
-    done = subprocess.run(
-        [sys.executable, '-m', 'support.forged', tmp_path_factory.mktemp('forged')],
-        cwd=ROOT / 'tests',
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script(forged.__file__, tmp_path_factory.mktemp('forged'))
     found = {}
     for line in done.stdout.splitlines():
         if not line.startswith('['):  # onedl-mmengine prints what it could not import

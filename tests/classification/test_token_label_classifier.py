@@ -104,6 +104,13 @@ class LocalBackbone(nn.Module):
         return (nn.functional.avg_pool2d(self.seen, 8).mean(1, keepdim=True).expand(-1, 32, -1, -1),)
 
 
+class SmallBackbone(LocalBackbone):
+    """One layer in the place of RMT, which compiles faster."""
+
+    def forward(self, x):
+        return (nn.functional.avg_pool2d(self.stem(x), 8).mean(1, keepdim=True).expand(-1, 32, -1, -1),)
+
+
 class RecordingLoss(nn.Module):
     def __init__(self):
         super().__init__()
@@ -191,7 +198,8 @@ def test_compiled_models_mix_what_the_eager_form_mixes(how, monkeypatch):
     """They do so also after a batch with an empty box, and one graph serves all boxes."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend('aot_eager')
-    eager = build().double().eval()  # in eval mode both keep the same BatchNorm statistics
+    eager = build() if how == 'backbone' else build(backbone=SmallBackbone())
+    eager = eager.double().eval()  # in eval mode both keep the same BatchNorm statistics
     model = copy.deepcopy(eager)
     if how == 'backbone':
         model.backbone = torch.compile(model.backbone, backend=counter)
@@ -201,7 +209,7 @@ def test_compiled_models_mix_what_the_eager_form_mixes(how, monkeypatch):
         model.forward = torch.compile(model.forward, backend=counter)
     images, batch = torch.randn(4, 3, 96, 128).double(), samples(4, 5, 3, 4)
     counts = []
-    for box in (None, (1, 3, 0, 2), None, (0, 1, 0, 1), (0, 3, 2, 4), (2, 3, 1, 4), None, (1, 2, 1, 2)):
+    for box in (None, (1, 3, 0, 2), None, (0, 1, 0, 1), (0, 3, 2, 4), None, (2, 3, 1, 4)):
         monkeypatch.setattr(classifier_module, 'draw_box', torch._dynamo.disable(lambda *args, box=box: box))
         losses, expected = (m(images, batch, mode='loss') for m in (model, eager))
         for name in expected:

@@ -1,8 +1,6 @@
 """Label maps made from the command line, by classifiers of several kinds."""
 
 import json
-import os
-import subprocess
 import sys
 
 import cv2
@@ -22,6 +20,7 @@ from rmt_mm.classification.label_map import load_label_map  # noqa: E402
 from rmt_mm.tools.commands import make_token_labels  # noqa: E402
 
 from support import ROOT  # noqa: E402
+from support.scripts import run_script  # noqa: E402
 
 TOOL = ROOT / 'tools/dataset_converters/make_token_labels.py'
 RESNET = dict(
@@ -125,9 +124,8 @@ def workplace(tmp_path):
 
 
 def run(workplace, *args, config='resnet.py', checkpoint='resnet.pth', images='images'):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, str(TOOL), config, checkpoint, images, 'labels', '--size', '96', '--num-workers', '0']
-    return subprocess.run([*command, *args], cwd=workplace, env=env, capture_output=True, text=True, check=False)
+    command = (TOOL, config, checkpoint, images, 'labels', '--size', 96, '--num-workers', 0)
+    return run_script(*command, *args, cwd=workplace)
 
 
 def test_a_model_of_timm(workplace):

@@ -2,17 +2,15 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from support import ROOT
+from support.scripts import run_script
 
 
 def compare(*args):
-    command = [sys.executable, ROOT / 'tools/analysis_tools/compare_checkouts.py', *args]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    return run_script(ROOT / 'tools/analysis_tools/compare_checkouts.py', *args)
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 import json
 import logging
 import re
-import subprocess
-import sys
 
 import pytest
 from mmengine.config import Config
@@ -15,6 +13,7 @@ from rmt_mm.tools.cli.data_files import find_missing_annotations, find_missing_d
 from rmt_mm.training.findings import collect
 
 from support import ROOT
+from support.scripts import run_script
 
 
 def findings(dataset, scope=None):
@@ -278,18 +277,8 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
 """)
     torch.save(dict(state_dict={'bbox_head.retina_cls.bias': torch.zeros(80)}, meta=dict()), tmp_path / 'any.pth')
     arguments = [str(tmp_path / 'any.pth')] if tool == 'test' else []
-    result = subprocess.run(
-        [
-            sys.executable,
-            f'tools/{tool}.py',
-            str(tmp_path / 'config.py'),
-            *arguments,
-            '--work-dir',
-            str(tmp_path / 'work'),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    result = run_script(
+        f'tools/{tool}.py', tmp_path / 'config.py', *arguments, '--work-dir', tmp_path / 'work', cwd=ROOT
     )
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr

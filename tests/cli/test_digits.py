@@ -1,8 +1,6 @@
 """The digit scenes: three layouts that agree, the same files from the same seed, no scan in both splits."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -10,26 +8,13 @@ import pytest
 from pycocotools.coco import COCO
 
 from support import ROOT, load_tool
+from support.scripts import run_script
 
 TOOL = ROOT / 'tools/dataset_converters/make_digits.py'
 
 
 def make(out, *args):
-    command = [
-        sys.executable,
-        str(TOOL),
-        str(out),
-        '--train',
-        '6',
-        '--val',
-        '4',
-        '--size',
-        '96',
-        '--renderings',
-        '2',
-        *args,
-    ]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_script(TOOL, out, '--train', 6, '--val', 4, '--size', 96, '--renderings', 2, *args)
 
 
 @pytest.fixture(scope='module')

@@ -13,6 +13,7 @@ from rmt_mm.ops import dispatch
 from rmt_mm.tools.cli import UsageError
 
 from support import ROOT, load_tool
+from support.scripts import run_script
 
 TOOL = 'tools/analysis_tools/gpu_report.py'
 # What compiles is run as it is: compiling is not the subject, and takes a minute.
@@ -21,8 +22,7 @@ FIGURES = dict(seconds=0.5, spread=0.1, first=2.0, peak_mb=1234.0)
 
 
 def run(out, *args):
-    command = [sys.executable, TOOL, '--device', 'cpu', '--quick', '--out', str(out), *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENV)
+    return run_script(TOOL, '--device', 'cpu', '--quick', '--out', out, *args, cwd=ROOT, env=ENV)
 
 
 @pytest.fixture(scope='module')

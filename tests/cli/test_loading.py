@@ -56,7 +56,6 @@ def tool(config, tmp_path, monkeypatch, capfd):
     # Undo the tools' changes of the environment at the end of the test.
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # takes a second, and no test needs it
 
     def run(name, *args, options=(), work_dir=tmp_path / 'work'):
         monkeypatch.setattr(

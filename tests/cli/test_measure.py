@@ -23,7 +23,18 @@ def test_a_training_step_of_torchvision_drops_nothing(impl):
 def test_scaling_over_sizes(tmp_path):
     pytest.importorskip('matplotlib', reason='the plot needs matplotlib')
     plot = tmp_path / 'scaling.png'
-    command = ['tools/analysis_tools/benchmark.py', '--impl', 'rmt_mm', '--repeat', 1, '--sizes', 97, 64]
+    command = [
+        'tools/analysis_tools/benchmark.py',
+        '--arch',
+        'tiny',
+        '--impl',
+        'rmt_mm',
+        '--repeat',
+        1,
+        '--sizes',
+        97,
+        64,
+    ]
     result = json.loads(call(*command, '--scaling', plot, '--json').stdout)['rmt_mm']
     assert plot.stat().st_size and result['tokens'] == [16**2, 25**2]
     for key, exponent in result['exponents'].items():

@@ -5,7 +5,6 @@ The tools run in this process, up to the call of mmengine's ``Runner.train`` or 
 
 import os
 import runpy
-import subprocess
 import sys
 import uuid
 
@@ -24,6 +23,7 @@ import rmt_mm  # noqa: E402
 from rmt_mm.tools import cli  # noqa: E402
 
 from support import ROOT  # noqa: E402
+from support.miniature import call  # noqa: E402
 
 DETECTOR = str(ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_digits.py')
 SEGMENTOR = str(ROOT / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py')
@@ -32,23 +32,7 @@ SEGMENTOR = str(ROOT / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x51
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'digits'
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / 'tools/dataset_converters/make_digits.py',
-            out,
-            '--train',
-            '4',
-            '--val',
-            '2',
-            '--size',
-            '64',
-            '--renderings',
-            '1',
-        ],
-        check=True,
-        capture_output=True,
-    )
+    call('tools/dataset_converters/make_digits.py', out, '--train', 4, '--val', 2, '--size', 64, '--renderings', 1)
     return out
 
 

@@ -11,12 +11,13 @@ import pytest
 from rmt_mm.tools import cli
 
 from support import ROOT
+from support.scripts import run_script
 
 CONFIG = 'configs/detection/mask-rcnn_rmt-mini_fpn_digits.py'
 
 
-def run(*args, **kwargs):
-    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, **kwargs)
+def run(*args):
+    return run_script(*args, cwd=ROOT)
 
 
 @pytest.fixture(scope='module')
@@ -294,6 +295,5 @@ def test_help_names_every_argument(tool):
 
 
 def test_tools_work_from_another_folder(tmp_path):
-    command = [sys.executable, str(ROOT / 'tools/train.py'), 'none.py']
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = run_script(ROOT / 'tools/train.py', 'none.py', cwd=tmp_path)
     assert 'none.py does not exist' in result.stderr

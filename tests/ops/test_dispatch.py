@@ -1,8 +1,5 @@
 """Kernels are chosen in one place, which says why, and can be pinned."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +10,7 @@ from rmt_mm.ops import dispatch
 
 from support import ROOT
 from support.archs import SMALL_ARCH
+from support.scripts import run_script
 
 
 def chosen(*args, operator='linear'):
@@ -82,22 +80,17 @@ def test_a_group_of_operators():
     assert dispatch.resolve_pins({}, 'plain') == dict.fromkeys(ops.PRIORITY, 'plain')
 
 
-def test_the_environment_variable():
+def test_the_environment_variable(tmp_path):
     assert dispatch.read_pins('') == {}
     assert dispatch.read_pins('attend_map=by_row, ffn=plain') == dict(attend_map='by_row', ffn='plain')
     assert dispatch.read_pins('plain,attend_map=by_row')['attend_map'] == 'by_row'
-    code = 'import rmt_mm.ops.dispatch as d; print(sorted(d._PINNED.items()))'
+    script = tmp_path / 'script.py'
+    script.write_text('import rmt_mm.ops.dispatch as d; print(sorted(d._PINNED.items()))')
     for value, words in (
         ('ffn=plain', "[('ffn', 'plain')]"),
         ('ffn=fast', 'the environment variable RMT_MM_OPS=ffn=fast'),
     ):
-        done = subprocess.run(
-            [sys.executable, '-c', code],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={'PATH': '', 'RMT_MM_OPS': value, 'PYTHONPATH': str(ROOT)},
-        )
+        done = run_script(script, env={'PATH': '', 'RMT_MM_OPS': value, 'PYTHONPATH': str(ROOT)})
         assert words in done.stdout + done.stderr
 
 

@@ -11,6 +11,9 @@ import torch
 from rmt_mm.ops import build, masa
 from rmt_mm.ops.tables import manhattan_bias, rotary_phases
 
+from support import ROOT
+from support.scripts import run_script
+
 ERRORS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (4e-3, 1e-2)}  # of values, of gradients
 SIZES = [(1, 1), (1, 7), (7, 1), (7, 7), (14, 14), (5, 33), (2, 97), (17, 50), (400, 3), (3, 400)]
 
@@ -220,15 +223,17 @@ def test_unbuilt_says_how_to_build(monkeypatch, tmp_path):
 
 
 def test_build_failures_are_one_sentence(tmp_path):
+    (tmp_path / 'script.py').write_text("import runpy\nrunpy.run_module('rmt_mm.build_ops', run_name='__main__')")
     for compiler, words in (('no-such-compiler', 'no such program'), ('false', 'failed: see ')):
         env = {**os.environ, 'RMT_MM_CACHE': str(tmp_path), 'CXX': compiler}
-        done = subprocess.run([sys.executable, '-m', 'rmt_mm.build_ops'], env=env, text=True, capture_output=True)
+        done = run_script(tmp_path / 'script.py', env=env)
         assert done.returncode == 1
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith('rmt-mm: the C++ operators were not built: ') and words in last
 
 
 # Other processes: each compares a few cases on its own.
+FOLDERS = [str(ROOT / 'tests/ops'), str(ROOT / 'tests')]  # of this file and of support
 CASES = """
 import sys, torch
 from test_masa_kernel import compare, decay, projection
@@ -240,9 +245,7 @@ for dim in (0, 1, 2):
 
 
 def run_cases(code=CASES, **environment):
-    folder = os.path.dirname(__file__)
-    root = os.path.dirname(os.path.dirname(folder))
-    path = os.pathsep.join([folder, root])
+    path = os.pathsep.join([*FOLDERS, str(ROOT)])
     env = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **environment}
     done = subprocess.run([sys.executable, '-c', code], env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -253,9 +256,10 @@ def test_processors(capability):
     run_cases(ATEN_CPU_CAPABILITY=capability)
 
 
-def test_fork():
-    run_cases("""
-import os, torch
+def test_fork(tmp_path):
+    (tmp_path / 'script.py').write_text(f"""
+import os, sys, torch
+sys.path[:0] = {FOLDERS}
 from test_masa_kernel import compare, decay, projection
 leaf = projection(1, 9, 60, 2, 16)
 compare(leaf.unbind(3), leaf, decay(2), 0)
@@ -266,6 +270,8 @@ if child == 0:
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 """)
+    done = run_script(tmp_path / 'script.py')
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import pytest
 from rmt_mm.ops import memory
 from rmt_mm.ops.memory import keep_freed_memory
 
+from support.scripts import run_script
+
 COUNT_FAULTS = """
 import resource, runpy, sys, torch
 torch.set_num_threads(1)
@@ -43,9 +45,9 @@ def test_large_tensors_reuse_memory():
     assert not kept and faults_without >= 2**26 / 2**21 > faults
 
 
-def test_building_a_backbone_changes_nothing_of_the_process():
+def test_building_a_backbone_changes_nothing_of_the_process(tmp_path):
     """Settings of malloc are for programs to choose: only documented calls change them."""
-    code = """
+    (tmp_path / 'script.py').write_text("""
 import ctypes
 from rmt_mm import RMT
 calls = []
@@ -53,8 +55,8 @@ real = ctypes.CDLL
 ctypes.CDLL = lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs)
 RMT('tiny').eval()
 print(calls)
-"""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+""")
+    done = run_script(tmp_path / 'script.py')
     assert done.stdout.strip() == '[]'
 
 

@@ -3,20 +3,20 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from mmengine.config import Config
 
 from . import ROOT
+from .scripts import run_script
 
 SHRINK = 8  # divisor of all image sizes in the pipelines; they stay multiples of 32, which several necks need
 SIZES = ('scale', 'crop_size', 'size', 'img_scale', 'scales', 'random_size_range')
 
 
-def call(*command, fails=False, **kwargs) -> subprocess.CompletedProcess:
-    """Run a Python script or module from the repository's root, and assert that it succeeds (or fails)."""
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, **kwargs)
+def call(*command, fails=False, env=None) -> subprocess.CompletedProcess:
+    """Run a Python script from the repository's root, and assert that it succeeds (or fails)."""
+    done = run_script(*command, cwd=ROOT, env=env)
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 

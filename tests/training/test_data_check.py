@@ -1,8 +1,6 @@
 """Errors name data that cannot be used for training or evaluation, before the first iteration."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +18,8 @@ from rmt_mm.errors import DataError
 from rmt_mm.training.class_check import check_topk
 from rmt_mm.training.data_check import build_data
 from rmt_mm.training.datasets import find_datasets, pick_evenly
+
+from support.scripts import run_script
 
 HOOKS = dict(train='before_train', val='before_val', test='before_test')
 
@@ -241,14 +241,15 @@ def test_samples_reach_from_the_first_to_the_last():
     assert pick_evenly(range(1000), 50)[0] == 0 and pick_evenly(range(1000), 50)[-1] == 999
 
 
-# In programs of their own: a fork would inherit the locks of torch's threads.
-IN_A_PROCESS = """
-import sys, torch
+# In a program of its own, which forks: here, a child would inherit the locks of torch's threads.
+IN_TWO_PROCESSES = """
+import os, sys, torch
 from rmt_mm.errors import DataError
 from rmt_mm.training import data_check
 from rmt_mm.training.findings import Finding
 
-rank, address = int(sys.argv[1]), sys.argv[2]
+child = os.fork()
+rank, address = int(child == 0), sys.argv[1]
 torch.distributed.init_process_group('gloo', init_method=f'file://{address}', rank=rank, world_size=2)
 
 def fail():
@@ -262,17 +263,15 @@ except DataError as error:
     print(rank, error)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+if child:
+    os.waitpid(child, 0)
 """
 
 
 def test_one_process_looks_and_all_stop(tmp_path):
-    command = [sys.executable, '-c', IN_A_PROCESS]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / 'address')], stdout=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    lines = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-    found = [[line for line in of_one if line[:1].isdigit()] for of_one in lines]  # gloo of torch 2.9 prints too
+    (tmp_path / 'script.py').write_text(IN_TWO_PROCESSES)
+    lines = run_script(tmp_path / 'script.py', tmp_path / 'address').stdout.splitlines()
+    found = [[line for line in lines if line.startswith(rank)] for rank in '01']
     assert found == [['0 looks', '0 train.json is broken'], ['1 train.json is broken']]
 
 
