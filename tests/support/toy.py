@@ -3,6 +3,9 @@
 Configs import it; it registers in mmengine's root scope.
 """
 
+import random
+
+import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseTTAModel
@@ -62,6 +65,18 @@ class ToyData(Dataset):
 
     def __getitem__(self, index):
         return torch.zeros(3, 32, 32), index
+
+
+@DATASETS.register_module()
+class NoisyData(ToyData):
+    """Images that augmentation changes: by the random numbers of Python, NumPy and torch."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        noise = random.random() + np.random.rand() + torch.rand(3, 32, 32)
+        return (noise + index) / 4, index % 3
 
 
 @METRICS.register_module()
