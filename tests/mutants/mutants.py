@@ -726,7 +726,8 @@ MUTANTS = [
         'tests/cli/test_demo.py -k pictures',
         ('pictures: EXIF', 'return ImageOps.exif_transpose(image)', 'return image.copy()'),
         ('pictures: only those that Pillow reads', 'None if is_cut_off else cv2.imread(str(path))', 'None'),
-        ('pictures: 16 bits', 'values / top * 255', 'values'),
+        ('pictures: 16 bits', 'line * (255 / top)', 'line'),
+        ('pictures: NaN and infinity set the scale', 'where=np.isfinite(values), initial=0', 'initial=0'),
         ('pictures: transparent pixels', "'white'), layers)", "'black'), layers)"),
     ),
     *_group(

@@ -34,13 +34,14 @@ class ToyClassifier(BaseModel):
 class ToyConvNet(BaseModel):
     """A model without RMT."""
 
-    def __init__(self, channels=4):
+    def __init__(self, channels=4, dropout=0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.backbone = nn.Conv2d(3, channels, 1)
         self.head = nn.Linear(channels, 3)
 
     def forward(self, inputs, labels=None, mode='tensor'):
-        logits = self.head(self.backbone(inputs).mean((2, 3)))
+        logits = self.head(self.dropout(self.backbone(inputs)).mean((2, 3)))
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else list(logits)
 
 
