@@ -83,9 +83,9 @@ class DivergenceHook(Hook):
 
 
 def _is_bad(value: Any) -> bool:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return False
-    return isinstance(value, (Tensor, float)) and not math.isfinite(value)
+    if isinstance(value, Tensor):
+        value = float(value.detach()) if value.numel() == 1 else None
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _model(runner: Runner) -> nn.Module:

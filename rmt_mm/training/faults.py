@@ -41,8 +41,8 @@ class NamingCompose(Compose):
                     raise
                 reason = f'{type(transform).__name__}: {in_one_line(error)}'
                 raise DataError(
-                    f'{path} cannot be used ({reason}): replace the file, or remove it from the data set; then continue '
-                    'with --resume.'
+                    f'{path} cannot be used ({reason}): replace the file, or remove it from the data set; then '
+                    'continue with --resume.'
                 ) from error
             if data is None:
                 return None
@@ -53,8 +53,10 @@ def _find_path(transform: Any, data: Any) -> str:
     """Return the file that a transform reads of a sample, '' if unknown."""
     if not isinstance(data, dict):
         return ''
-    keys = ('img_path', 'seg_map_path')
-    return next((data[key] for key in (reversed(keys) if 'Ann' in type(transform).__name__ else keys) if data.get(key)), '')
+    keys = ['img_path', 'seg_map_path']
+    if 'Ann' in type(transform).__name__:
+        keys.reverse()
+    return next((data[key] for key in keys if data.get(key)), '')
 
 
 def name_images(runner: 'Runner') -> None:
@@ -91,7 +93,7 @@ def _explain(error: BaseException, work_dir: str) -> Optional[str]:
             f'give --amp ({reason[:200]})'
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in reason:
-        return f'the memory of this machine is full: lower the batch_size or num_workers of the loaders ({reason[:200]})'
+        return f'the memory of this machine is full: lower batch_size or num_workers of the loaders ({reason[:200]})'
     if isinstance(error, OSError):
         # The text of an error that a worker passed on has the number alone.
         number = error.errno or int((re.search(r'\[Errno (\d+)\]', reason) or [0, 0])[1])

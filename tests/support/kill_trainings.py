@@ -33,26 +33,41 @@ EPOCHS, LENGTH = 12, 3
 
 def config(path, workers=0, iterations=False):
     """Write the config of a training with augmentation, dropped paths, and a validation whose score may be the best."""
-    loader = dict(batch_size=2, num_workers=workers, persistent_workers=workers > 0,
-                  dataset=dict(type='NoisyData'), collate_fn=dict(type='default_collate'))
+    loader = dict(
+        batch_size=2,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        dataset=dict(type='NoisyData'),
+        collate_fn=dict(type='default_collate'),
+    )
     loop = dict(max_iters=EPOCHS * LENGTH, val_interval=LENGTH) if iterations else dict(max_epochs=EPOCHS)
-    Config(dict(
-        custom_imports=dict(imports=['rmt_mm', 'support.toy']),
-        model=dict(type='ToyConvNet', dropout=0.3),
-        train_dataloader=dict(loader, sampler=dict(
-            type='InfiniteSampler' if iterations else 'DefaultSampler', shuffle=True)),
-        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=not iterations, **loop),
-        val_cfg=dict(),
-        val_evaluator=dict(type='ToyMetric'),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.001)),
-        randomness=dict(seed=1),
-        default_hooks=dict(
-            logger=dict(type='LoggerHook', interval=1),
-            checkpoint=dict(type='CheckpointHook', interval=LENGTH if iterations else 1, by_epoch=not iterations,
-                            max_keep_ckpts=1, save_best='sum', rule='greater')),
-        log_processor=dict(by_epoch=not iterations, window_size=1),
-    )).dump(path)
+    Config(
+        dict(
+            custom_imports=dict(imports=['rmt_mm', 'support.toy']),
+            model=dict(type='ToyConvNet', dropout=0.3),
+            train_dataloader=dict(
+                loader, sampler=dict(type='InfiniteSampler' if iterations else 'DefaultSampler', shuffle=True)
+            ),
+            val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
+            train_cfg=dict(by_epoch=not iterations, **loop),
+            val_cfg=dict(),
+            val_evaluator=dict(type='ToyMetric'),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.001)),
+            randomness=dict(seed=1),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=1),
+                checkpoint=dict(
+                    type='CheckpointHook',
+                    interval=LENGTH if iterations else 1,
+                    by_epoch=not iterations,
+                    max_keep_ckpts=1,
+                    save_best='sum',
+                    rule='greater',
+                ),
+            ),
+            log_processor=dict(by_epoch=not iterations, window_size=1),
+        )
+    ).dump(path)
 
 
 def die_at(event_number, work_dir):
@@ -124,7 +139,7 @@ def run(folder, kills, workers=0, iterations=False, seed=0):
     assert os.waitpid(start(path, whole, whole.with_suffix('.log')), 0)[1] == 0, whole.with_suffix('.log').read_text()
     seconds, expected = time.monotonic() - began, losses(whole)
     assert len(expected) == EPOCHS * LENGTH and all(len(values) == 1 for values in expected.values())
-    done, trainings, passed = 0, 0, 0
+    done, trainings, passed, left = 0, 0, 0, 0
     while done < kills:
         trainings += 1
         work_dir = Path(folder, f'killed{trainings}')
@@ -147,11 +162,12 @@ def run(folder, kills, workers=0, iterations=False, seed=0):
         passed += text.count('Passed over')
         found = losses(work_dir)
         assert found == expected, f'training {trainings}: {found} is not {expected}'
-        assert sum(1 for _ in work_dir.glob('[ei]*.pth')) == 1, list(work_dir.iterdir())
+        # A kill between the writing of a checkpoint and the removal of the one before it leaves both.
+        left += sum(1 for _ in work_dir.glob('[ei]*.pth')) - 1
     kind = 'iterations' if iterations else 'epochs'
     return (
         f'{done} kills in {trainings} trainings ({kind}, {workers} workers): all ended, all {len(expected)} losses of '
-        f'each are those of the uninterrupted training; {passed} files passed over'
+        f'each are those of the uninterrupted training; {passed} files passed over, {left} older ones left'
     )
 
 

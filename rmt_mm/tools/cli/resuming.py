@@ -34,17 +34,21 @@ def find_newest_whole(cfg: Config) -> Tuple[Optional[str], List[str]]:
         except (DamagedCheckpointError, FileNotFoundError) as error:
             passed.append(str(error))
         except CheckpointError as error:
-            raise error.at(str(record)) if str(path) == recorded else error
+            if str(path) != recorded:
+                raise
+            raise error.at(str(record)) from error
     return None, passed
 
 
 def _read(record: Path) -> Tuple[str, List[str]]:
     """Return the path that a record holds, '' if none, and what is wrong with the record."""
     try:
-        recorded = record.read_text(errors='replace').strip('\0\n ')
+        recorded = record.read_text(errors='replace').strip()
     except FileNotFoundError:
         return '', []
-    return recorded, [] if recorded else [f'{record} is empty: the training was killed while it was written.']
+    if not recorded or not recorded.isprintable():
+        return '', [f'{record} is {"damaged" if recorded else "empty"}: the training was killed while it was written.']
+    return recorded, []
 
 
 def _newest_first(cfg: Config, record: Path, recorded: str) -> List[Path]:
@@ -64,7 +68,7 @@ def _newest_first(cfg: Config, record: Path, recorded: str) -> List[Path]:
     if not recorded:  # whole seconds: the times of a copy differ by less
         return sorted(numbers, key=lambda path: (int(path.stat().st_mtime), numbers[path]), reverse=True)
     last = Path(recorded)
-    if (record.parent / last.name).exists():
+    if osp.exists(record.parent / last.name):
         last = record.parent / last.name
     match = names.fullmatch(last.name)
     number = int(match.group(1)) if match else -1

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue from PATH, or without it from the newest whole checkpoint in the work dir (from the start if none)',
+        help='continue from PATH, or without it from the newest whole checkpoint in the work dir, if there is one',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
