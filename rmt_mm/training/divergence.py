@@ -42,13 +42,13 @@ class DivergenceHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[Dict[str, Any]] = None
     ) -> None:
-        outputs = outputs if isinstance(outputs, dict) else {}
+        losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
         # The total is the sum of all parts. To read a value waits for the GPU, so read one.
-        if any(map(_is_bad, [outputs['loss']] if 'loss' in outputs else outputs.values())):
+        if _find_bad({'loss': losses['loss']} if 'loss' in losses else losses):
             self._count += 1
             names = find_not_finite(_tensors(runner))
             if names or self._count >= self.patience:
-                parts = ', '.join(f'{name}={float(value)}' for name, value in outputs.items() if _is_bad(value))
+                parts = ', '.join(_find_bad(losses))
                 layer = f'weights of {list_some(names, 1)}' if names else _find_layer(runner, data_batch)
                 raise self._error(runner, runner.iter + 1, f'{parts} in {self._count} iterations in a row', layer)
             return
@@ -82,10 +82,10 @@ class DivergenceHook(Hook):
         )
 
 
-def _is_bad(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        value = float(value.detach()) if value.numel() == 1 else None
-    return isinstance(value, float) and not math.isfinite(value)
+def _find_bad(losses: Dict[str, Any]) -> List[str]:
+    """Return name and value of the losses that are not finite, such as ``loss_cls=nan``."""
+    values = {name: value.item() if isinstance(value, Tensor) else value for name, value in losses.items()}
+    return [f'{name}={value}' for name, value in values.items() if not math.isfinite(value)]
 
 
 def _model(runner: Runner) -> nn.Module:
