@@ -10,6 +10,7 @@ import cv2
 import torch
 from mmengine.dataset import Compose
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from ..errors import DataError, RMTError, UsageError, in_one_line
 from .datasets import find_datasets
@@ -60,12 +61,20 @@ def _find_path(transform: Any, data: Any) -> str:
 
 
 def name_images(runner: 'Runner') -> None:
-    """Let the data sets of training and validation name the file whose loading fails."""
-    for split in ('train', 'val'):
-        loop = getattr(runner, f'{split}_loop', None)
-        for dataset in find_datasets(loop.dataloader.dataset) if loop is not None else ():
+    """Let the data sets that a runner builds from now on name the file whose loading fails.
+
+    Call it before the loops are built: one that counts iterations starts its workers then.
+    """
+    build = runner.build_dataloader
+
+    def build_naming(*args: Any, **kwargs: Any) -> DataLoader:
+        loader = build(*args, **kwargs)
+        for dataset in find_datasets(loader.dataset):
             if type(getattr(dataset, 'pipeline', None)) is Compose:
                 dataset.pipeline = NamingCompose(dataset.pipeline.transforms)
+        return loader
+
+    runner.build_dataloader = build_naming  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

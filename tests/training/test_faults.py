@@ -96,14 +96,14 @@ def training(tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
-    def run(content, workers=0, more=(), kill=False):
+    def run(content, workers=0, more=(), kill=False, iterations=False):
         image, path = tmp_path / 'image.png', tmp_path / f'{next(numbers)}.py'
         if content is not None:
             image.write_bytes(content)
-        kill_trainings.config(path, workers)
+        kill_trainings.config(path, workers, iterations)
         cfg = Config.fromfile(path)
         cfg.experiment_name = f'faults{next(numbers)}'
-        cfg.train_cfg.max_epochs = 1
+        cfg.train_cfg.update(dict(max_iters=3) if iterations else dict(max_epochs=1))
         pipeline = [dict(type='LoadImageFromFile'), *more]
         cfg.train_dataloader.dataset = dict(type='OneImage', path=str(image), kill=kill, pipeline=pipeline)
         cfg.dump(path)
@@ -127,8 +127,9 @@ def test_an_image_that_cannot_be_loaded_is_named(content, training, tmp_path):
     assert str(tmp_path / 'image.png') in text and 'replace the file' in text and '--resume' in text
 
 
-def test_a_worker_names_the_image_too(training, tmp_path):
-    text = training(b'', workers=1)
+@pytest.mark.parametrize('iterations', [False, True])
+def test_a_worker_names_the_image_too(iterations, training, tmp_path):
+    text = training(b'', workers=1, iterations=iterations)
     assert text.startswith(f'error: {tmp_path / "image.png"} cannot be used') and len(text.splitlines()) == 1
 
 

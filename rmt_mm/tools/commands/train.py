@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
     with cli.exit_on_error(*cli.FOREIGN_ERRORS), naming_the_key(cfg):
         runner = cli.build_runner(cfg, args.brief)
         cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
+        name_images(runner)
         build_data(runner, 'train', 'val')
         cli.check_saving(runner)
         runner.register_hook(SeedHook(restart=(cfg.get('randomness') or {}).get('seed') is not None))
         runner.register_hook(DivergenceHook())
-        name_images(runner)
     try:
         with cli.exit_on_error(), naming_the_key(cfg), explaining_faults(cfg.work_dir):
             runner.train()
