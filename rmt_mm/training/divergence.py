@@ -50,7 +50,8 @@ class DivergenceHook(Hook):
             if names or self._count >= self.patience:
                 parts = ', '.join(_find_bad(losses))
                 layer = f'weights of {list_some(names, 1)}' if names else _find_layer(runner, data_batch)
-                raise self._error(runner, runner.iter + 1, f'{parts} in {self._count} iterations in a row', layer)
+                row = f' in {self._count} iterations in a row' if self._count > 1 else ''
+                raise self._error(runner, runner.iter + 1, parts + row, layer)
             return
         self._count = 0
         if any(_saves(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os.path as osp
 import re
 import struct
 from typing import TYPE_CHECKING, Any, Iterator, Optional
@@ -40,7 +41,8 @@ class NamingCompose(Compose):
                 path = _find_path(transform, given)
                 if not path or not (isinstance(error, cv2.error) or type(transform).__name__.startswith('Load')):
                     raise
-                reason = f'{type(transform).__name__}: {in_one_line(error)}'
+                empty = osp.isfile(path) and not osp.getsize(path)
+                reason = 'it is empty' if empty else f'{type(transform).__name__}: {in_one_line(error)}'
                 raise DataError(
                     f'{path} cannot be used ({reason}): replace the file, or remove it from the data set; then '
                     'continue with --resume.'

@@ -1135,7 +1135,7 @@ MUTANTS = [
         ('--resume: files of an earlier training', ' and path.stat().st_mtime >= written', ''),
         (
             '--resume: the file after the record is left',
-            '[*sorted(newer, key=numbers.get, reverse=True), last,',
+            '[*newer, last,',
             '[last,',
         ),
         ('--resume: numbers sort as words', 'numbers[path] = int(match.group(1))', 'numbers[path] = match.group(1)'),

@@ -130,7 +130,9 @@ def test_an_image_that_cannot_be_loaded_is_named(content, training, tmp_path):
 @pytest.mark.parametrize('iterations', [False, True])
 def test_a_worker_names_the_image_too(iterations, training, tmp_path):
     text = training(b'', workers=1, iterations=iterations)
-    assert text.startswith(f'error: {tmp_path / "image.png"} cannot be used') and len(text.splitlines()) == 1
+    assert (
+        text.startswith(f'error: {tmp_path / "image.png"} cannot be used (it is empty)') and len(text.splitlines()) == 1
+    )
 
 
 def test_a_worker_that_is_killed(training):

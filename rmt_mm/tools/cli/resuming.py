@@ -77,7 +77,8 @@ def _newest_first(cfg: Config, record: Path, recorded: str) -> List[Path]:
     others = [path for path in numbers if path.name != last.name]
     newer = [path for path in others if numbers[path] > number and path.stat().st_mtime >= written]
     older = [path for path in others if numbers[path] < number]
-    return [*sorted(newer, key=numbers.get, reverse=True), last, *sorted(older, key=numbers.get, reverse=True)]
+    newer, older = (sorted(paths, key=numbers.__getitem__, reverse=True) for paths in (newer, older))
+    return [*newer, last, *older]
 
 
 def tell(path: Optional[str], passed: List[str], work_dir: str, load_from: Optional[str]) -> None:
