@@ -56,10 +56,11 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
 
     Raises:
         MissingCheckpointError: there is no such file. The error is a FileNotFoundError too.
-        DamagedCheckpointError: the file is empty, damaged, or not a PyTorch checkpoint. The error is a
+        DamagedCheckpointError: the file is empty, cut off, changed, or not a PyTorch checkpoint. The error is a
             CheckpointError too.
-        CheckpointError: it is a file of another known format; it holds objects of types that are not
-            allowed (the message names them); or it would take far more memory than space on the disk.
+        CheckpointError: it is a file of another known format, or holds what no checkpoint needs; it holds objects of
+            types that are not allowed (the message names them); or it would take far more memory than space on the
+            disk.
     """
     if not osp.exists(path):
         raise MissingCheckpointError(f'checkpoint {path} does not exist.')

@@ -106,7 +106,7 @@ def safe_load(path: str, map_location: str = 'cpu', allow_types: Sequence[str] =
         wrapped = isinstance(error, pickle.UnpicklingError) and isinstance(error.__context__, DAMAGE)
         cause = error.__context__ if wrapped else error
         reason = printable(' '.join(str(cause).split()) or type(cause).__name__, 200)
-        raise DamagedCheckpointError(
+        raise CheckpointError(
             f'{path} is damaged, or is not a PyTorch checkpoint, or holds what no checkpoint needs ({reason}).'
         ) from cause
     return content
