@@ -94,6 +94,14 @@ class CheckpointError(RMTError, ValueError):
     """A checkpoint that cannot be used."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint file that is not whole, or none at all."""
+
+
+class DivergenceError(RMTError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """A checkpoint file that does not exist."""
 

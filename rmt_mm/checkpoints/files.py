@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import print_log
 
 from ..atomic import replacing
-from ..errors import CheckpointError, MissingCheckpointError, printable
+from ..errors import CheckpointError, DamagedCheckpointError, MissingCheckpointError, printable
 from .safe import DAMAGE, LEGACY_MAGIC, OFFICIAL_TYPES, ZIP_MAGIC, safe_load
 
 # Other formats that users pass as checkpoints: the first bytes of each, and the text of the error.
@@ -56,8 +56,11 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
 
     Raises:
         MissingCheckpointError: there is no such file. The error is a FileNotFoundError too.
-        CheckpointError: the file is empty, damaged, or not a PyTorch checkpoint; it holds objects of types that are not
-            allowed (the message names them); or it would take far more memory than space on the disk.
+        DamagedCheckpointError: the file is empty, cut off, changed, or not a PyTorch checkpoint. The error is a
+            CheckpointError too.
+        CheckpointError: it is a file of another known format, or holds what no checkpoint needs; it holds objects of
+            types that are not allowed (the message names them); or it would take far more memory than space on the
+            disk.
     """
     if not osp.exists(path):
         raise MissingCheckpointError(f'checkpoint {path} does not exist.')
@@ -67,7 +70,9 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
         with open(path, 'rb') as file:
             head = file.read(512)
         if not head:
-            raise CheckpointError(f'{path} is empty: it may have been cut off while it was written or downloaded.')
+            raise DamagedCheckpointError(
+                f'{path} is empty: it may have been cut off while it was written or downloaded.'
+            )
         for pattern, text in () if is_safetensors(head) or head.startswith(LEGACY_MAGIC) else OTHER_FORMATS:
             if pattern.match(head):
                 raise CheckpointError(f'{path} {text}.')
@@ -76,7 +81,7 @@ def read_checkpoint(path: str, map_location: str = 'cpu', allow_types: Sequence[
         elif head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
             checkpoint = safe_load(path, map_location, allow_types)
         else:
-            raise CheckpointError(f'{path} is not a PyTorch checkpoint (it starts with {head[:8]!r}).')
+            raise DamagedCheckpointError(f'{path} is not a PyTorch checkpoint (it starts with {head[:8]!r}).')
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read ({error.strerror or error}).') from error
     if not isinstance(checkpoint, dict):

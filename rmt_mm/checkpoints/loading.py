@@ -301,9 +301,12 @@ def check_checkpoint_file(path: str, resume: bool = False) -> str:
     local = local_copy(osp.expanduser(path))
     content = read_checkpoint(local)  # with its data: on the meta device torch does not check sizes
     try:
-        _, state_dict, _ = pick_state_dict(content)
+        _, state_dict, notes = pick_state_dict(content)
     except CheckpointError as error:
         raise error.at(path) from error
+    for note in notes:
+        if note.startswith('warning'):
+            print_log(f'{path}: {note}', logger='current', level=logging.WARNING)
     # mmengine writes meta['cfg']. It runs meta['config'], as a Python config, to look for gpu_ids in it.
     if resume and isinstance(content.get('meta'), dict) and 'config' in content['meta']:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 import os.path as osp
 import re
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from .shapes import Shapes
 
 StateDict = Dict[str, Tensor]
 
+# Names of tensors that layers compute with. Other tensors, such as counters, indices and masks, may be of any type.
+_WEIGHT = re.compile(r'(^|[._])(weight|bias|gamma\w*|running_mean|running_var)$')
 # A tensor name in a block, official or ours.
 _BLOCK = re.compile(
     r'(?:layers\.(\d{1,3})\.blocks|stages\.(\d{1,3}))\.(\d{1,3})\.'
@@ -26,7 +28,7 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
         tuple: its key in the checkpoint, its tensors without the ``module.`` of wrappers, and notes for the user.
 
     Raises:
-        CheckpointError: there is none, or none under the key ``weights``.
+        CheckpointError: there is none, or none under the key ``weights``; or a weight is no floating-point number.
     """
     groups = {key: value for key, value in checkpoint.items() if isinstance(value, dict)}
     notes = []
@@ -54,7 +56,38 @@ def pick_state_dict(checkpoint: dict, weights: str = 'auto') -> Tuple[str, State
     common = osp.commonprefix(list(state_dict))
     wrappers = len(common) - len(re.sub(r'^(?:module\.)*', '', common))
     state_dict = {name[wrappers:]: tensor for name, tensor in state_dict.items()}
+    warning = check_weights(state_dict)
+    if warning:
+        notes.append(f'warning: {warning}')
     return key or 'bare state dict', state_dict, notes
+
+
+def check_weights(state_dict: StateDict) -> Optional[str]:
+    """Return a sentence on tensors that hold NaN or infinite numbers, or None.
+
+    Raises:
+        CheckpointError: a weight is of a type that no layer computes with, such as bool, int8 or complex64.
+    """
+    odd = [name for name, tensor in state_dict.items() if _WEIGHT.search(name) and not tensor.is_floating_point()]
+    if odd:
+        kind = str(state_dict[odd[0]].dtype).replace('torch.', '')
+        raise CheckpointError(
+            f'{len(odd)} weights are not floating-point numbers ({list_some(odd)}, the first of type {kind}): save the '
+            'state_dict of a model in fp32, fp16 or bf16.'
+        )
+    names = find_not_finite(state_dict)
+    if not names:
+        return None
+    return f'{len(names)} tensors hold NaN or infinite numbers ({list_some(names)}), and so will what is computed.'
+
+
+def find_not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
+    """Return the names of the floating-point tensors that hold NaN or infinite numbers."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all()
+    ]
 
 
 def require_rmt(state_dict: StateDict) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from rmt_mm.tools.commands.demo import main
 from rmt_mm.tools.deployment.inputs import Preparation, read_preprocessor
 from rmt_mm.tools.flops import input_channels
 
-from support import ROOT
+from support import ROOT, load_tool
 from support.miniature import call
 from support.pictures import MALFORMED_EXIF, write_png
 
@@ -70,6 +71,53 @@ def test_gray_and_16_bits_are_gray_pictures(tmp_path):
         read = read_image(tmp_path / name)
         assert read.shape == (30, 40, 3) and read.dtype == np.uint8
         assert np.abs(read[..., 0] - ramp).max() <= 1 and (read[..., 0] == read[..., 2]).all()
+
+
+FLOATS = np.linspace(0, 1, 40 * 30, dtype=np.float32).reshape(30, 40)
+
+
+@pytest.mark.parametrize('scale', [1, 255, 65535, 1e6])
+def test_pictures_of_floats_are_scaled_by_their_finite_values(scale, tmp_path):
+    values = FLOATS * scale
+    Image.fromarray(values).save(tmp_path / 'a.tif')
+    read = read_image(tmp_path / 'a.tif')
+    assert np.abs(read[..., 0] - FLOATS * 255).max() <= 1
+    values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, -np.inf
+    Image.fromarray(values).save(tmp_path / 'a.tif')
+    again = read_image(tmp_path / 'a.tif')
+    assert again[0, :3, 0].tolist() == [0, 255, 0] and (again[1:] == read[1:]).all()
+
+
+def test_pictures_of_16_bits_take_little_memory(tmp_path):
+    Image.fromarray(np.full((2000, 3000), 65535, np.uint16)).save(tmp_path / 'a.png')
+    tracemalloc.start()
+    try:
+        read = read_image(tmp_path / 'a.png')
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (read == 255).all() and peak < 8 * read.size / 3
+
+
+@pytest.mark.parametrize('kind', ['16.png', 'float.tif', 'int.tif', 'rgb.png', 'rgba.png', 'la.png', 'turned.png'])
+def test_the_exported_model_reads_pictures_alike(kind, tmp_path):
+    pytest.importorskip('onnxruntime')
+    path = tmp_path / kind
+    layers = (np.stack([FLOATS, FLOATS.T.reshape(30, 40), 1 - FLOATS, FLOATS], 2) * 255).astype(np.uint8)
+    images = {
+        '16.png': (FLOATS * 65535).astype(np.uint16),
+        'float.tif': np.where(FLOATS < 0.1, np.nan, FLOATS * 40000),
+        'int.tif': (FLOATS * 90000).astype(np.int32),
+        'rgb.png': layers[..., :3],
+        'rgba.png': layers,
+        'la.png': layers[..., 2:],
+        'turned.png': layers[..., :3],
+    }
+    exif = Image.Exif()
+    exif[0x0112] = 6 if kind == 'turned.png' else 1
+    Image.fromarray(images[kind]).save(path, **(dict(exif=exif) if kind.endswith('png') else {}))
+    read = load_tool('deployment/run.py').read(path)
+    assert np.array_equal(read, read_image(path)) and read.std() > 1
 
 
 def test_transparent_pictures_are_white(tmp_path):

@@ -47,6 +47,7 @@ DATA_CHECK = 'tests/training/test_data_check.py'
 TOOLS = 'tests/cli/test_tools.py'
 OPTIONS = 'tests/cli/test_options_take_effect.py'
 REPORT = 'tests/report/test_report.py'
+RESUMING = 'tests/cli/test_resuming.py'
 
 _MODELS, _DATASETS, _SCHEDULES = (f'configs/_base_/{folder}' for folder in ('models', 'datasets', 'schedules'))
 
@@ -754,7 +755,8 @@ MUTANTS = [
         'tests/cli/test_demo.py -k pictures',
         ('pictures: EXIF', 'return ImageOps.exif_transpose(image)', 'return image.copy()'),
         ('pictures: only those that Pillow reads', 'None if is_cut_off else cv2.imread(str(path))', 'None'),
-        ('pictures: 16 bits', 'values / top * 255', 'values'),
+        ('pictures: 16 bits', 'line * (255 / top)', 'line'),
+        ('pictures: NaN and infinity set the scale', 'where=np.isfinite(values), initial=0', 'initial=0'),
         ('pictures: transparent pixels', "'white'), layers)", "'black'), layers)"),
     ),
     *_group(
@@ -1143,15 +1145,72 @@ MUTANTS = [
         'tests/cli/test_loading.py',
         (
             '--resume begins anew',
-            'latest = find_latest_checkpoint(cfg.work_dir) if osp.isfile(record) else None',
-            'latest = None',
+            'latest, passed = find_newest_whole(cfg)',
+            'latest, passed = None, []',
         ),
         ('a test of half a model', "if self.use != 'start' and (lacking or reshaped):", 'if False:'),
         (
             'nothing to resume forgets load_from',
-            "            if not cfg.get('load_from'):",
-            '            if cfg.pop("load_from", None) or True:',
+            "        if not cfg.get('load_from'):",
+            '        if cfg.pop("load_from", None) or True:',
         ),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/resuming.py',
+        RESUMING,
+        ('--resume: a file that is cut off ends it', 'except (DamagedCheckpointError, FileNotFoundError)', 'except ()'),
+        ('--resume: a copy resumes the original', 'last = record.parent / last.name', 'pass'),
+        ('--resume: files of an earlier training', ' and path.stat().st_mtime >= written', ''),
+        (
+            '--resume: the file after the record is left',
+            '[*newer, last,',
+            '[last,',
+        ),
+        ('--resume: numbers sort as words', 'numbers[path] = int(match.group(1))', 'numbers[path] = match.group(1)'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/saving.py',
+        RESUMING,
+        ('checkpoints are written in place', "part = f'{filepath}.part'", 'part = filepath'),
+        ('the old checkpoint goes before the new one', 'self._outdated.append(filepath)', 'super().remove(filepath)'),
+        ('the new best checkpoint is removed', 'if path != filepath and', 'if'),
+    ),
+    *_group(
+        'rmt_mm/training/seed_hook.py',
+        RESUMING,
+        ('epochs are not seeded', 'seed = _seed(runner, runner.epoch)', 'seed = 0'),
+        ('batches are not seeded', '_seed(runner, number)\n', 'pass\n'),
+        (
+            'persistent workers live on',
+            'if self.restart and loader.persistent_workers',
+            'if False',
+            f'{RESUMING} -m slow -k draws',
+        ),
+    ),
+    *_group(
+        'rmt_mm/training/divergence.py',
+        'tests/training/test_divergence.py',
+        ('a NaN loss trains on', 'if names or self._count >= self.patience:', 'if False:'),
+        ('NaN of two parts of a training add up', 'self._count = 0\n        if', 'if'),
+        ('NaN weights are saved', 'self._check_weights(runner, runner.iter + 1)', 'pass'),
+        ('no layer of an output is named', 'found.append(name)', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/training/faults.py',
+        'tests/training/test_faults.py',
+        (
+            'mistakes in a transform lose their traceback',
+            'isinstance(error, cv2.error) or type(transform)',
+            'True or type(transform)',
+        ),
+        ('the image is named for a label map', 'keys.reverse()', 'pass'),
+        ('a full disk has no sentence', 'if number in NO_SPACE:', 'if False:'),
+    ),
+    *_group(
+        'rmt_mm/checkpoints/state_dicts.py',
+        'tests/checkpoints/test_weight_values.py',
+        ('weights of int8 are taken', '    if odd:\n        kind', '    if False:\n        kind'),
+        ('NaN weights are not named', 'not tensor.isfinite().all()', 'False'),
     ),
     *_group(
         'rmt_mm/config_path.py',

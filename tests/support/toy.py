@@ -3,6 +3,9 @@
 Configs import it; it registers in mmengine's root scope.
 """
 
+import random
+
+import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseTTAModel
@@ -31,13 +34,14 @@ class ToyClassifier(BaseModel):
 class ToyConvNet(BaseModel):
     """A model without RMT."""
 
-    def __init__(self, channels=4):
+    def __init__(self, channels=4, dropout=0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.backbone = nn.Conv2d(3, channels, 1)
         self.head = nn.Linear(channels, 3)
 
     def forward(self, inputs, labels=None, mode='tensor'):
-        logits = self.head(self.backbone(inputs).mean((2, 3)))
+        logits = self.head(self.dropout(self.backbone(inputs)).mean((2, 3)))
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else list(logits)
 
 
@@ -62,6 +66,18 @@ class ToyData(Dataset):
 
     def __getitem__(self, index):
         return torch.zeros(3, 32, 32), index
+
+
+@DATASETS.register_module()
+class NoisyData(ToyData):
+    """Images that augmentation changes: by the random numbers of Python, NumPy and torch."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        noise = random.random() + np.random.rand() + torch.rand(3, 32, 32)
+        return (noise + index) / 4, index % 3
 
 
 @METRICS.register_module()

@@ -21,15 +21,9 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from PIL import Image
-from run import STEPS, Model
+from run import STEPS, Model, read
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
-
-
-def read(path):
-    with Image.open(path) as file:
-        return np.array(file.convert('RGB'))
 
 
 def find_pictures(folder, count=None):

@@ -77,6 +77,27 @@ class Model:
         return dict(zip(names, self.session.run(names, {entry.name: batch}))), size
 
 
+def read(path):
+    """Return a picture as demo.py reads it: (H, W, 3), RGB, uint8, upright, on white where transparent."""
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+    if picture.mode.startswith(('I', 'F')):  # gray of 16 or 32 bits, which convert('RGB') would make white
+        values = np.asarray(picture)
+        top = float(np.max(values, where=np.isfinite(values), initial=0))
+        if values.dtype.itemsize == 2 or 255 < top <= 65535:
+            top = 65535
+        elif top <= 255:
+            top = 1 if values.dtype.kind == 'f' and top <= 1 else 255
+        gray = np.empty((*values.shape, 1), np.uint8)
+        for row, line in zip(gray[..., 0], values):
+            row[:] = np.nan_to_num(np.clip(line * (255 / top), 0, 255)).round()
+        return np.repeat(gray, 3, axis=2)
+    if 'A' in picture.getbands() or 'transparency' in picture.info:
+        layers = picture.convert('RGBA')
+        picture = Image.alpha_composite(Image.new('RGBA', layers.size, 'white'), layers)
+    return np.array(picture.convert('RGB'))
+
+
 def resize_bilinear(image, height, width, align_corners=False):
     """Return an array (H, W, C), fp32, resized without smoothing; pixels have their centres at one half."""
     for axis, (old, new) in enumerate(zip(image.shape[:2], (height, width))):
@@ -205,8 +226,7 @@ def main():
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for path in paths:
         try:
-            with Image.open(path) as file:
-                picture = np.array(ImageOps.exif_transpose(file).convert('RGB'))
+            picture = read(path)
             outputs, size = model.predict(picture)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             print(f'skipped: {path}: {error}', file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Set,
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, printable
+from ...errors import CheckpointError, DamagedCheckpointError, printable
 from .process import allowing_only
 from .types import STAND_INS
 from .unpickler import Inspector, by_name, safe_globals
@@ -131,7 +131,7 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGE as error:  # the directory is at its end
-        raise CheckpointError(f'{path} is cut off: its end is missing, download or copy it again.') from error
+        raise DamagedCheckpointError(f'{path} is cut off: its end is missing, download or copy it again.') from error
     with archive:
         entries = archive.infolist()
         names = [entry.filename.partition('/')[2] for entry in entries]
@@ -141,7 +141,7 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
             raise CheckpointError(f'{path} is a TorchScript program, not a checkpoint.')
         # torch's reader may take another one of two, and does not tell upper from lower case.
         if len({entry.filename.lower() for entry in entries}) < len(entries) or names.count('data.pkl') > 1:
-            raise CheckpointError(f'{path} is damaged: it has two records of one name.')
+            raise DamagedCheckpointError(f'{path} is damaged: it has two records of one name.')
         limit = UNPACKED_TIMES * osp.getsize(path) + UNPACKED_BYTES
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > limit:
@@ -156,7 +156,7 @@ def _look_into_archive(path: str) -> Tuple[Set[str], Set[int]]:
                     while entry.CRC and file.read(2**20):
                         pass
             except DAMAGE as error:
-                raise CheckpointError(
+                raise DamagedCheckpointError(
                     f'{path} is damaged ({printable(error, 200)}): download or copy it again.'
                 ) from error
         pickled = archive.read(entries[names.index('data.pkl')])

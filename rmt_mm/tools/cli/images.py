@@ -43,7 +43,7 @@ def read_image(path: Path) -> np.ndarray:
         path (Path): a file that Pillow or OpenCV reads. Of several frames, the first is read.
 
     Returns:
-        np.ndarray: (H, W, 3), RGB, uint8. 16 bits a channel are scaled to 8.
+        np.ndarray: (H, W, 3), RGB, uint8. Gray of 16 or 32 bits is scaled as :func:`scale_gray` does.
 
     Raises:
         UsageError: the file is no image, is damaged, or is larger than OpenCV reads.
@@ -61,18 +61,32 @@ def read_image(path: Path) -> np.ndarray:
             raise UsageError(f'{path} cannot be read as an image: {reason}') from error
         return np.ascontiguousarray(read[..., ::-1])
     if upright.mode.startswith(('I', 'F')):
-        values = np.asarray(upright, dtype=np.float64)
-        top = values.max()
-        if upright.mode.startswith('I;16') or 255 < top <= 65535:  # some versions of Pillow read 16 bits as 32
-            top = 65535
-        elif top <= 255:
-            top = 255
-        gray = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2)
+        return cv2.cvtColor(scale_gray(np.asarray(upright)), cv2.COLOR_GRAY2RGB)
     if 'A' in upright.getbands() or 'transparency' in upright.info:
         layers = upright.convert('RGBA')
         upright = Image.alpha_composite(Image.new('RGBA', layers.size, 'white'), layers)
     return np.array(upright.convert('RGB'))
+
+
+def scale_gray(values: np.ndarray) -> np.ndarray:
+    """Return gray values of 16 or 32 bits as uint8.
+
+    White is 65535 for 16 bits and for values of up to 65535 (some versions of Pillow read 16 bits as 32), 255 for
+    values of up to 255, 1 for floats of up to 1, and the largest finite value for others. Negative values and NaN are
+    black. tools/deployment/run.py does the same.
+
+    Args:
+        values (np.ndarray): (H, W), integers or floats.
+    """
+    top = float(np.max(values, where=np.isfinite(values), initial=0))
+    if values.dtype.itemsize == 2 or 255 < top <= 65535:
+        top = 65535
+    elif top <= 255:
+        top = 1 if values.dtype.kind == 'f' and top <= 1 else 255
+    gray = np.empty(values.shape, np.uint8)
+    for row, line in zip(gray, values):  # row by row: a large image takes no second copy of more bytes
+        row[:] = np.nan_to_num(np.clip(line * (255 / top), 0, 255)).round()
+    return gray
 
 
 def _turn(image: Image.Image) -> Image.Image:

@@ -1,26 +1,80 @@
-"""Check before training what mmengine's CheckpointHook would only fail on after an epoch of it."""
+"""Let mmengine's CheckpointHook write whole files, and check before training what it would fail on after an epoch."""
 
+import contextlib
 import inspect
 import logging
+import os
+import os.path as osp
 from typing import Iterator, List, Optional
 
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ...errors import UsageError
+from ...errors import CheckpointError, UsageError
 from ...training.findings import Finding, report
 
 
+@register_backend('rmt_mm.whole', force=True)
+class WholeFiles(LocalBackend):
+    """mmengine's backend for local files, which writes a file whole or not at all.
+
+    Unlike :func:`rmt_mm.atomic.replacing`, the temporary file has one name: when a training that was killed is resumed,
+    it is written over, rather than left on the disk.
+
+    CheckpointHook removes an old checkpoint (``max_keep_ckpts``, ``save_best``) before it writes the new one. Here the
+    old one stays until the new one is written.
+    """
+
+    _outdated: List[str] = []  # of all instances: CheckpointHook removes by one, and the Runner writes by another
+
+    def remove(self, filepath: str) -> None:
+        """Remove a file after the next one is written."""
+        self._outdated.append(filepath)
+
+    def put(self, obj: bytes, filepath: str) -> None:
+        """Write bytes to a file.
+
+        Raises:
+            CheckpointError: the file cannot be written; an earlier one is as it was.
+        """
+        part = f'{filepath}.part'
+        try:
+            super().put(obj, part)
+            with open(part, 'rb') as file:
+                os.fsync(file.fileno())
+            os.replace(part, filepath)
+            while self._outdated:
+                path = self._outdated.pop()
+                if path != filepath and osp.isfile(path):
+                    super().remove(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise CheckpointError(
+                f'{filepath} ({len(obj)} bytes) cannot be written: {error.strerror or error}. Earlier checkpoints are '
+                'as they were; free space or choose another --work-dir, and continue with --resume.'
+            ) from error
+
+
+def write_whole(hook: CheckpointHook, work_dir: str) -> None:
+    """Make a CheckpointHook write whole files, where it writes to this machine's file system by default settings."""
+    if hook.backend_args is None and hook.file_client_args is None:
+        if type(get_file_backend(hook.out_dir or work_dir)) is LocalBackend:
+            hook.backend_args = dict(backend='rmt_mm.whole')
+
+
 def check_saving(runner: Runner) -> None:
-    """Raise UsageError for settings of a runner's CheckpointHook that are certainly wrong; let the others not stop it.
+    """Raise UsageError for settings of a runner's CheckpointHook that are certainly wrong; make it write whole files.
 
     A validation that gives no value for ``save_best``, as where nothing was found, then saves no best checkpoint.
     """
     hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
     for hook in hooks:
         report(_find_problems(hook, runner), UsageError)
+        write_whole(hook, runner.work_dir)
     if any(_best_names(hook) for hook in hooks):
         runner.register_hook(MissingScoreHook())
 

@@ -9,7 +9,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from ...backbone import RMT
@@ -17,6 +16,7 @@ from ...checkpoints.loading import COPIES, check_checkpoint_file, is_pretrained
 from ...checkpoints.state_dicts import is_marked_deployed, list_some
 from ...errors import CheckpointError, UsageError
 from .model_check import is_rmt
+from .resuming import find_newest_whole, tell
 
 
 def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
@@ -26,7 +26,8 @@ def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
 
     Args:
         cfg (Config): a training config. ``resume=True`` in it without ``load_from`` means ``resume='auto'`` here.
-        resume (str, optional): a checkpoint, or 'auto' for the last one of the work dir. Default: the config's setting.
+        resume (str, optional): a checkpoint, or 'auto' for the newest whole one of the work dir. Default: the config's
+            setting.
 
     Raises:
         UsageError: there is no such file.
@@ -34,18 +35,13 @@ def choose_checkpoint(cfg: Config, resume: Optional[str] = None) -> None:
     """
     key = 'load_from'
     if resume == 'auto' or (resume is None and cfg.get('resume') and not cfg.get('load_from')):
-        # mmengine's function warns if the record is missing, but a first run with --resume is no mistake.
-        record = osp.join(cfg.work_dir, 'last_checkpoint')
-        latest = find_latest_checkpoint(cfg.work_dir) if osp.isfile(record) else None
+        latest, passed = find_newest_whole(cfg)
+        tell(latest, passed, cfg.work_dir, cfg.get('load_from'))
         if latest is not None:
-            cfg.resume, cfg.load_from, key = True, latest, record
-        else:
-            if not cfg.get('load_from'):
-                cfg.resume = False
-            print(
-                f'Nothing to resume in {cfg.work_dir}: starting '
-                + (f'with load_from={cfg.load_from}.' if cfg.get('load_from') else 'from nothing.')
-            )
+            cfg.resume, cfg.load_from = True, latest
+            return
+        if not cfg.get('load_from'):
+            cfg.resume = False
     elif resume is not None:
         cfg.resume, cfg.load_from, key = True, resume, '--resume'
     if cfg.get('load_from'):

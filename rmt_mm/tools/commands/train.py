@@ -9,6 +9,9 @@ import sys
 
 from ...training.config_key import naming_the_key
 from ...training.data_check import build_data
+from ...training.divergence import DivergenceHook
+from ...training.faults import explaining_faults, name_images
+from ...training.seed_hook import SeedHook
 from .. import cli
 
 
@@ -21,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue from PATH, or without it from the last checkpoint in the work dir (from the start if none)',
+        help='continue from PATH, or without it from the newest whole checkpoint in the work dir, if there is one',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
@@ -53,10 +56,13 @@ def run(args: argparse.Namespace) -> None:
     with cli.exit_on_error(*cli.FOREIGN_ERRORS), naming_the_key(cfg):
         runner = cli.build_runner(cfg, args.brief)
         cli.watch_loading(runner, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'start')
+        name_images(runner)
         build_data(runner, 'train', 'val')
         cli.check_saving(runner)
+        runner.register_hook(SeedHook(restart=(cfg.get('randomness') or {}).get('seed') is not None))
+        runner.register_hook(DivergenceHook())
     try:
-        with cli.exit_on_error(), naming_the_key(cfg):
+        with cli.exit_on_error(), naming_the_key(cfg), explaining_faults(cfg.work_dir):
             runner.train()
     except KeyboardInterrupt:
         print(
