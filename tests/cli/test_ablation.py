@@ -1,0 +1,62 @@
+"""The scenes in which position decides the class, and the tool that trains on them without a part of RMT."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from support import ROOT
+from support.scripts import run_script
+
+MAKE = ROOT / 'tools/dataset_converters/make_relations.py'
+ABLATION = ROOT / 'tools/analysis_tools/ablation.py'
+
+
+@pytest.fixture(scope='module')
+def relations(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'relations'
+    done = run_script(MAKE, out, '--train', '60', '--val', '60')
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_scenes(relations, tmp_path):
+    for data, classes in (('near', range(1, 10)), ('largest', range(3, 10))):
+        files = list((relations / data).glob('*/*/*.png'))
+        assert len(files) == 120 and {int(path.parent.name) for path in files} <= set(classes)
+        assert cv2.imread(str(files[0])).shape == (48, 48, 3)
+    again = tmp_path / 'again'
+    run_script(MAKE, again, '--train', '60', '--val', '60')
+    for path in relations.rglob('*.png'):
+        assert np.array_equal(cv2.imread(str(path)), cv2.imread(str(again / path.relative_to(relations))))
+    done = run_script(MAKE, again)
+    assert done.returncode == 2 and 'exists: name another folder' in done.stderr
+
+
+def test_runs_are_kept_and_listed(relations, tmp_path):
+    def run(*forms):
+        command = [ABLATION, tmp_path, '--data-root', relations, '--data', 'largest', '--epochs', '1', '--seeds', '3']
+        done = run_script(*command, '--forms', *forms)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run('no LCE')
+    store = tmp_path / 'results-1-epochs.json'
+    first = json.loads(store.read_text())
+    assert list(first) == ['largest/no LCE/3'] and list(first['largest/no LCE/3']) == ['32', '48', '64', '96']
+    assert all(0 <= top1 <= 100 for top1 in first['largest/no LCE/3'].values())
+    store.write_text(json.dumps({'largest/no LCE/3': dict.fromkeys(('32', '48', '64', '96'), 12.5)}))
+    done = run('no LCE', "RMT-Swin's stem")
+    assert '| largest | no LCE | 1 | 12.5 | 12.5 | 12.5 | 12.5 |' in done.stdout  # not trained again
+    assert "| largest | RMT-Swin's stem | 1 |" in done.stdout
+    assert (tmp_path / 'table.md').read_text() in done.stdout and (tmp_path / 'ablation.png').stat().st_size > 5000
+    # The form reaches the model: the config that mmengine wrote beside the log.
+    (config,) = Path(tmp_path, 'run').glob('*.py')
+    assert "stem='swin'" in config.read_text()
+
+
+def test_missing_data_is_named(tmp_path):
+    done = run_script(ABLATION, tmp_path, '--data-root', tmp_path)
+    assert done.returncode == 2 and 'make_relations.py' in done.stderr
