@@ -1,12 +1,12 @@
-# Small scenes of digits, made by tools/dataset_converters/make_relations.py, for `make ablation`: the class is the
-# digit nearest to the 0 or, with data_root and the number of classes replaced, the largest digit.
+# Small scenes of a 0 and another digit, made by tools/dataset_converters/make_relations.py, for `make ablation`: the
+# class is where the other digit lies or, with data_root and the number of classes replaced, which one it is.
 _base_ = './rmt-digits.py'
 
-data_root = 'data/relations/near'
+data_root = 'data/relations/side'
 pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]  # no augmentation: it would move digits
 loader = dict(num_workers=0, persistent_workers=False)
 model = dict(
-    data_preprocessor=dict(num_classes=9),
+    data_preprocessor=dict(num_classes=4),
     backbone=dict(
         arch=dict(
             embed_dims=(16, 32, 64, 96),
@@ -15,7 +15,7 @@ model = dict(
             decomposed=(True, True, True, False),
         )
     ),
-    head=dict(num_classes=9, in_channels=96, hidden_channels=128),
+    head=dict(num_classes=4, in_channels=96, hidden_channels=128),
 )
 train_dataloader = dict(**loader, dataset=dict(data_root=data_root, pipeline=pipeline))
 val_dataloader = dict(**loader, dataset=dict(data_root=data_root))

@@ -1,13 +1,14 @@
 """Train a small RMT without one part at a time, on scenes in which position decides the class and on others.
 
     make ablation
-    python tools/analysis_tools/ablation.py work_dirs/ablation --data near --forms full 'no decay' --seeds 0 1
+    python tools/analysis_tools/ablation.py work_dirs/ablation --data side --forms full 'no decay' --seeds 0 1
 
-Data sets are those of tools/dataset_converters/make_relations.py (data/relations): in `near` the class is the digit
-nearest to the 0, in `largest` it is the largest digit. Every run trains configs/classification/rmt-digits-relations.py
-with another form and seed, about 3 minutes of one core. It is tested on the validation scenes as they are (48 pixels),
-and resized to other sizes, which the model has not seen in training. Results are written to WORK_DIR/results.json after
-every run: call the tool again after an interruption, and it goes on with the run that is missing.
+Data sets are those of tools/dataset_converters/make_relations.py (data/relations): scenes of a 0 and another digit. In
+`side` the class is where the other digit lies from the 0, in `digit` it is the other digit. Every run trains
+configs/classification/rmt-digits-relations.py with another form and seed, about 3 minutes of one core. It is tested on
+the validation scenes as they are (48 pixels), and resized to other sizes, which the model has not seen in training.
+Results are written to WORK_DIR/results.json after every run: call the tool again after an interruption, and it goes on
+with the run that is missing.
 
 At the end, a table (mean and range of top-1 over the seeds) and a figure of all results so far are written to
 WORK_DIR/table.md and WORK_DIR/ablation.png.
@@ -30,8 +31,7 @@ from mmengine.runner import Runner  # noqa: E402
 import rmt_mm  # noqa: E402
 from rmt_mm.atomic import replacing  # noqa: E402
 
-DATA = {'near': 9, 'largest': 7}  # name -> number of classes
-CHANCE = {'near': 33, 'largest': 14}  # top-1 of guessing: in `near`, one of the three digits that are not 0
+DATA = {'side': 4, 'digit': 9}  # name -> number of classes
 WHOLE, LINES = (False,) * 4, (True,) * 4
 FORMS: Dict[str, dict] = {
     'full': {},
@@ -139,7 +139,7 @@ def draw(results: Dict[str, dict], path: Path) -> None:
             values = [runs[str(TRAINED)] for runs in groups[name, form]]
             axis.plot(values, [i] * len(values), 'o', color='tab:blue', alpha=0.6)
             axis.plot([sum(values) / len(values)] * 2, [i - 0.3, i + 0.3], color='tab:red')
-        axis.axvline(CHANCE[name], color='gray', linestyle=':')
+        axis.axvline(100 / DATA[name], color='gray', linestyle=':')
         axis.set_yticks(range(len(forms)), forms)
         axis.invert_yaxis()
         axis.set(xlabel='top-1 on the validation scenes, %; dotted: guessing', title=name)

@@ -1,12 +1,12 @@
-"""Make two data sets of small scenes of digits, in the layout of ImageNet: position decides the class of one alone.
+"""Make small scenes of two digits, a 0 and another one, twice, in the layout of ImageNet.
 
-    OUT/near/     train/ and val/, each with the folders 1 to 9: a scene has one 0 and three other digits, and the class
-                  is the digit nearest to the 0 (Manhattan distance of the centres): what digits there are is not enough
-    OUT/largest/  train/ and val/, each with the folders 3 to 9: the class is the largest of four digits, wherever they
-                  are
+    OUT/side/     train/ and val/, each with the folders above, below, left, right: the class is where the other digit
+                  lies from the 0 (the larger of both distances decides)
+    OUT/digit/    the same scenes in train/ and val/, each with the folders 1 to 9: the class is the other digit,
+                  wherever it lies
 
-Digits are scikit-learn's 1,797 handwritten ones. A scan is used in training or in validation, never in both. The same
-seed gives the same files.
+So position decides the class in one data set alone. Digits are scikit-learn's 1,797 handwritten ones. A scan is used in
+training or in validation, never in both. The same seed gives the same files.
 
 Example: python tools/dataset_converters/make_relations.py data/relations
 """
@@ -21,35 +21,16 @@ import numpy as np
 from make_digits import render, split_scans, write_image
 from sklearn.datasets import load_digits
 
-DIGITS = 4  # of a scene
-SIDE = 14  # pixels of a digit
-MARGIN = 6  # pixels by which the nearest digit is nearer than the next
+SIDE = 16  # pixels of a digit
 
 
-def places(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the corners (y, x) of four digits that do not overlap, (4, 2)."""
+def places(size: int, rng: np.random.Generator) -> Tuple[np.ndarray, str]:
+    """Return the corners (y, x) of two digits that do not overlap, (2, 2), and where the second lies from the first."""
     while True:
-        corners = rng.integers(0, size - SIDE + 1, (DIGITS, 2))
-        apart = np.abs(corners[:, None] - corners[None]).max(-1) >= SIDE
-        if apart[~np.eye(DIGITS, dtype=bool)].all():
-            return corners
-
-
-def near(size: int, rng: np.random.Generator) -> Tuple[List[int], np.ndarray, int]:
-    """Return digits, their corners, and the digit nearest to the 0."""
-    while True:
-        corners = places(size, rng)
-        distances = np.abs(corners[1:] - corners[0]).sum(1)
-        first, second = np.sort(distances)[:2]
-        if second - first >= MARGIN:
-            digits = [0, *rng.permutation(np.arange(1, 10))[: DIGITS - 1].tolist()]
-            return digits, corners, digits[1 + int(distances.argmin())]
-
-
-def largest(size: int, rng: np.random.Generator) -> Tuple[List[int], np.ndarray, int]:
-    """Return digits, their corners, and the largest digit."""
-    label = int(rng.integers(3, 10))
-    return [label, *rng.integers(0, label, DIGITS - 1).tolist()], places(size, rng), label
+        corners = rng.integers(0, size - SIDE + 1, (2, 2))
+        y, x = corners[1] - corners[0]
+        if max(abs(y), abs(x)) >= SIDE and abs(y) != abs(x):
+            return corners, ('below' if y > 0 else 'above') if abs(y) > abs(x) else ('right' if x > 0 else 'left')
 
 
 def draw(digits: List[int], corners: np.ndarray, size: int, scans: Dict[int, np.ndarray], rng: np.random.Generator):
@@ -66,8 +47,8 @@ def draw(digits: List[int], corners: np.ndarray, size: int, scans: Dict[int, np.
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', metavar='OUT', help='folder to make, such as data/relations')
-    parser.add_argument('--train', type=int, default=3000, help='training scenes of each data set (default 3000)')
-    parser.add_argument('--val', type=int, default=1000, help='validation scenes of each (default 1000)')
+    parser.add_argument('--train', type=int, default=3000, help='training scenes (default 3000)')
+    parser.add_argument('--val', type=int, default=1000, help='validation scenes (default 1000)')
     parser.add_argument('--size', type=int, default=48, help='height and width in pixels, a multiple of 8 (default 48)')
     parser.add_argument('--seed', type=int, default=0, help='seed of all that is random (default 0)')
     args = parser.parse_args()
@@ -89,12 +70,14 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     for split, indices in split_scans(digits.target, rng).items():
         scans = {digit: digits.images[indices[digits.target[indices] == digit]] for digit in range(10)}
-        for make in (near, largest):
-            for i in range(getattr(args, split)):
-                shown, corners, label = make(args.size, rng)
-                folder = os.path.join(partial, make.__name__, split, str(label))
+        for i in range(getattr(args, split)):
+            other = int(rng.integers(1, 10))
+            corners, side = places(args.size, rng)
+            scene = draw([0, other], corners, args.size, scans, rng)
+            for data, label in (('side', side), ('digit', str(other))):
+                folder = os.path.join(partial, data, split, label)
                 os.makedirs(folder, exist_ok=True)
-                write_image(os.path.join(folder, f'{i:05d}.png'), draw(shown, corners, args.size, scans, rng))
+                write_image(os.path.join(folder, f'{i:05d}.png'), scene)
     os.rename(partial, args.out)  # only a complete data set gets the name
     print(f'Scenes are in {args.out}.')
 
