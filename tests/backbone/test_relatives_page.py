@@ -43,6 +43,18 @@ def test_counts_of_ablations(options, millions, giga):
     assert f'{sum(counter.macs.values()) / 2**30:.2f}' == giga
 
 
+@pytest.mark.parametrize('row, decomposed', [(r'`decomposed=\(True, True, True, True\)`', (True,) * 4), ('released', None)])
+def test_counts_at_size(row, decomposed):
+    (cells,) = re.findall(rf'^\| {row} \|(.*)\|$', PAGE, re.MULTILINE)
+    options = dict(decomposed=decomposed) if decomposed else {}
+    with torch.device('meta'):
+        model = RMT('small', arch_options=options).eval()
+        for size, cell in zip((224, 320, 512, 800, 1024, 2048), cells.split('|')):
+            with torch.no_grad(), MacCounter(model) as counter:
+                model(torch.zeros(1, 3, size, size))
+            assert float(cell) == pytest.approx(sum(counter.macs.values()) / 1e9, abs=0.06, rel=1e-3)
+
+
 def test_every_size_and_every_option_is_named():
     assert len(ROWS) == 9
     for name in ('swin-tiny', 'swin-small', 'deit-small'):

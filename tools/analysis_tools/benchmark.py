@@ -5,9 +5,9 @@
     python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png --sizes 512 1024
 
 Implementations: `reference` (rmt_mm/reference.py, the formulas with explicit matrices), `rmt_mm`, `deploy` (after
-switch_to_deploy), `compile` (torch.compile), `deploy-compile`, any backbone of a registry with its default arguments,
-such as mmdet.SwinTransformer or mmpretrain.ConvNeXt, or one of torchvision, such as torchvision.swin_t. Ratios are to
-the first implementation named.
+switch_to_deploy), `compile` (torch.compile), `deploy-compile`, `whole` and `decomposed` (attention of all stages), any
+backbone of a registry with its default arguments, such as mmdet.SwinTransformer or mmpretrain.ConvNeXt, or one of
+torchvision, such as torchvision.swin_t. Ratios are to the first implementation named.
 
 Times are medians of interleaved repeats in one process, in which malloc keeps what is freed
 (rmt_mm.ops.keep_freed_memory, for all implementations); compare only ratios within a run. Memory is the peak above the

@@ -13,6 +13,8 @@ from ...reference import PlainRMT
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 OURS = ('rmt_mm', 'deploy', 'compile', 'deploy-compile')
+# RMT with every stage attending to its whole map, or along lines.
+FORMS = {'whole': dict(decomposed=(False,) * 4), 'decomposed': dict(decomposed=(True,) * 4)}
 
 
 class Case(NamedTuple):
@@ -36,9 +38,9 @@ def build(impl: str, case: Case) -> Any:
     """Build an implementation on its device, with the same random weights in every call.
 
     Args:
-        impl (str): 'reference', one of :data:`OURS`, a backbone of torchvision with its classifier left out
-            ('torchvision.swin_t') and without stochastic depth, or a backbone of a registry with its default arguments
-            ('mmdet.SwinTransformer').
+        impl (str): 'reference', one of :data:`OURS` or :data:`FORMS`, a backbone of torchvision with its classifier
+            left out ('torchvision.swin_t') and without stochastic depth, or a backbone of a registry with its default
+            arguments ('mmdet.SwinTransformer').
         case (Case): the input and the mode.
     """
     torch.manual_seed(0)
@@ -46,8 +48,8 @@ def build(impl: str, case: Case) -> Any:
     model: Any
     if impl == 'reference':
         model = PlainRMT(resolve_arch(case.arch))
-    elif impl in OURS:
-        model = RMT(case.arch)
+    elif impl in OURS or impl in FORMS:
+        model = RMT(case.arch, arch_options=FORMS.get(impl))
     elif scope == 'torchvision':
         import torchvision
 
