@@ -737,8 +737,15 @@ MUTANTS = [
         ('tiles: over the larger area', 'np.minimum(areas[same], areas[i])', 'np.maximum(areas[same], areas[i])'),
     ),
     *_group(
+        'rmt_mm/tools/cli/tiles.py',
+        'tests/cli/test_demo.py -k "tile or objects"',
+        ('tiles: masks lie a column aside', '(columns.start + x) * height', '(columns.start + x + 1) * height'),
+        ('tiles: masks are drawn in the corner', 'image[mask.window]', 'image[: mask.decode().shape[0]]'),
+    ),
+    *_group(
         'rmt_mm/tools/cli/predictor.py',
-        'tests/cli/test_demo.py -k tile',
+        'tests/cli/test_demo.py -k "tile or memory"',
+        ('pictures: no memory ends in a traceback', 'IndexError, MemoryError)', 'IndexError)'),
         ('tiles: boxes stay in their tile', '[columns.start, rows.start] * 2', '[0, 0] * 2'),
         ('tiles: boxes with x and y exchanged', '[columns.start, rows.start] * 2', '[rows.start, columns.start] * 2'),
         (
@@ -768,7 +775,7 @@ MUTANTS = [
         ('page: formats that start programs', 'Image.open(path, formats=FORMATS)', 'Image.open(path)'),
         (
             'page: an error of the library',
-            'except (*SIZE_ERRORS, MemoryError) as error:',
+            'except SIZE_ERRORS as error:',
             'except MemoryError as error:',
         ),
         ('page: every click computes again', 'result.recorded = {(stage, block): found}', 'pass'),
