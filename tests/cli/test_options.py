@@ -143,7 +143,7 @@ def test_default_tta_is_that_of_the_library(scope, model, capsys):
 def test_default_tta_of_a_pure_python_config(pure_python):
     cfg = Config.fromfile(pure_python)
     cli.use_tta(cfg)
-    assert cfg.model.type == 'mmdet.DetTTAModel' and type_name(cfg.model.module.type) == 'RetinaNet'
+    assert cfg.model.type == 'DetTTAModel' and type_name(cfg.model.module.type) == 'RetinaNet'
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
 
 

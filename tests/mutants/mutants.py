@@ -1148,6 +1148,12 @@ MUTANTS = [
         OPTIONS,
         ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass'),
     ),
+    *_group(
+        'rmt_mm/tools/cli/runner.py',
+        f'{OPTIONS} -k "tta or keeps"',
+        ('test: the config of the training is replaced', 'path.write_bytes(content)', 'pass'),
+        ('test: the config with --tta is left', 'runner.cfg = cfg', 'pass'),
+    ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
         'rmt_mm/tools/cli/measure.py',

@@ -16,7 +16,7 @@ from .options import (
     use_tta,
     use_vis_backend,
 )
-from .runner import build_runner, process_group, record_config
+from .runner import build_runner, keep_config, process_group, record_config
 from .saving import check_saving
 from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
@@ -39,6 +39,7 @@ __all__ = [
     'exit_on_error',
     'find_config',
     'force_safe_loading',
+    'keep_config',
     'library',
     'load_config',
     'process_group',

@@ -141,7 +141,8 @@ def _set_default_tta(cfg: Config, pipelines: list) -> None:
         return
     *steps, pack = pipelines[0].pipeline
     if scope == 'mmdet':
-        model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        # mmdet registers it with mmengine, whose registry finds it without a scope alone.
+        model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
         # Merging the predictions needs flip and flip_direction besides mmdet's usual keys.
         pack = dict(
             type='mmdet.PackDetInputs',
