@@ -54,6 +54,16 @@ MISTAKES = {
         dict(optim_wrapper=dict(type='OptimWrapper', loss_scale=1, optimizer=dict(type='SGD', lr=0.01))),
         ['optim_wrapper (OptimWrapper)', "'loss_scale'", f'{DELETE}optim_wrapper'],
     ),
+    'constructor of other backbones': (
+        dict(
+            optim_wrapper=dict(
+                constructor='mmseg.LearningRateDecayOptimizerConstructor',
+                paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6),
+                optimizer=dict(type='SGD', lr=0.1),
+            )
+        ),
+        ["optim_wrapper.constructor='mmseg.Learn", "write constructor='LayerDecayOptimWrapperConstructor'"],
+    ),
     'constructor': (
         dict(optim_wrapper=dict(constructor='LayerDecayOptimWrapperConstructor', optimizer=dict(type='SGD', lr=0.1))),
         ['optim_wrapper cannot be built', 'paramwise_cfg.layer_decay_rate'],

@@ -1154,6 +1154,11 @@ MUTANTS = [
         ('test: the config of the training is replaced', 'path.write_bytes(content)', 'pass'),
         ('test: the config with --tta is left', 'runner.cfg = cfg', 'pass'),
     ),
+    *_group(
+        'rmt_mm/tools/commands/test.py',
+        'tests/cli/test_loading.py -k several_data',
+        ('test: predictions of several data sets are lost', 'if dump and dump.results:', 'if False:'),
+    ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
         'rmt_mm/tools/cli/measure.py',

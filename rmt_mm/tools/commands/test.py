@@ -50,10 +50,13 @@ def run(args: argparse.Namespace) -> None:
             cli.record_config(runner, given)  # other tools, and a second test, take it without the effects of options
         cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
-    if args.out:
-        runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
+    dump = dump_metric(cfg, args.out) if args.out else None
+    if dump:
+        runner.test_evaluator.metrics.append(dump)
     with cli.exit_on_error(), naming_the_key(cfg):
         runner.test()
+        if dump and dump.results:  # mmdet's MultiDatasetsEvaluator leaves a metric beyond its data sets unevaluated
+            dump.evaluate(len(runner.test_dataloader.dataset))
 
 
 class DumpLabelMaps(DumpResults):
