@@ -210,6 +210,28 @@ def test_several_processes_on_the_cpu(given, monkeypatch):
     assert cfg.model_wrapper_cfg.broadcast_buffers is bool(given)
 
 
+class Pictures(list):
+    """A data set of the paths in it."""
+
+    metainfo = dict(classes=('a', 'b', 'c'), palette=[(0, 0, 0)] * 3)
+
+    def get_data_info(self, index):
+        return dict(img_path=self[index])
+
+
+def test_pictures_of_one_name_are_named(capsys):
+    cli.check_drawing(Pictures(['a/1.jpg', 'a/2.jpg']))
+    assert capsys.readouterr().err == ''
+    cli.check_drawing(Pictures(['a/1.jpg', 'a/2.jpg', 'b/1.jpg']))
+    assert '1 names occur more than once, such as a/1.jpg and b/1.jpg' in capsys.readouterr().err
+
+
+def test_colours_for_fewer_classes(monkeypatch):
+    monkeypatch.setitem(Pictures.metainfo, 'palette', [(0, 0, 0)] * 2)
+    with pytest.raises(UsageError, match='2 colours for 3 classes'):
+        cli.check_drawing(Pictures())
+
+
 class Built(Exception):
     """Carries the config from which a tool would have built a Runner."""
 

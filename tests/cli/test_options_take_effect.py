@@ -174,6 +174,15 @@ def test_a_test_keeps_the_config_of_the_training(built, checkpoint, tmp_path):
     assert path.read_text() == before and 'load_from = None' in before
 
 
+def test_a_short_palette_is_one_sentence(built, tmp_path):
+    cfg = Config.fromfile(DETECTOR)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), tmp_path / 'model.pth')
+    options = ['test_dataloader.dataset.metainfo.palette=[(1,2,3)]']
+    with pytest.raises(SystemExit, match='--show-dir: metainfo.palette of the data set has 1 colours for 10 classes'):
+        built('test.py', DETECTOR, tmp_path / 'model.pth', '--show-dir', tmp_path / 'shown', options=options)
+
+
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
 def test_nothing_in_a_checkpoint_is_executed(tool, built, checkpoint):
     """Both tools turn torch's process-wide switch on, which also covers later loading by mmengine or a data set."""

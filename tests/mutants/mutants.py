@@ -1159,6 +1159,16 @@ MUTANTS = [
         'tests/cli/test_loading.py -k several_data',
         ('test: predictions of several data sets are lost', 'if dump and dump.results:', 'if False:'),
     ),
+    *_group(
+        'rmt_mm/training/label_check.py',
+        'tests/training/test_label_check.py -k Suffixes',
+        ('suffixes: labels are images', 'else (suffixes, *labels)', 'else (suffixes,)'),
+    ),
+    *_group(
+        'rmt_mm/training/class_check.py',
+        'tests/training/test_segmentor_check.py -k "softmax or one_class"',
+        ('one output: a sigmoid is refused', "and not getattr(loss, 'use_sigmoid', False)", ''),
+    ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
         'rmt_mm/tools/cli/measure.py',

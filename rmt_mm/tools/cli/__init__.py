@@ -8,6 +8,7 @@ from .data_files import check_annotations, check_datasets
 from .model_check import check_backbones
 from .options import (
     add_common_arguments,
+    check_drawing,
     draw_predictions,
     exit_on_error,
     program,
@@ -31,6 +32,7 @@ __all__ = [
     'check_backbones',
     'check_checkpoint_file',
     'check_datasets',
+    'check_drawing',
     'check_file',
     'check_init_cfgs',
     'check_saving',

@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
             cli.record_config(runner, given)  # other tools, and a second test, take it without the effects of options
         cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
+        if args.show_dir:
+            cli.check_drawing(runner.test_dataloader.dataset)
     dump = dump_metric(cfg, args.out) if args.out else None
     if dump:
         runner.test_evaluator.metrics.append(dump)
