@@ -23,6 +23,7 @@ from mmengine.runner import Runner  # noqa: E402
 
 import rmt_mm  # noqa: E402
 from rmt_mm.tools import cli  # noqa: E402
+from rmt_mm.tools.cli.saving import known_keys  # noqa: E402
 
 from support import ROOT  # noqa: E402
 
@@ -163,7 +164,19 @@ def test_the_default_tta_tests(config, options, name, metric, built, tmp_path):
         torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), tmp_path / 'model.pth')
     runner = built('test.py', config, tmp_path / 'model.pth', '--tta', options=options)
     runner.call_hook('before_run')
-    assert type(runner.model).__name__ == name and metric in runner.test_loop.run()
+    metrics = runner.test_loop.run()
+    assert type(runner.model).__name__ == name and metric in metrics
+    assert set(metrics) == set().union(*map(known_keys, runner.test_evaluator.metrics))
+
+
+@pytest.mark.parametrize('kinds', [['mIoU'], ['mDice', 'mFscore']])
+def test_names_of_the_values_of_segmentation(kinds):
+    from mmseg.evaluation import IoUMetric
+
+    metric = IoUMetric(iou_metrics=kinds, prefix='a')
+    metric.dataset_meta = dict(classes=('x', 'y'))
+    areas = tuple(torch.ones(2) for _ in range(4))
+    assert {f'a/{name}' for name in metric.compute_metrics([areas])} == known_keys(metric)
 
 
 def test_a_test_keeps_the_config_of_the_training(built, checkpoint, tmp_path):

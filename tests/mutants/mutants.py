@@ -1167,7 +1167,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/training/class_check.py',
         'tests/training/test_segmentor_check.py -k "softmax or one_class"',
-        ('one output: a sigmoid is refused', "and not getattr(loss, 'use_sigmoid', False)", ''),
+        ('one output: a sigmoid is refused', "    and not getattr(loss, 'use_sigmoid', False)\n", '\n'),
     ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
