@@ -39,6 +39,7 @@ def check_heads(model: nn.Module, dataset, loader: str) -> Iterator[Finding]:
                 f'is called so: a single class is written ({text!r}, ).'
             )
     yield from _check_class_weights(model)
+    yield from _check_single_outputs(model)
     classes = class_names(dataset)
     if classes is None or takes_text(model):
         return
@@ -116,6 +117,25 @@ def _check_class_weights(model: nn.Module) -> Iterator[Finding]:
                 f'model.{name.replace("module.", "", 1)}.class_weight has {len(weights)} weights, but the head has '
                 f'{given} classes{" and, as the last, no object" if background else ""}: give one weight for each.'
             )
+
+
+def _check_single_outputs(model: nn.Module) -> Iterator[Finding]:
+    """Find mmseg's and mmpretrain's heads of one output with a softmax over it, which is 1 whatever the model says."""
+    for name, loss in model.named_modules():
+        for key, outputs in (('loss_decode', 'out_channels'), ('loss_module', 'num_classes')):
+            path, _, rest = name.partition(f'.{key}')
+            if (
+                path != name
+                and type(loss).__name__ == 'CrossEntropyLoss'
+                and not getattr(loss, 'use_sigmoid', False)
+                and getattr(model.get_submodule(path), outputs, None) == 1
+            ):
+                place = f'model.{path.replace("module.", "", 1)}'
+                sigmoid = f'{place}.{key}{rest}.use_sigmoid=True, or '
+                yield Finding(
+                    f'{place}.{outputs} is 1, and its loss is a softmax over this one output, which is 0 for the label '
+                    f'0 and fails for others: set {sigmoid if outputs == "out_channels" else ""}{place}.{outputs}=2.'
+                )
 
 
 def check_topk(model: nn.Module, metrics: Iterable, evaluator: str) -> Iterator[Finding]:

@@ -108,6 +108,14 @@ def find_fault(error: BaseException, cfg: Config) -> Optional[Fault]:
     if key in SWITCHES:
         text = f'{key}={cfg.get(key)!r} cannot be used: {in_one_line(error)}; remove it, or name other modules.'
         return Fault(key, text, False)
+    if isinstance(error, NotImplementedError) and key == 'optim_wrapper':
+        text = (
+            f'optim_wrapper.constructor={cfg.optim_wrapper.get("constructor")!r} does not know this backbone: for '
+            "layer-wise rates of RMT write constructor='LayerDecayOptimWrapperConstructor' and paramwise_cfg=dict("
+            "_delete_=True, layer_decay_rate=0.9); for one rate, constructor='DefaultOptimWrapperConstructor' and "
+            'paramwise_cfg=None.'
+        )
+        return Fault(key, text, False)
     return Fault(key, f'{where} cannot be built: {in_one_line(error)}', reads_data)
 
 

@@ -30,7 +30,7 @@ from .coco_check import (
 from .config_key import find_fault
 from .datasets import build_lazily, find_datasets, name_files
 from .findings import Finding, collect, report
-from .label_check import check_counted_labels, check_image_labels, check_label_maps, check_zero_label
+from .label_check import check_counted_labels, check_image_labels, check_label_maps, check_suffixes, check_zero_label
 from .segmentor_check import check_losses, check_norms, find_batch_labels
 
 if TYPE_CHECKING:  # `import rmt_mm` does not need Runner
@@ -172,6 +172,7 @@ class DataCheckHook(Hook):
         classes, leaves = class_names(dataset), list(find_datasets(dataset))
         checks: List[CocoCheck] = []
         for leaf in leaves:
+            yield from check_suffixes(leaf, loader)
             names = {f'{cls.__module__.split(".")[0]}.{cls.__name__}' for cls in type(leaf).__mro__}
             if is_plain_coco(leaf):
                 coco = CocoCheck(leaf, loader)

@@ -1,7 +1,10 @@
 """Check some labels of mmseg's and mmpretrain's data sets: values that are no class would crash in a loss."""
 
 import copy
+import mimetypes
+import os
 import os.path as osp
+from itertools import islice
 from logging import ERROR, WARNING
 from typing import Generator, Iterable, Iterator, Optional, Sequence, Set
 
@@ -13,6 +16,33 @@ from ..errors import DataError
 from .datasets import find_transform, pick_evenly, reads_from_disk
 from .findings import Finding
 from .image_size import DECODE_ERRORS, explain, read_image_size
+
+
+def check_suffixes(dataset, where: str, at_most: int = 100_000) -> Iterator[Finding]:
+    """Find images in the folder of a data set without an annotation file that it leaves out for their suffix.
+
+    Args:
+        dataset: one of mmseg's with ``img_suffix``, or of mmpretrain's with ``extensions``; others are not checked.
+        where (str): name of its data loader.
+        at_most (int): files that are looked at. Default 100,000.
+    """
+    key = 'img_suffix' if hasattr(dataset, 'img_suffix') else 'extensions'
+    suffixes = getattr(dataset, key, None)
+    prefixes = getattr(dataset, 'data_prefix', None) or {}
+    folder = prefixes.get('img_path')
+    if not suffixes or not folder or dataset.ann_file or not osp.isdir(folder):
+        return
+    labels = tuple(filter(None, [getattr(dataset, 'seg_map_suffix', None)])) if prefixes.get('seg_map_path') else ()
+    used = tuple(suffixes) if key == 'extensions' else (suffixes, *labels)
+    files = (osp.join(root, name) for root, _, names in os.walk(folder) for name in names)
+    images = [f for f in islice(files, at_most) if (mimetypes.guess_type(f)[0] or '').startswith('image/')]
+    unused = [f for f in images if not (f.lower() if key == 'extensions' else f).endswith(used)]
+    if unused:
+        yield Finding(
+            f'{where}: {len(unused)} of {len(images)} images in {folder} are not used, such as {min(unused)}: '
+            f'{where}.dataset.{key} is {suffixes!r}. A data set reads other suffixes by another {key}.',
+            WARNING,
+        )
 
 
 def check_label_maps(

@@ -43,7 +43,9 @@ def test_counts_of_ablations(options, millions, giga):
     assert f'{sum(counter.macs.values()) / 2**30:.2f}' == giga
 
 
-@pytest.mark.parametrize('row, decomposed', [(r'`decomposed=\(True, True, True, True\)`', (True,) * 4), ('released', None)])
+@pytest.mark.parametrize(
+    'row, decomposed', [(r'`decomposed=\(True, True, True, True\)`', (True,) * 4), ('released', None)]
+)
 def test_counts_at_size(row, decomposed):
     (cells,) = re.findall(rf'^\| {row} \|(.*)\|$', PAGE, re.MULTILINE)
     options = dict(decomposed=decomposed) if decomposed else {}

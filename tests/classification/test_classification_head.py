@@ -42,6 +42,22 @@ def test_parameter_counts_are_the_published_ones(arch, head, in_channels, expect
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
+def test_layers_for_grad_cam():
+    """docs/inference.md names layers whose outputs are (B, C, H, W); the last norm of the backbone is not one."""
+    model = build_classifier('RMTClsHead', LEAST_ARCH, 7, LEAST_ARCH['embed_dims'][-1]).eval()
+    shapes = {}
+    block = 'backbone.stages.3.0'
+    for name in ('head.norm', f'{block}.attn.lce', f'{block}.norm2'):
+        model.get_submodule(name).register_forward_hook(lambda _, x, y, name=name: shapes.update({name: y.shape}))
+    model(torch.zeros(1, 3, 64, 96))
+    size, channels = (2, 3), LEAST_ARCH['embed_dims'][-1]
+    assert shapes == {
+        'head.norm': (1, 1024, *size),
+        f'{block}.attn.lce': (1, channels, *size),
+        f'{block}.norm2': (1, *size, channels),
+    }
+
+
 @pytest.fixture
 def feats():
     return (torch.randn(3, 32, 2, 5, generator=torch.Generator().manual_seed(0)),)

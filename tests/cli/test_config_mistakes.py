@@ -54,6 +54,16 @@ MISTAKES = {
         dict(optim_wrapper=dict(type='OptimWrapper', loss_scale=1, optimizer=dict(type='SGD', lr=0.01))),
         ['optim_wrapper (OptimWrapper)', "'loss_scale'", f'{DELETE}optim_wrapper'],
     ),
+    'constructor of other backbones': (
+        dict(
+            optim_wrapper=dict(
+                constructor='mmseg.LearningRateDecayOptimizerConstructor',
+                paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6),
+                optimizer=dict(type='SGD', lr=0.1),
+            )
+        ),
+        ["optim_wrapper.constructor='mmseg.Learn", "write constructor='LayerDecayOptimWrapperConstructor'"],
+    ),
     'constructor': (
         dict(optim_wrapper=dict(constructor='LayerDecayOptimWrapperConstructor', optimizer=dict(type='SGD', lr=0.1))),
         ['optim_wrapper cannot be built', 'paramwise_cfg.layer_decay_rate'],
@@ -98,6 +108,13 @@ MISTAKES = {
     'torch.fx': (
         dict(model=dict(type='ToyClassifier'), efficient_conv_bn_eval=['backbone']),
         ["efficient_conv_bn_eval=['backbone'] cannot be used", 'TraceError', 'remove it'],
+    ),
+    'best score that the metric lacks': (
+        dict(
+            val_evaluator=dict(type='mmpretrain.Accuracy', topk=(1, 5), prefix='val'),
+            **checkpoint_hook(save_best='val/top3', rule='greater'),
+        ),
+        ["save_best is 'val/top3'", 'set one of val/top1, val/top5'],
     ),
     'name of a metric': (
         dict(val_evaluator=dict(type='ToyMetric', prefix='toy'), **checkpoint_hook(save_best='sum', rule='less')),
@@ -145,3 +162,9 @@ def test_a_batch_is_filled_up_by_a_sampler_without_end(run):
         train_dataloader=loader, train_cfg=dict(by_epoch=False, max_iters=1), **checkpoint_hook(by_epoch=False)
     )
     assert list(work_dir.glob('iter_1.pth'))
+
+
+def test_a_delete_that_deletes_nothing(run, capsys):
+    with pytest.raises(SystemExit):
+        run(model=dict(type='ToyConvNet', chanels=1), extra=dict(inner=dict(_delete_=True, a=1)))
+    assert 'note: extra.inner of config' in capsys.readouterr().err

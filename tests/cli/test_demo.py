@@ -1,6 +1,7 @@
 """tools/demo.py: pictures of every kind, three tasks, tiles, video, and results that other programs read."""
 
 import json
+import pickle
 import sys
 import tracemalloc
 
@@ -17,7 +18,7 @@ from pycocotools.coco import COCO
 from rmt_mm.errors import CheckpointError, UsageError
 from rmt_mm.tools.cli.images import find_images, read_image
 from rmt_mm.tools.cli.predictor import as_shown, build_predictor
-from rmt_mm.tools.cli.tiles import merge_boxes, tile_windows
+from rmt_mm.tools.cli.tiles import TileMask, draw_objects, merge_boxes, tile_windows
 from rmt_mm.tools.commands.demo import main
 from rmt_mm.tools.deployment.inputs import Preparation, read_preprocessor
 from rmt_mm.tools.flops import input_channels
@@ -205,6 +206,37 @@ def test_parts_of_an_object_in_two_tiles_become_the_whole():
     assert merge_boxes(np.zeros((0, 4)), np.zeros(0), np.zeros(0)) == []
 
 
+@pytest.mark.parametrize('empty', [False, True])
+@pytest.mark.parametrize('size', [(30, 40), (9, 12)])
+def test_masks_of_tiles_are_those_of_the_picture(size, empty):
+    """The tile of 9 x 12 pixels may touch every border; pixels at both ends of a column join in COCO's order."""
+    generator = np.random.RandomState(0)
+    for left, top in ((0, 0), (size[1] - 12, size[0] - 9)):
+        mask = (generator.rand(9, 12) > 0.5) & (not empty)
+        whole = np.zeros(size, np.uint8, order='F')
+        whole[top : top + 9, left : left + 12] = mask
+        found = TileMask(mask, left, top).encode(*size)
+        assert (rle.decode(found) == whole).all() and rle.area(found) == mask.sum()
+        assert rle.iou([found], [rle.encode(whole)], [0]) == (0 if empty else 1)
+
+
+def test_objects_are_drawn_where_they_are_without_a_map_for_each():
+    image = np.full((400, 600, 3), 100, np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[8:40, 8:40] = True
+    masks = [TileMask(mask, 500, 300) for _ in range(200)]
+    boxes = np.tile([508.0, 308, 540, 340], (200, 1))
+    tracemalloc.start()
+    drawn = draw_objects(image, boxes, ['é'] * 200, [RED] * 200, masks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * image.nbytes
+    changed = np.argwhere((drawn != image).any(2))
+    assert changed.min(0).tolist() == [308, 508] and changed.max(0).tolist() == [340, 540]
+    assert (drawn[308, 520] == RED).all() and np.abs(drawn[335, 535].astype(int) - RED).max() < 5
+    assert (image == 100).all()
+
+
 # Models, of random weights.
 
 
@@ -312,6 +344,15 @@ def test_video(demo, scene, tmp_path):
     assert names == ['a.avi/000001', 'a.avi/000002', 'a.avi/000003']
 
 
+def test_a_picture_beyond_the_memory_is_skipped(demo, scene, tmp_path, monkeypatch):
+    def draw(*_):
+        raise MemoryError('Unable to allocate 5.43 GiB')
+
+    monkeypatch.setattr('rmt_mm.tools.cli.predictor.Classifier.draw', draw)
+    with pytest.raises(SystemExit):
+        demo('mmpretrain', scene, '--out-dir', tmp_path)
+
+
 def test_pictures_of_odd_sizes_are_predicted_or_skipped(demo, scene, tmp_path):
     (tmp_path / 'odd').mkdir()
     scene_copy = tmp_path / 'odd/b.png'
@@ -340,7 +381,10 @@ def test_one_tile_is_the_whole_picture(predictor, scene):
         assert 0 < len(found) <= len(boxes)
         for box, mask in zip(found.bboxes, found.masks):
             [same] = torch.nonzero((boxes.bboxes == box).all(1)).flatten()[:1]
-            assert torch.equal(mask, torch.as_tensor(boxes.masks[same]))
+            assert (rle.decode(mask.encode(*image.shape[:2])) == np.asarray(boxes.masks[same])).all()
+        shown = predictor.describe(whole, 0.0)
+        for entry in predictor.describe(tiled, 0.0):
+            assert entry in shown
 
 
 def test_tiles_lie_where_they_were_cut(predictor, scene, monkeypatch):
@@ -370,10 +414,17 @@ def test_tiles_lie_where_they_were_cut(predictor, scene, monkeypatch):
         assert torch.nonzero(sample.pred_sem_seg.data[0] == 3).tolist() == [[100, 140]]
     else:
         found = sample.pred_instances
-        assert found.bboxes.tolist() == [[140, 100, 141, 101]] and torch.nonzero(found.masks[0]).tolist() == [
-            [100, 140]
-        ]
+        assert found.bboxes.tolist() == [[140, 100, 141, 101]]
+        [entry] = predictor.describe(sample, 0.5)
+        assert np.argwhere(rle.decode(entry['segmentation'])).tolist() == [[100, 140]]
     assert predictor.draw(image, sample, 0.5).shape == image.shape
+
+
+@pytest.mark.parametrize('predictor', ['mmdet'], indirect=True)
+def test_a_mask_of_a_tile_does_not_grow_with_the_picture(predictor, scene):
+    image = np.tile(read_image(scene), (4, 4, 1))
+    masks = predictor.predict_by_tiles(image, 400, 100).pred_instances.masks
+    assert masks and len(pickle.dumps(masks)) < 5000 * len(masks) < len(masks) * image[..., 0].size / 10
 
 
 @pytest.mark.parametrize('predictor', ['mmseg'], indirect=True)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import pickle
 import re
 import runpy
 import socket
@@ -221,6 +222,18 @@ def test_augmented_testing_and_training(tool, tmp_path):
     path = save(tmp_path / 'file.pth')
     for status, text in (tool('test.py', path, '--tta'), tool('train.py', options=[f'load_from={path}'])):
         assert status == 0 and f'{path} loaded into the model\n  complete' in text
+
+
+def test_predictions_of_several_data_sets_are_written(tool, config, tmp_path, monkeypatch):
+    pytest.importorskip('mmdet')
+    monkeypatch.setattr('support.toy.ToyData.metainfo', dict(cumulative_sizes=[2, 4]))
+    evaluator = dict(type='mmdet.MultiDatasetsEvaluator', metrics=[dict(type='ToyMetric')] * 2)
+    evaluator['dataset_prefixes'] = ['a', 'b']
+    both = dict(type='ConcatDataset', datasets=[dict(type='ToyData')] * 2)
+    config.write_text(f'{CONFIG}\ntest_evaluator = {evaluator}\ntest_dataloader = dict(data, dataset={both})')
+    status, text = tool('test.py', save(tmp_path / 'file.pth'), '--out', tmp_path / 'out.pkl')
+    assert status == 0 and 'a/sum' in text and 'b/sum' in text
+    assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 4
 
 
 def test_what_is_extra_is_named(tool, tmp_path):

@@ -143,7 +143,7 @@ def test_default_tta_is_that_of_the_library(scope, model, capsys):
 def test_default_tta_of_a_pure_python_config(pure_python):
     cfg = Config.fromfile(pure_python)
     cli.use_tta(cfg)
-    assert cfg.model.type == 'mmdet.DetTTAModel' and type_name(cfg.model.module.type) == 'RetinaNet'
+    assert cfg.model.type == 'DetTTAModel' and type_name(cfg.model.module.type) == 'RetinaNet'
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
 
 
@@ -208,6 +208,28 @@ def test_several_processes_on_the_cpu(given, monkeypatch):
     if given is None:  # mmengine reads the setting only without a wrapper
         assert cfg.model_wrapper_cfg.find_unused_parameters is True
     assert cfg.model_wrapper_cfg.broadcast_buffers is bool(given)
+
+
+class Pictures(list):
+    """A data set of the paths in it."""
+
+    metainfo = dict(classes=('a', 'b', 'c'), palette=[(0, 0, 0)] * 3)
+
+    def get_data_info(self, index):
+        return dict(img_path=self[index])
+
+
+def test_pictures_of_one_name_are_named(capsys):
+    cli.check_drawing(Pictures(['a/1.jpg', 'a/2.jpg']))
+    assert capsys.readouterr().err == ''
+    cli.check_drawing(Pictures(['a/1.jpg', 'a/2.jpg', 'b/1.jpg']))
+    assert '1 names occur more than once, such as a/1.jpg and b/1.jpg' in capsys.readouterr().err
+
+
+def test_colours_for_fewer_classes(monkeypatch):
+    monkeypatch.setitem(Pictures.metainfo, 'palette', [(0, 0, 0)] * 2)
+    with pytest.raises(UsageError, match='2 colours for 3 classes'):
+        cli.check_drawing(Pictures())
 
 
 class Built(Exception):

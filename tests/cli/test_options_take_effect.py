@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 pytest.importorskip('mmdet')
+pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 
 from mmengine.config import Config  # noqa: E402
@@ -21,11 +22,13 @@ from mmengine.runner import Runner  # noqa: E402
 
 import rmt_mm  # noqa: E402
 from rmt_mm.tools import cli  # noqa: E402
+from rmt_mm.tools.cli.saving import known_keys  # noqa: E402
 
 from support import ROOT  # noqa: E402
 from support.miniature import call  # noqa: E402
 
 DETECTOR = str(ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_digits.py')
+CLASSIFIER = str(ROOT / 'configs/classification/rmt-digits.py')
 SEGMENTOR = str(ROOT / 'configs/segmentation/rmt-tiny_fpn_8xb2-80k_ade20k-512x512.py')
 
 
@@ -45,7 +48,7 @@ def built(data, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')  # restored afterwards
 
     def run(tool, config, *args, options=()):
-        root = data / ('coco' if config == DETECTOR else 'ade20k')
+        root = data / {DETECTOR: 'coco', CLASSIFIER: 'imagenet'}.get(config, 'ade20k')
         name = uuid.uuid4().hex  # mmengine keeps one visualizer, logger and scope for each name in a process
         own = [f'experiment_name={name}', f'visualizer.name={name}']
         for split in ('train', 'val', 'test'):
@@ -128,6 +131,53 @@ def test_tta(built, checkpoint):
     inputs = runner.test_dataloader.dataset[0]['inputs']
     assert len(inputs) == 12  # six sizes, each also mirrored
     assert isinstance(plain.test_dataloader.dataset[0]['inputs'], torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    'config, options, name, metric',
+    [
+        (DETECTOR, ['model.roi_head.mask_head=None', 'test_evaluator.metric=bbox'], 'DetTTAModel', 'coco/bbox_mAP'),
+        (CLASSIFIER, [], 'AverageClsScoreTTA', 'accuracy/top1'),
+    ],
+)
+def test_the_default_tta_tests(config, options, name, metric, built, tmp_path):
+    cfg = Config.fromfile(config)
+    if config == DETECTOR:
+        cfg.model.roi_head.mask_head = None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), tmp_path / 'model.pth')
+    runner = built('test.py', config, tmp_path / 'model.pth', '--tta', options=options)
+    runner.call_hook('before_run')
+    metrics = runner.test_loop.run()
+    assert type(runner.model).__name__ == name and metric in metrics
+    assert set(metrics) == set().union(*map(known_keys, runner.test_evaluator.metrics))
+
+
+@pytest.mark.parametrize('kinds', [['mIoU'], ['mDice', 'mFscore']])
+def test_names_of_the_values_of_segmentation(kinds):
+    from mmseg.evaluation import IoUMetric
+
+    metric = IoUMetric(iou_metrics=kinds, prefix='a')
+    metric.dataset_meta = dict(classes=('x', 'y'))
+    areas = tuple(torch.ones(2) for _ in range(4))
+    assert {f'a/{name}' for name in metric.compute_metrics([areas])} == known_keys(metric)
+
+
+def test_a_test_keeps_the_config_of_the_training(built, checkpoint, tmp_path):
+    path = tmp_path / 'work' / os.path.basename(SEGMENTOR)
+    built('train.py', SEGMENTOR)
+    before = path.read_text()
+    built('test.py', SEGMENTOR, checkpoint, '--tta', '--show-dir', tmp_path / 'shown')
+    assert path.read_text() == before and 'load_from = None' in before
+
+
+def test_a_short_palette_is_one_sentence(built, tmp_path):
+    cfg = Config.fromfile(DETECTOR)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), tmp_path / 'model.pth')
+    options = ['test_dataloader.dataset.metainfo.palette=[(1,2,3)]']
+    with pytest.raises(SystemExit, match='--show-dir: metainfo.palette of the data set has 1 colours for 10 classes'):
+        built('test.py', DETECTOR, tmp_path / 'model.pth', '--show-dir', tmp_path / 'shown', options=options)
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])

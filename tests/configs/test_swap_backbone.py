@@ -10,15 +10,17 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
 from rmt_mm import get_config_path
 from rmt_mm.arch import resolve_arch
 from rmt_mm.tools.cli import load_config
+from rmt_mm.tools.cli.runner import _adapt_to_cpu
 from rmt_mm.training.config_search import find_dicts
 
-from support.swaps import PAGE, documented_swaps, write_user_config
+from support.swaps import PAGE, documented_swaps, library_config, write_user_config
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -51,6 +53,11 @@ def some_are_slow(configs):
         else pytest.param(config, marks=pytest.mark.slow)
         for config in configs
     ]
+
+
+def has_constructor(config):
+    """Tell whether a library's config has a constructor of its optimizer, which may know some backbones alone."""
+    return 'constructor' in Config.fromfile(library_config(config)).get('optim_wrapper', {})
 
 
 def test_the_page_has_a_block_for_each_family():
@@ -158,6 +165,14 @@ def check(config, folder):
         # YOLACT's strides are not whole numbers; a wrong output would be wrong by a factor of 2.
         sides = [stride * m.shape[-1] for stride, m in zip(strides, maps)]
         assert sides == pytest.approx([SIDE] * len(strides), rel=0.3)
+
+
+@pytest.mark.parametrize('config', [config for config in FIRST + OTHERS if has_constructor(config)])
+def test_constructors_take_rmt(config, tmp_path):
+    cfg, model = build(config, tmp_path)
+    cfg.launcher = 'none'
+    _adapt_to_cpu(cfg)
+    assert build_optim_wrapper(model, cfg.optim_wrapper).param_groups
 
 
 @pytest.mark.parametrize('config', some_are_slow(FIRST + OTHERS))

@@ -767,8 +767,15 @@ MUTANTS = [
         ('tiles: over the larger area', 'np.minimum(areas[same], areas[i])', 'np.maximum(areas[same], areas[i])'),
     ),
     *_group(
+        'rmt_mm/tools/cli/tiles.py',
+        'tests/cli/test_demo.py -k "tile or objects"',
+        ('tiles: masks lie a column aside', '(columns.start + x) * height', '(columns.start + x + 1) * height'),
+        ('tiles: masks are drawn in the corner', 'image[mask.window]', 'image[: mask.decode().shape[0]]'),
+    ),
+    *_group(
         'rmt_mm/tools/cli/predictor.py',
-        'tests/cli/test_demo.py -k tile',
+        'tests/cli/test_demo.py -k "tile or memory"',
+        ('pictures: no memory ends in a traceback', 'IndexError, MemoryError)', 'IndexError)'),
         ('tiles: boxes stay in their tile', '[columns.start, rows.start] * 2', '[0, 0] * 2'),
         ('tiles: boxes with x and y exchanged', '[columns.start, rows.start] * 2', '[rows.start, columns.start] * 2'),
         (
@@ -798,7 +805,7 @@ MUTANTS = [
         ('page: formats that start programs', 'Image.open(path, formats=FORMATS)', 'Image.open(path)'),
         (
             'page: an error of the library',
-            'except (*SIZE_ERRORS, MemoryError) as error:',
+            'except SIZE_ERRORS as error:',
             'except MemoryError as error:',
         ),
         ('page: every click computes again', 'result.recorded = {(stage, block): found}', 'pass'),
@@ -1227,6 +1234,27 @@ MUTANTS = [
         'rmt_mm/tools/commands/train.py',
         OPTIONS,
         ('--auto-scale-lr is not passed on', 'cli.use_auto_scale_lr(cfg)', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/runner.py',
+        f'{OPTIONS} -k "tta or keeps"',
+        ('test: the config of the training is replaced', 'path.write_bytes(content)', 'pass'),
+        ('test: the config with --tta is left', 'runner.cfg = cfg', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/tools/commands/test.py',
+        'tests/cli/test_loading.py -k several_data',
+        ('test: predictions of several data sets are lost', 'if dump and dump.results:', 'if False:'),
+    ),
+    *_group(
+        'rmt_mm/training/label_check.py',
+        'tests/training/test_label_check.py -k Suffixes',
+        ('suffixes: labels are images', 'else (suffixes, *labels)', 'else (suffixes,)'),
+    ),
+    *_group(
+        'rmt_mm/training/class_check.py',
+        'tests/training/test_segmentor_check.py -k "softmax or one_class"',
+        ('one output: a sigmoid is refused', "    and not getattr(loss, 'use_sigmoid', False)\n", '\n'),
     ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(

@@ -61,6 +61,9 @@ class ToyData(Dataset):
     def __init__(self, pipeline=()):
         self.pipeline = pipeline
 
+    def full_init(self):
+        """ConcatDataset calls it."""
+
     def __len__(self):
         return 2
 

@@ -14,10 +14,46 @@ from rmt_mm.training.label_check import (
     check_counted_labels,
     check_image_labels,
     check_label_maps,
+    check_suffixes,
     check_zero_label,
 )
 
 from support.pictures import MALFORMED_EXIF, write_png
+
+
+class TestSuffixes:
+    """Images that a data set leaves out in silence, since their names end otherwise."""
+
+    def check(self, dataset):
+        return [finding.text for finding in collect(check_suffixes(dataset, 'train_dataloader'))]
+
+    def test_of_segmentation(self, tmp_path):
+        pytest.importorskip('mmseg')
+        from mmseg.datasets import BaseSegDataset
+
+        for name in ('a.jpg', 'b.png', 'c.JPG', 'sub/d.jpeg', 'notes.txt'):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        prefix = dict(img_path=str(tmp_path), seg_map_path=None)
+        (text,) = self.check(BaseSegDataset(data_prefix=prefix, pipeline=[]))
+        assert '3 of 4 images' in text and "train_dataloader.dataset.img_suffix is '.jpg'" in text and 'b.png' in text
+        # Label maps beside the images are used.
+        dataset = BaseSegDataset(data_prefix=dict(prefix, seg_map_path=str(tmp_path)), pipeline=[])
+        assert '2 of 4' in self.check(dataset)[0]
+        (tmp_path / 'list.txt').write_text('a')
+        assert self.check(BaseSegDataset(ann_file=str(tmp_path / 'list.txt'), data_prefix=prefix, pipeline=[])) == []
+
+    def test_of_classification(self, tmp_path):
+        pytest.importorskip('mmpretrain')
+        from mmpretrain.datasets import CustomDataset
+
+        for name in ('cat/a.jpg', 'dog/b.PNG'):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).touch()
+        assert self.check(CustomDataset(data_prefix=str(tmp_path), pipeline=[])) == []
+        (tmp_path / 'dog/c.gif').touch()
+        (text,) = self.check(CustomDataset(data_prefix=str(tmp_path), pipeline=[]))
+        assert '1 of 3 images' in text and 'c.gif' in text and 'dataset.extensions' in text
 
 
 class TestLabelMaps:

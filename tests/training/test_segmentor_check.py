@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from rmt_mm.training.class_check import check_heads
 from rmt_mm.training.findings import collect
 from rmt_mm.training.segmentor_check import check_losses, check_norms, find_batch_labels
 
@@ -31,6 +32,26 @@ def segmentor(loss=CE, kind='FCNHead', **kwargs):
 
 def losses(model, labels=(0, 1, 2), batches=()):
     return [finding.text for finding in collect(check_losses(model, labels, 'train_dataloader', batches))]
+
+
+@pytest.mark.parametrize('loss', [CE, [dict(type='DiceLoss', loss_name='loss_dice'), CE]])
+def test_a_softmax_over_one_output(loss):
+    data = SimpleNamespace(metainfo=dict(classes=('background', 'digit')))
+    model = segmentor(loss, num_classes=2, out_channels=1)
+    (finding,) = collect(check_heads(model, data, 'train_dataloader'))
+    place = f'loss_decode{".1" if isinstance(loss, list) else ""}'
+    assert f'set model.decode_head.{place}.use_sigmoid=True, or model.decode_head.out_channels=2' in finding.text
+    sigmoid = segmentor(dict(CE, use_sigmoid=True), num_classes=2, out_channels=1)
+    for fits in (segmentor(num_classes=2), sigmoid):
+        assert collect(check_heads(fits, data, 'train_dataloader')) == []
+
+
+def test_a_classifier_of_one_class():
+    heads = pytest.importorskip('mmpretrain.models.heads')
+    for count in (1, 2):
+        data = SimpleNamespace(metainfo=dict(classes=('cat', 'dog')[:count]))
+        found = collect(check_heads(nn.ModuleDict(dict(head=heads.LinearClsHead(count, 4))), data, 'train_dataloader'))
+        assert [finding.text.split(',')[0] for finding in found] == ['model.head.num_classes is 1'] * (count == 1)
 
 
 class TestLosses:

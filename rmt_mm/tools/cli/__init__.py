@@ -8,6 +8,7 @@ from .data_files import check_annotations, check_datasets
 from .model_check import check_backbones
 from .options import (
     add_common_arguments,
+    check_drawing,
     draw_predictions,
     exit_on_error,
     program,
@@ -16,7 +17,7 @@ from .options import (
     use_tta,
     use_vis_backend,
 )
-from .runner import build_runner, process_group, record_config
+from .runner import build_runner, keep_config, process_group, record_config
 from .saving import check_saving
 from .types import library
 from .weights import check_file, check_init_cfgs, choose_checkpoint, watch_loading
@@ -31,6 +32,7 @@ __all__ = [
     'check_backbones',
     'check_checkpoint_file',
     'check_datasets',
+    'check_drawing',
     'check_file',
     'check_init_cfgs',
     'check_saving',
@@ -39,6 +41,7 @@ __all__ = [
     'exit_on_error',
     'find_config',
     'force_safe_loading',
+    'keep_config',
     'library',
     'load_config',
     'process_group',

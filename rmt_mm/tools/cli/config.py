@@ -14,6 +14,7 @@ from mmengine.config import Config
 from ...checkpoints import force_safe_loading
 from ...config_path import get_config_path
 from ...errors import UsageError, as_sentence
+from ...training.config_search import walk
 from ...training.findings import report
 from .cfg_options import apply_options, check_top_level_names
 from .loaders import drop_worker_settings
@@ -86,6 +87,10 @@ def read_config(path: str) -> Config:
     check_top_level_names(cfg, path)
     for text in find_unread_keys(path, cfg):
         note(text)
+    for where, key, _ in walk(cfg._cfg_dict):
+        if key == '_delete_':
+            parent = where.rpartition('.')[0]
+            note(f'{parent} of config {path} has _delete_, but no base config sets {parent}: remove _delete_.')
     return cfg
 
 

@@ -6,15 +6,18 @@ import os
 import os.path as osp
 import shlex
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator, Type
+from typing import Any, Iterator, Type
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import VISBACKENDS
 
 from ...errors import RMTError, UsageError, printable
+from ...training.class_check import metainfos
 from ...training.config_search import find_dicts, walk
+from ...training.datasets import find_datasets
 from .cfg_options import CfgOptions
 from .notes import note
 from .types import library, type_name
@@ -141,7 +144,8 @@ def _set_default_tta(cfg: Config, pipelines: list) -> None:
         return
     *steps, pack = pipelines[0].pipeline
     if scope == 'mmdet':
-        model = dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        # mmdet registers it with mmengine, whose registry finds it without a scope alone.
+        model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
         # Merging the predictions needs flip and flip_direction besides mmdet's usual keys.
         pack = dict(
             type='mmdet.PackDetInputs',
@@ -178,6 +182,30 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         cfg.visualizer.save_dir = folder
     else:
         hook.update(enable=True, out_dir=folder)
+
+
+def check_drawing(dataset: Any) -> None:
+    """Check that the predictions of a built data set can be drawn, a file for each image (``--show-dir``).
+
+    Raises:
+        UsageError: mmdet's visualiser would find fewer colours than classes.
+    """
+    for meta in metainfos(dataset):
+        classes, palette = meta.get('classes') or (), meta.get('palette')
+        if isinstance(palette, list) and len(palette) < len(classes):
+            raise UsageError(
+                f'--show-dir: metainfo.palette of the data set has {len(palette)} colours for {len(classes)} classes: '
+                'give one for each class, or leave palette out.'
+            )
+    leaves = [leaf for leaf in find_datasets(dataset) if hasattr(leaf, 'get_data_info')]
+    paths = [str(leaf.get_data_info(i).get('img_path')) for leaf in leaves for i in range(len(leaf))]
+    twice = [name for name, count in Counter(map(osp.basename, paths)).items() if count > 1]
+    if twice:
+        first, second = [path for path in paths if osp.basename(path) == twice[0]][:2]
+        note(
+            f'--show-dir: {len(twice)} names occur more than once, such as {printable(first)} and {printable(second)}: '
+            "the libraries' hooks write one file for a name, so that the last image replaces the others."
+        )
 
 
 def use_vis_backend(cfg: Config, name: str) -> None:

@@ -22,15 +22,15 @@ from .cfg_options import apply_options
 from .config import find_config, read_config
 from .images import read_image
 from .model_check import check_backbones
-from .tiles import merge_boxes, tile_windows
+from .tiles import TileMask, draw_objects, merge_boxes, tile_windows
 from .types import library, type_name
 from .weights import LoadReportHook, check_file
 
 # The 80 classes of COCO have the identifiers 1 to 90 without these.
 NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-# What the libraries' transforms, models and visualisers raise for an image of a single pixel, or 400 times as wide as
-# high.
-SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError)
+# What the libraries' transforms, models and visualisers raise for an image of a single pixel, one 400 times as wide as
+# high, or one of more pixels than the memory holds.
+SIZE_ERRORS = (cv2.error, RuntimeError, ValueError, IndexError, MemoryError)
 
 
 def check_device(name: Optional[str]) -> None:
@@ -198,7 +198,10 @@ class Predictor(ABC):
         """Return the library's data sample of an image."""
 
     def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
-        """Return the data sample of an image, computed in square tiles of ``size`` pixels that share ``overlap``."""
+        """Return the data sample of an image, computed in square tiles of ``size`` pixels that share ``overlap``.
+
+        Masks of detections are a list of :class:`~rmt_mm.tools.cli.tiles.TileMask`.
+        """
         raise NotImplementedError(f'{type(self).__name__} takes no tiles')
 
     @abstractmethod
@@ -237,25 +240,38 @@ class Detector(Predictor):
         return out['predictions'][0].cpu()
 
     def predict_by_tiles(self, image: np.ndarray, size: int, overlap: int) -> Any:
+        from mmdet.structures import DetDataSample
+
         height, width = image.shape[:2]
-        parts = []
-        for rows, columns in tile_windows(height, width, size, overlap):
-            sample = self.predict(np.ascontiguousarray(image[rows, columns]))
-            found = sample.pred_instances
-            found = found[found.scores > 0.05]
-            found.bboxes = found.bboxes + torch.tensor([columns.start, rows.start] * 2)
-            if 'masks' in found:
-                masks = torch.zeros(len(found), height, width, dtype=torch.bool)
-                masks[:, rows, columns] = torch.as_tensor(found.masks, dtype=torch.bool)
-                found = InstanceData(bboxes=found.bboxes, scores=found.scores, labels=found.labels, masks=masks)
-            parts.append(found)
-        merged = InstanceData.cat(parts)
-        kept = merge_boxes(merged.bboxes.numpy(), merged.scores.numpy(), merged.labels.numpy())
-        sample.pred_instances = merged[torch.tensor(kept, dtype=torch.long)]
-        sample.set_metainfo(dict(ori_shape=(height, width)))
-        return sample
+        found = InstanceData.cat(
+            [self._predict_tile(image, *window) for window in tile_windows(height, width, size, overlap)]
+        )
+        kept = merge_boxes(found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy())
+        return DetDataSample(
+            pred_instances=found[torch.tensor(kept, dtype=torch.long)],
+            metainfo=dict(ori_shape=(height, width), tiled=True),
+        )
+
+    def _predict_tile(self, image: np.ndarray, rows: slice, columns: slice) -> InstanceData:
+        found = self.predict(np.ascontiguousarray(image[rows, columns])).pred_instances
+        numbers = torch.nonzero(found.scores > 0.05)[:, 0]
+        kept = InstanceData(
+            bboxes=found.bboxes[numbers] + torch.tensor([columns.start, rows.start] * 2),
+            scores=found.scores[numbers],
+            labels=found.labels[numbers],
+        )
+        if 'masks' in found:
+            # A map of the image for each detection of each tile would fill the memory.
+            masks = np.asarray(found.masks)
+            kept.masks = [TileMask(masks[i].astype(bool), columns.start, rows.start) for i in numbers.tolist()]
+        return kept
 
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        if sample.get('tiled'):
+            found = sample.pred_instances[sample.pred_instances.scores > threshold]
+            labels, palette = found.labels.tolist(), self.model.dataset_meta['palette']
+            names = [f'{self.classes[i]}: {100 * score:.1f}' for i, score in zip(labels, found.scores.tolist())]
+            return draw_objects(image, found.bboxes.numpy(), names, [palette[i] for i in labels], found.get('masks'))
         visualizer = self._inferencer.visualizer
         visualizer.add_datasample('image', image, sample, draw_gt=False, pred_score_thr=threshold)
         return visualizer.get_image()
@@ -265,9 +281,11 @@ class Detector(Predictor):
 
         found = sample.pred_instances
         found = found[found.scores >= threshold]
-        masks = [None] * len(found)
-        if 'masks' in found:
-            masks = encode_mask_results(np.asarray(found.masks, dtype=bool))
+        masks = found.get('masks', [None] * len(found))
+        if sample.get('tiled'):
+            masks = [mask and mask.encode(*sample.ori_shape) for mask in masks]
+        elif 'masks' in found:
+            masks = encode_mask_results(np.asarray(masks, dtype=bool))
         results = []
         for box, score, label, mask in zip(found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks):
             left, top, right, bottom = box

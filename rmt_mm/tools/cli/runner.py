@@ -3,11 +3,13 @@
 import contextlib
 import gc
 import importlib
+from pathlib import Path
 from typing import Iterator
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -66,6 +68,18 @@ def record_config(runner: Runner, cfg: Config) -> None:
     runner.cfg = cfg
     runner.dump_config()
     runner.visualizer.add_config(cfg)
+
+
+@contextlib.contextmanager
+def keep_config(cfg: Config) -> Iterator[None]:
+    """Keep the config of this name in the work dir, such as that of a training, which a new Runner replaces."""
+    path = Path(cfg.work_dir, Path(cfg.filename).name)
+    content = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    finally:
+        if content is not None and is_main_process():
+            path.write_bytes(content)
 
 
 def _adapt_to_cpu(cfg: Config) -> None:

@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 import os.path as osp
-from typing import Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Set
 
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
@@ -99,6 +99,29 @@ def _find_problems(hook: CheckpointHook, runner: Runner) -> Iterator[Finding]:
                 f'default_hooks.checkpoint.save_best is {name!r}, but all metrics of val_evaluator have names with a '
                 f'prefix: set {likely}.'
             )
+    keys = [known_keys(metric) for metric in metrics]
+    for name in _best_names(hook) if keys and all(keys) else []:
+        given = sorted(set().union(*keys))
+        if name not in given:
+            yield Finding(
+                f'default_hooks.checkpoint.save_best is {name!r}, which val_evaluator does not give: set one of '
+                f'{", ".join(given)}.'
+            )
+
+
+def known_keys(metric: BaseMetric) -> Set[str]:
+    """Return the names of the values that a metric gives, or an empty set if they depend on the data or are unknown."""
+    kind, names = f'{type(metric).__module__.split(".")[0]}.{type(metric).__name__}', []
+    settings: Any = metric
+    if kind == 'mmdet.CocoMetric' and not settings.classwise and set(settings.metrics) <= {'bbox', 'segm'}:
+        items = settings.metric_items or ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l']
+        names = [f'{name}_{item}' for name in settings.metrics for item in items]
+    elif kind == 'mmpretrain.Accuracy' and len(settings.thrs) == 1:
+        names = [f'top{k}' for k in settings.topk]
+    elif kind == 'mmseg.IoUMetric':
+        parts = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall'])
+        names = ['aAcc', *(name for given in settings.metrics for name in parts[given])]
+    return {f'{metric.prefix}/{name}' if metric.prefix else name for name in names}
 
 
 class MissingScoreHook(Hook):

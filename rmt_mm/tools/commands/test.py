@@ -45,15 +45,20 @@ def run(args: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         keep_freed_memory()
     with cli.exit_on_error(*cli.FOREIGN_ERRORS), naming_the_key(cfg):
-        runner = cli.build_runner(cfg)
-        if args.tta:  # other tools, and a second test, take the model without its wrapper
-            cli.record_config(runner, given)
+        with cli.keep_config(given):
+            runner = cli.build_runner(cfg)
+            cli.record_config(runner, given)  # other tools, and a second test, take it without the effects of options
         cli.watch_loading(runner, cfg.load_from, 'test')
         build_data(runner, 'test')
-    if args.out:
-        runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))
+        if args.show_dir:
+            cli.check_drawing(runner.test_dataloader.dataset)
+    dump = dump_metric(cfg, args.out) if args.out else None
+    if dump:
+        runner.test_evaluator.metrics.append(dump)
     with cli.exit_on_error(), naming_the_key(cfg):
         runner.test()
+        if dump and dump.results:  # mmdet's MultiDatasetsEvaluator leaves a metric beyond its data sets unevaluated
+            dump.evaluate(len(runner.test_dataloader.dataset))
 
 
 class DumpLabelMaps(DumpResults):

@@ -126,7 +126,7 @@ class Trial:
         """Turn what the libraries raise for odd sizes into a sentence."""
         try:
             yield
-        except (*SIZE_ERRORS, MemoryError) as error:
+        except SIZE_ERRORS as error:
             height, width = image.shape[:2]
             raise UsageError(
                 f'{printable(name, 80)}, of {width} x {height} pixels, cannot be {done} with this model: '
