@@ -768,14 +768,24 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/tools/cli/tiles.py',
-        'tests/cli/test_demo.py -k "tile or objects"',
+        'tests/cli/test_demo.py -k masks_of_tiles',
         ('tiles: masks lie a column aside', '(columns.start + x) * height', '(columns.start + x + 1) * height'),
-        ('tiles: masks are drawn in the corner', 'image[mask.window]', 'image[: mask.decode().shape[0]]'),
+        (
+            'tiles: masks are drawn nowhere',
+            'part[inside > 0] = painted[inside > 0]',
+            'pass',
+            'tests/cli/test_demo.py -k objects_are_drawn',
+        ),
     ),
     *_group(
         'rmt_mm/tools/cli/predictor.py',
-        'tests/cli/test_demo.py -k "tile or memory"',
-        ('pictures: no memory ends in a traceback', 'IndexError, MemoryError)', 'IndexError)'),
+        'tests/cli/test_demo.py -k tile',
+        (
+            'pictures: no memory ends in a traceback',
+            'IndexError, MemoryError)',
+            'IndexError)',
+            'tests/cli/test_demo.py -k memory',
+        ),
         ('tiles: boxes stay in their tile', '[columns.start, rows.start] * 2', '[0, 0] * 2'),
         ('tiles: boxes with x and y exchanged', '[columns.start, rows.start] * 2', '[rows.start, columns.start] * 2'),
         (
@@ -1237,9 +1247,9 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/tools/cli/runner.py',
-        f'{OPTIONS} -k "tta or keeps"',
+        f'{OPTIONS} -k keeps',
         ('test: the config of the training is replaced', 'path.write_bytes(content)', 'pass'),
-        ('test: the config with --tta is left', 'runner.cfg = cfg', 'pass'),
+        ('test: the config with --tta is left', 'runner.cfg = cfg', 'pass', f'{OPTIONS} -k tta_leaves'),
     ),
     *_group(
         'rmt_mm/tools/commands/test.py',
@@ -1253,7 +1263,7 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/training/class_check.py',
-        'tests/training/test_segmentor_check.py -k "softmax or one_class"',
+        'tests/training/test_segmentor_check.py -k softmax',
         ('one output: a sigmoid is refused', "    and not getattr(loss, 'use_sigmoid', False)\n", '\n'),
     ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
