@@ -143,7 +143,7 @@ def check_model(report: Report) -> None:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for height, width in SIZES:
         choices = []
-        for stride, stage in zip(RMT.strides, ARCHS['tiny'].stages()):
+        for stride, stage in zip(ARCHS['tiny'].strides(), ARCHS['tiny'].stages()):
             size, head_dim = (height // stride, width // stride), stage.dim // stage.num_heads
             q = torch.empty(1, *size, stage.num_heads, head_dim, device=device)
             tables = ops.PositionTables((-1.0,) * stage.num_heads, *size, head_dim, q.device)

@@ -609,13 +609,17 @@ RECIPES.update(
 
 
 def size(arch, drop_path, **in_channels):
-    """Return the differences between sizes; ``in_channels`` of neck, decode_head... by name."""
+    """Return the differences between sizes; ``in_channels`` of neck, decode_head... by name.
+
+    With ``drop_path`` None, the rate is the same.
+    """
     channels = {f'model.{name}.in_channels': value for name, value in in_channels.items()}
-    return ('size', {'model.backbone.arch': arch, 'model.backbone.drop_path_rate': drop_path, **channels})
+    rate = {} if drop_path is None else {'model.backbone.drop_path_rate': drop_path}
+    return ('size', {'model.backbone.arch': arch, **rate, **channels})
 
 
 SMALL, BASE, LARGE = ('small', 0.15), ('base', 0.4), ('large', 0.5)
-SWIN_TINY, SWIN_SMALL = ('swin-tiny', 0.1), ('swin-small', 0.3)
+SWIN_TINY, SWIN_SMALL = ('swin-tiny', None), ('swin-small', 0.3)
 SWIN4 = [96, 192, 384, 768]
 B4, L4 = [80, 160, 320, 512], [112, 224, 448, 640]
 RATE_2E_4 = ('published rate', {'optim_wrapper.optimizer.lr': 2e-4})

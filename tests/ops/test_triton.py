@@ -119,11 +119,12 @@ def test_which_calls_it_takes(monkeypatch):
     kernel = dispatch._KERNELS['attend_lines', 'triton']
     q = torch.zeros(2, 64, 128, 2, 16, dtype=torch.float16)
     call = ops.Call.of(q)._replace(device='cuda')
-    assert kernel.cannot(call, q) is None and kernel.should_not(call, q) is None
+    rest = q, q, tables_of(64, 128, 16), 2
+    assert kernel.cannot(call, q, *rest) is None and kernel.should_not(call, q) is None
     assert 'has less than 16384 tokens' in kernel.should_not(call, q[:1])
     assert 'no gain' in kernel.should_not(call._replace(needs_grad=True), q)
-    assert 'AMP' in kernel.cannot(call._replace(dtype=torch.float32), q)
-    assert 'on cpu' in kernel.cannot(call._replace(device='cpu'), q)
-    assert 'torch.export' in kernel.cannot(call._replace(compiled=True, exported=True), q)
+    assert 'AMP' in kernel.cannot(call._replace(dtype=torch.float32), q, *rest)
+    assert 'on cpu' in kernel.cannot(call._replace(device='cpu'), q, *rest)
+    assert 'torch.export' in kernel.cannot(call._replace(compiled=True, exported=True), q, *rest)
     monkeypatch.setattr('rmt_mm.ops.cuda._capability', lambda device: (7, 5))
-    assert 'capability 8.0' in kernel.cannot(call, q)
+    assert 'capability 8.0' in kernel.cannot(call, q, *rest)
