@@ -193,7 +193,8 @@ def test_after_a_failing_batch_nothing_is_mixed(monkeypatch):
     torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('how', ['backbone', 'in place', 'model'])
+# 'in place' compiles a backbone too, a small one.
+@pytest.mark.parametrize('how', [pytest.param('backbone', marks=pytest.mark.slow), 'in place', 'model'])
 def test_compiled_models_mix_what_the_eager_form_mixes(how, monkeypatch):
     """They do so also after a batch with an empty box, and one graph serves all boxes."""
     torch._dynamo.reset()

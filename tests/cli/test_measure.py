@@ -20,6 +20,7 @@ def test_a_training_step_of_torchvision_drops_nothing(impl):
     assert model.training and torch.equal(first, again)
 
 
+@pytest.mark.slow  # what it calls, building and stepping an implementation, is tested below
 def test_scaling_over_sizes(tmp_path):
     pytest.importorskip('matplotlib', reason='the plot needs matplotlib')
     plot = tmp_path / 'scaling.png'
