@@ -1,7 +1,7 @@
 """Make the random numbers of a training depend on its seed and how far it is, not on what this process drew before."""
 
 import functools
-from typing import Iterator
+from typing import Any, Iterator
 
 import numpy as np
 from mmengine.dataset import worker_init_fn
@@ -32,7 +32,7 @@ class SeedHook(Hook):
     def before_train(self, runner: Runner) -> None:
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator = _seed_batches(runner, loop.dataloader_iterator)
+            loop.dataloader_iterator = SeededBatches(runner, loop.dataloader_iterator)
 
     def before_train_epoch(self, runner: Runner) -> None:
         loop = runner.train_loop
@@ -47,13 +47,21 @@ class SeedHook(Hook):
                 loader._iterator = None  # as mmdet does to restart them; torch has no public name for it
 
 
-def _seed_batches(runner: Runner, batches: Iterator) -> Iterator:
-    """Yield batches, each loaded and trained on with random numbers of its own."""
-    number = 0
-    while True:
-        _seed(runner, number)
-        number += 1
-        yield next(batches)
+class SeededBatches:
+    """Batches, each loaded and trained on with random numbers of its own."""
+
+    def __init__(self, runner: Runner, batches: Iterator) -> None:
+        self._runner, self._batches, self._number = runner, batches, 0
+
+    def __next__(self) -> Any:
+        _seed(self._runner, self._number)
+        self._number += 1
+        return next(self._batches)
+
+    def skip_iter(self, count: int) -> None:
+        """Load batches and drop them, as a loop of onedl-mmengine asks for when it resumes."""
+        for _ in range(count):
+            next(self)
 
 
 def _seed(runner: Runner, step: int) -> int:

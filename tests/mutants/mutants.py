@@ -1196,7 +1196,7 @@ MUTANTS = [
         'rmt_mm/training/seed_hook.py',
         RESUMING,
         ('epochs are not seeded', 'seed = _seed(runner, runner.epoch)', 'seed = 0'),
-        ('batches are not seeded', '_seed(runner, number)\n', 'pass\n'),
+        ('batches are not seeded', '_seed(self._runner, self._number)\n', 'pass\n'),
         (
             'persistent workers live on',
             'if self.restart and loader.persistent_workers',
