@@ -159,7 +159,7 @@ def resolve_arch(arch: Union[str, dict], options: Optional[dict] = None) -> Arch
 
     Args:
         arch (str | dict): a name in :data:`ARCHS` or its short name (t, s, b, l, swin-t, swin-s, deit-s; case does not
-            matter), or a dict with the fields of :class:`Arch`, one value a stage. Fields with a default may lack.
+            matter), or a dict with the fields of :class:`Arch`, one value a stage. A default may be left out.
         options (dict, optional): fields that differ from ``arch``, such as ``dict(lce=False)``. Default None.
 
     Returns:
@@ -168,7 +168,7 @@ def resolve_arch(arch: Union[str, dict], options: Optional[dict] = None) -> Arch
     Raises:
         ValueError: an unknown name, unknown or missing keys, a wrong number of values, channels that are not an even
             multiple of the heads (the rotation works on pairs of channels), or options that exclude each other.
-        TypeError: ``arch`` is neither a str nor a dict.
+        TypeError: ``arch`` is neither a str nor a dict, or ``options`` is no dict.
     """
     if isinstance(arch, str):
         preset = find_preset(arch)
@@ -216,6 +216,7 @@ def _values(key: str, value: Any, embed_dims: Any) -> Any:
 
 
 def _check(size: Arch) -> Arch:
+    """Return a size unchanged; raise ValueError if its values do not fit each other."""
     for key in ('embed_dims', 'depths', 'num_heads'):
         for value in getattr(size, key):
             if not isinstance(value, int) or value < 1:

@@ -135,28 +135,12 @@ class Stem(nn.Module):
     def __init__(self, dim, form):
         super().__init__()
         half = dim // 2
-        if form == 'swin':
-            self.proj = nn.Sequential(
-                nn.Conv2d(3, half, 3, 2, 1),
-                nn.BatchNorm2d(half),
-                nn.GELU(),
-                nn.Conv2d(half, dim, 3, 2, 1),
-                nn.BatchNorm2d(dim),
-            )
-            return
-        self.proj = nn.Sequential(
-            nn.Conv2d(3, half, 3, 2, 1),
-            nn.BatchNorm2d(half),
-            nn.GELU(),
-            nn.Conv2d(half, half, 3, 1, 1),
-            nn.BatchNorm2d(half),
-            nn.GELU(),
-            nn.Conv2d(half, dim, 3, 2, 1),
-            nn.BatchNorm2d(dim),
-            nn.GELU(),
-            nn.Conv2d(dim, dim, 3, 1, 1),
-            nn.BatchNorm2d(dim),
-        )
+        convs = {'conv': [(half, 2), (half, 1), (dim, 2), (dim, 1)], 'swin': [(half, 2), (dim, 2)]}[form]
+        layers, channels = [], 3
+        for width, stride in convs:
+            layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.GELU()]
+            channels = width
+        self.proj = nn.Sequential(*layers[:-1])
 
 
 class PlainRMT(nn.Module):
@@ -164,10 +148,16 @@ class PlainRMT(nn.Module):
 
     Args:
         arch (rmt_mm.arch.Arch): a size of RMT or RMT-Swin.
+
+    Raises:
+        ValueError: the arch is of a form that no release has.
     """
 
     def __init__(self, arch):
         super().__init__()
+        released = arch.cpe and arch.lce and arch.rotation and (arch.decay, arch.distance) == ('inside', 'manhattan')
+        if not released or arch.stem not in ('conv', 'swin'):
+            raise ValueError('the reference computes the released forms of RMT and RMT-Swin alone.')
         dims = arch.embed_dims
         self.patch_embed = Stem(dims[0], arch.stem)
         self.layers = nn.ModuleList(

@@ -69,9 +69,8 @@ def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _not_masa(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, *args: Any) -> Optional[str]:
-    if tables.why_plain():
-        return tables.why_plain()
-    return call.why_not_run() if call.exported or call.traced else masa.why_not(q, k, v)
+    recorded = call.why_not_run() if call.exported or call.traced else None
+    return tables.why_plain() or recorded or masa.why_not(q, k, v)
 
 
 @kernel('attend_lines', 'masa', _not_masa)

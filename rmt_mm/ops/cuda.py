@@ -42,9 +42,7 @@ def _not_triton(call: Call, x: Tensor, k: Tensor, v: Tensor, tables: PositionTab
         return f'it needs heads of {MAX_HEAD_DIM} channels or less, and they have {x.shape[-1]}'
     if _capability(x.device) < MIN_CAPABILITY:
         return 'it needs a GPU of compute capability {}.{}'.format(*MIN_CAPABILITY)
-    if tables.why_plain():
-        return tables.why_plain()
-    return call.why_not_run() if call.exported or call.traced else None
+    return tables.why_plain() or (call.why_not_run() if call.exported or call.traced else None)
 
 
 def _launching_costs_more(call: Call, q: Tensor, *args: Any) -> Optional[str]:

@@ -113,7 +113,8 @@ def _find_layer(runner: Runner, data_batch: Any) -> str:
     """Run the model on a batch again, and name the first layer whose output is not finite."""
     if runner.distributed:  # the other processes would not take part
         return 'an output; one process alone would name its layer'
-    model, found = _model(runner), []  # type: nn.Module, List[str]
+    model = _model(runner)
+    found: List[str] = []
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os.path as osp
 import re
-import struct
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 import cv2
@@ -15,12 +14,13 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError, RMTError, UsageError, in_one_line
 from .datasets import find_datasets
+from .image_size import PILLOW_ERRORS
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 # What a transform raises for a file that is missing, empty, cut off, or no image.
-FILE_ERRORS = (OSError, AssertionError, SyntaxError, ValueError, cv2.error, struct.error, Image.DecompressionBombError)
+FILE_ERRORS = (*PILLOW_ERRORS, AssertionError, cv2.error, Image.DecompressionBombError)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -28,12 +28,12 @@ def test_one_graph_without_breaks_and_few_for_many_sizes(mode):
     model = RMT(LEAST_ARCH).train(mode == 'train')
     counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(model, backend=counter, fullgraph=True)
-    for height, width in ((64, 96), (128, 96), (80, 112), (100, 76), (61, 45)):
+    for height, width in ((64, 96), (96, 64), (128, 96), (80, 112), (160, 144), (100, 76), (224, 192), (61, 45)):
         with torch.set_grad_enabled(mode != 'infer'):
             outs = compiled(torch.randn(2, 3, height, width))
         if mode == 'train':
             sum(out.sum() for out in outs).backward()
-    assert counter.frame_count <= 4, f'{counter.frame_count} compilations for 5 sizes'
+    assert counter.frame_count <= 4, f'{counter.frame_count} compilations for 8 sizes'
 
 
 def test_values_and_gradients_of_the_eager_form():
@@ -93,8 +93,10 @@ def test_compiled_models_call_the_kernel_in_cpp(train):
     """Once per line direction or map; an exported program holds no operation of this package."""
     if not masa.is_loaded():
         pytest.skip('the kernel in C++ is not built')
-    arch = {**LEAST_ARCH, 'num_heads': tuple(dim // 8 for dim in LEAST_ARCH['embed_dims'])}
-    calls = sum(2 if decomposed else 1 for decomposed in arch['decomposed'])  # of one block a stage
+    arch = {**SMALL_ARCH, 'num_heads': tuple(dim // 8 for dim in SMALL_ARCH['embed_dims'])}
+    calls = sum(
+        depth * (2 if decomposed else 1) for depth, decomposed in zip(SMALL_ARCH['depths'], SMALL_ARCH['decomposed'])
+    )
     assert operations(train=train, arch=arch).count('rmt_mm.masa') == calls
     if not train:
         assert 'rmt_mm' not in operations(export=True, arch=arch)

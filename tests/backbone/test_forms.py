@@ -6,6 +6,7 @@ import torch
 from rmt_mm import RMT, MaSA, ops
 from rmt_mm.arch import ARCHS, resolve_arch
 from rmt_mm.errors import UsageError
+from rmt_mm.reference import PlainRMT
 
 from support.archs import SMALL_ARCH
 
@@ -164,6 +165,12 @@ def test_models_of_other_forms(change, size):
         model.switch_to_deploy()
         for out, deployed in zip(outs, model(image)):
             assert torch.allclose(out, deployed, atol=1e-4)
+
+
+@pytest.mark.parametrize('options', [dict(lce=False), dict(decay='none'), dict(stem='patch4')])
+def test_the_reference_refuses_what_it_does_not_compute(options):
+    with pytest.raises(ValueError, match='released forms'):
+        PlainRMT(resolve_arch(SMALL_ARCH, options))
 
 
 def test_deit_has_one_resolution():

@@ -20,7 +20,14 @@ def test_a_training_step_of_torchvision_drops_nothing(impl):
     assert model.training and torch.equal(first, again)
 
 
-@pytest.mark.slow  # what it calls, building and stepping an implementation, is tested below
+def test_forms_of_attention():
+    for impl, decomposed in (('whole', False), ('decomposed', True)):
+        for arch, stages in (('tiny', 4), ('deit-small', 1)):
+            model = build(impl, Case(arch, (64, 64), 1, 'infer', 'meta', 'fp32'))
+            assert model.arch.decomposed == (decomposed,) * stages
+
+
+@pytest.mark.slow  # the tests above build and step implementations
 def test_scaling_over_sizes(tmp_path):
     pytest.importorskip('matplotlib', reason='the plot needs matplotlib')
     plot = tmp_path / 'scaling.png'

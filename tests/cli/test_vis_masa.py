@@ -93,6 +93,7 @@ def test_the_side_that_holds_half():
         (['--stage', '1', '--block', '9'], 'there is no block 9'),
         (['--head', '0', '4'], '--head: stage 2 has the heads 0 to 3'),
         (['--query', '96', '5'], '--query: pixel (96.0, 5.0) lies outside the image of 96 x 72 pixels'),
+        (['--cfg-options', 'model.backbone.arch_options.decay=outside'], 'attention maps are for the released form'),
         (['--device', 'cuda:99'], '--device cuda:99 cannot be used'),
         (['--out-dir', 'FILE'], 'cannot be made'),
         (['--cfg-options', 'model.backbone.type=TIMMBackbone'], 'TIMMBackbone'),

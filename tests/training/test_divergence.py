@@ -10,8 +10,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 
-from rmt_mm.tools.commands import train
-
 from support import kill_trainings
 from support.toy import ToyConvNet
 
@@ -53,7 +51,6 @@ class PoisonHook(Hook):
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """Train a toy model for 3 epochs of 3 iterations, or 9 iterations; return the exit's text, '' for success."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
     def run(iterations=False, options=(), **model):
@@ -67,11 +64,7 @@ def training(tmp_path, monkeypatch):
         cfg.merge_from_dict(dict(options))
         cfg.dump(path)
         monkeypatch.setattr(sys, 'argv', ['train.py', str(path), '--work-dir', str(tmp_path / 'work')])
-        try:
-            train.main()
-        except SystemExit as exit:
-            return str(exit.code)
-        return ''
+        return kill_trainings.train_here()
 
     return run
 

@@ -15,7 +15,6 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from rmt_mm.errors import DataError, UsageError
-from rmt_mm.tools.commands import train
 from rmt_mm.training.faults import NamingCompose, explaining_faults
 
 from support import kill_trainings
@@ -93,7 +92,6 @@ class OneImage(BaseDataset):
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """Train a toy model on one image file; return the text of the exit, '' for success."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
     def run(content, workers=0, more=(), kill=False, iterations=False):
@@ -108,11 +106,7 @@ def training(tmp_path, monkeypatch):
         cfg.train_dataloader.dataset = dict(type='OneImage', path=str(image), kill=kill, pipeline=pipeline)
         cfg.dump(path)
         monkeypatch.setattr(sys, 'argv', ['train.py', str(path), '--work-dir', str(tmp_path / 'work')])
-        try:
-            train.main()
-        except SystemExit as exit:
-            return str(exit.code)
-        return ''
+        return kill_trainings.train_here()
 
     return run
 

@@ -14,7 +14,7 @@ from ...reference import PlainRMT
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 OURS = ('rmt_mm', 'deploy', 'compile', 'deploy-compile')
 # RMT with every stage attending to its whole map, or along lines.
-FORMS = {'whole': dict(decomposed=(False,) * 4), 'decomposed': dict(decomposed=(True,) * 4)}
+FORMS = ('whole', 'decomposed')
 
 
 class Case(NamedTuple):
@@ -48,8 +48,11 @@ def build(impl: str, case: Case) -> Any:
     model: Any
     if impl == 'reference':
         model = PlainRMT(resolve_arch(case.arch))
-    elif impl in OURS or impl in FORMS:
-        model = RMT(case.arch, arch_options=FORMS.get(impl))
+    elif impl in OURS:
+        model = RMT(case.arch)
+    elif impl in FORMS:
+        depths = resolve_arch(case.arch).depths
+        model = RMT(case.arch, arch_options=dict(decomposed=(impl == 'decomposed',) * len(depths)))
     elif scope == 'torchvision':
         import torchvision
 

@@ -228,7 +228,10 @@ def draw_attention(
     heads = range(masa.num_heads) if args.head is None else args.head
     if not all(0 <= head < masa.num_heads for head in heads):
         raise UsageError(f'--head: stage {stage} has the heads 0 to {masa.num_heads - 1}.')
-    maps = attention_maps(masa, tokens, token)
+    try:
+        maps = attention_maps(masa, tokens, token)
+    except ValueError as error:
+        raise UsageError(f'{name}: {error}') from error
     difference = (attend_by_map(masa, tokens, maps.attention, token) - out[token]).abs().max() / out[token].abs().max()
     print(f'{name}: the drawn attention gives the output of MaSA to {float(difference):.0e} of its largest value.')
     if not difference < TOLERANCE:
