@@ -176,15 +176,16 @@ def check_same_classes(
 ) -> Iterator[Finding]:
     """Compare the classes of the training data with those that a trained model is evaluated on.
 
-    The same names in another order are an error: a label means another class.
+    A name with another label is an error: predictions of this class are compared with labels of another.
     """
     if not train or not other or list(train) == list(other):
         return
-    if sorted(map(str, train)) == sorted(map(str, other)):
-        first = next(i for i, (a, b) in enumerate(zip(train, other)) if a != b)
+    moved = [label for label, name in enumerate(other) if name in train and name not in train[label : label + 1]]
+    if moved:
+        name = other[moved[0]]
         yield Finding(
-            f'{loader} has the classes of train_dataloader in another order: label {first} is '
-            f'{other[first]!r} there, and {train[first]!r} in training.'
+            f'{loader} has classes of train_dataloader in another order: {name!r} is label {moved[0]} there, and '
+            f'{list(train).index(name)} in training. Set metainfo.classes of both to the same names in the same order.'
         )
     elif len(train) == len(other):
         pairs = [f'{b!r} for {a!r}' for a, b in zip(train, other) if a != b]

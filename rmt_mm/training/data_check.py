@@ -30,7 +30,14 @@ from .coco_check import (
 from .config_key import find_fault
 from .datasets import build_lazily, find_datasets, name_files
 from .findings import Finding, collect, report
-from .label_check import check_counted_labels, check_image_labels, check_label_maps, check_suffixes, check_zero_label
+from .label_check import (
+    check_counted_labels,
+    check_image_labels,
+    check_label_maps,
+    check_scored_labels,
+    check_suffixes,
+    check_zero_label,
+)
 from .segmentor_check import check_losses, check_norms, find_batch_labels
 
 if TYPE_CHECKING:  # `import rmt_mm` does not need Runner
@@ -197,6 +204,8 @@ class DataCheckHook(Hook):
                     yield from check_zero_label(self._train_label_maps, leaf, loader)
             elif 'mmpretrain.BaseDataset' in names:
                 yield from check_image_labels(leaf, loader, _num_classes(runner.model))
+                for metric in _metrics(runner, split):
+                    yield from check_scored_labels(metric, leaf, evaluator)
         if split == 'train' and len(checks) == len(leaves):
             yield from check_learnable(checks, loader)
         yield from _check_number_of_metrics(runner, split, dataset)

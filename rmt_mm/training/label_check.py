@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.fileio import get
 
 from ..errors import DataError
-from .datasets import find_transform, pick_evenly, reads_from_disk
+from .datasets import find_transform, name_files, pick_evenly, reads_from_disk
 from .findings import Finding
 from .image_size import DECODE_ERRORS, explain, read_image_size
 
@@ -201,3 +201,43 @@ def check_image_labels(dataset, where: str, num_classes: Optional[int]) -> Itera
                     f'{dataset.ann_file or "the data set"}, but the {number} classes are 0 to '
                     f'{number - 1}.'
                 )
+
+
+def check_scored_labels(metric, dataset, where: str) -> Iterator[Finding]:
+    """Find images whose labels a metric of mmpretrain cannot score: none, none of a class, several for each image.
+
+    Args:
+        metric: ``Accuracy``, ``SingleLabelMetric``, ``ConfusionMatrix``, ``MultiLabelMetric``, ``AveragePrecision`` or a
+            subclass; others have no findings.
+        dataset (mmpretrain.datasets.BaseDataset): a built data set, of which up to 10,000 images are looked at.
+        where (str): name of the evaluator.
+    """
+    kind = type(metric).__name__
+    kinds = {cls.__name__ for cls in type(metric).__mro__}
+    single = kinds & {'Accuracy', 'SingleLabelMetric', 'ConfusionMatrix'}
+    if not single and not kinds & {'MultiLabelMetric', 'AveragePrecision'}:
+        return
+    modules = {type(transform).__module__.split('.')[0] for transform in dataset.pipeline.transforms}
+    if not modules <= {'mmpretrain', 'mmcv'}:  # one of the user's own may set other labels
+        return
+    infos = [dataset.get_data_info(i) for i in pick_evenly(range(len(dataset)), 10000)]
+    labels = [info.get('gt_label', info.get('gt_score')) for info in infos]
+    source = name_files(dataset)
+    missing = sum(label is None for label in labels)
+    several = sum(isinstance(label, (list, tuple)) and len(label) != 1 for label in labels)
+    negative = sum(isinstance(label, (int, np.integer)) and label < 0 for label in labels)
+    if missing:
+        yield Finding(
+            f'{where}: {kind} compares predictions with labels, and {missing} of {len(labels)} images of {source} have '
+            'none. Predict images without labels by tools/demo.py.'
+        )
+    elif single and several:
+        yield Finding(
+            f'{where}: {kind} takes one label for each image, and {several} of {len(labels)} images of {source} have '
+            "none or several: set type='MultiLabelMetric' or 'AveragePrecision'."
+        )
+    elif single and negative:
+        yield Finding(
+            f'{where}: {negative} of {len(labels)} images of {source} have a negative label, which {kind} counts as a '
+            'wrong prediction: leave these images out.'
+        )

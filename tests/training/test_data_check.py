@@ -142,8 +142,11 @@ def test_validation_classes_are_checked_before_training(model):
 
 def test_validation_classes_in_another_order(model, monkeypatch):
     train = DataSet(1, ('cat', 'dog', 'fish'))
-    with pytest.raises(DataError, match="label 1 is 'fish' there, and 'dog' in training"):
+    with pytest.raises(DataError, match="'fish' is label 1 there, and 2 in training"):
         DataCheckHook().before_train(make_runner(model, train=train, val=DataSet(1, ('cat', 'fish', 'dog'))))
+    # As folders make it: the first is missing there, and another is new.
+    with pytest.raises(DataError, match="'dog' is label 0 there, and 1 in training"):
+        DataCheckHook().before_train(make_runner(model, train=train, val=DataSet(1, ('dog', 'fish', 'wolf'))))
     notes = []
     monkeypatch.setattr('rmt_mm.training.findings.print_log', lambda text, *args: notes.append(text))
     DataCheckHook().before_train(make_runner(model, train=train, val=DataSet(1, ('cat', 'dog', 'eel'))))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmengine.fileio import dump
 from PIL import Image
 
 from rmt_mm.training import label_check
@@ -14,6 +15,7 @@ from rmt_mm.training.label_check import (
     check_counted_labels,
     check_image_labels,
     check_label_maps,
+    check_scored_labels,
     check_suffixes,
     check_zero_label,
 )
@@ -245,3 +247,56 @@ class TestImageLabels:
     def test_classes_of_the_head_count_if_the_data_name_none(self):
         (error,) = self.check(0, 7, classes=None, num_classes=5)
         assert re.search('has label 7 .* but the 5 classes are 0 to 4', error.text)
+
+
+class TestScoredLabels:
+    """Labels that mmpretrain's metrics cannot score, or score wrongly."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path):
+        pytest.importorskip('mmpretrain')
+        self.folder = tmp_path
+
+    def check(self, labels, metric=None, **kwargs):
+        from mmpretrain.datasets import CustomDataset, MultiLabelDataset
+        from mmpretrain.evaluation import Accuracy
+
+        if labels and isinstance(labels[0], list):
+            data = [dict(img_path=f'{i}.jpg', gt_label=label) for i, label in enumerate(labels)]
+            dump(dict(metainfo=dict(classes=('cat', 'dog')), data_list=data), self.folder / 'val.json')
+            dataset = MultiLabelDataset(data_root=str(self.folder), ann_file='val.json', test_mode=True, **kwargs)
+        else:
+            (self.folder / 'val.txt').write_text('\n'.join(f'{i}.jpg {label}' for i, label in enumerate(labels)))
+            dataset = CustomDataset(data_root=str(self.folder), ann_file='val.txt', test_mode=True, **kwargs)
+        return collect(check_scored_labels(metric or Accuracy(), dataset, 'val_evaluator'))
+
+    def test_labels_of_classes_pass(self):
+        from mmpretrain.evaluation import AveragePrecision, MultiLabelMetric
+
+        assert self.check([0, 1, 1]) == []
+        assert self.check([[0], [1]]) == []
+        for metric in AveragePrecision(), MultiLabelMetric():
+            assert self.check([[0, 1], []], metric) == []
+        assert self.check([-1], metric=SimpleNamespace()) == []
+
+    def test_no_labels(self):
+        (error,) = self.check(['', ''], with_label=False)
+        assert error.level == logging.ERROR
+        assert re.search('Accuracy compares .* 2 of 2 images of .*val.txt have none', error.text)
+
+    def test_a_transform_of_the_user_may_set_labels(self):
+        own = type('SetLabel', (), dict(__module__='mine', __call__=lambda self, results: results))()
+        assert self.check(['', ''], with_label=False, pipeline=[own]) == []
+
+    def test_negative_labels(self):
+        (error,) = self.check([0, -1, -1])
+        assert error.level == logging.ERROR
+        assert '2 of 3 images' in error.text and 'Accuracy counts as a wrong prediction' in error.text
+
+    @pytest.mark.parametrize('name', ['Accuracy', 'SingleLabelMetric', 'ConfusionMatrix'])
+    def test_several_labels_for_a_metric_of_one(self, name):
+        import mmpretrain.evaluation
+
+        (error,) = self.check([[0], [0, 1], []], getattr(mmpretrain.evaluation, name)())
+        assert f'{name} takes one label for each image, and 2 of 3 images' in error.text
+        assert "'MultiLabelMetric'" in error.text
