@@ -207,8 +207,8 @@ def check_scored_labels(metric, dataset, where: str) -> Iterator[Finding]:
     """Find images whose labels a metric of mmpretrain cannot score: none, none of a class, several for each image.
 
     Args:
-        metric: ``Accuracy``, ``SingleLabelMetric``, ``ConfusionMatrix``, ``MultiLabelMetric``, ``AveragePrecision`` or a
-            subclass; others have no findings.
+        metric: ``Accuracy``, ``SingleLabelMetric``, ``ConfusionMatrix``, ``MultiLabelMetric``, ``AveragePrecision``, or
+            of a subclass; others have no findings.
         dataset (mmpretrain.datasets.BaseDataset): a built data set, of which up to 10,000 images are looked at.
         where (str): name of the evaluator.
     """
