@@ -858,11 +858,19 @@ MUTANTS = [
         'tests/cli/test_config_mistakes.py',
         ('config key: the outermost part is named', 'found = _locate(values.get', 'found = key or _locate(values.get'),
         ('config key: _delete_ in a list', 'if any(part.isdigit()', 'if not any(part.isdigit()'),
+        ('config key: _delete_ is unknown', "if refused and refused[1] == '_delete_':", 'if False:'),
+        ('config key: constructor of other backbones', 'if isinstance(error, NotImplementedError) and', 'if False and'),
+        ('config key: two selections of a loop', "if 'Only one of `type` or `by_epoch`' in text:", 'if False:'),
+        ('config key: torch.fx', 'if key in SWITCHES:', 'if False:'),
+        ('config key: another library', 'if _knows(registry, scope, unknown[1])', 'if False'),
     ),
     *_group(
         'rmt_mm/tools/cli/saving.py',
         'tests/cli/test_config_mistakes.py',
         ('saving: a missing score', 'metrics[name] = None', 'pass'),
+        ('saving: a score that no metric gives', 'if name not in given:', 'if False:'),
+        ('saving: a score without its prefix', 'if not name.startswith(tuple(', 'if False and not name.startswith(tuple('),
+        ('saving: accuracies of several places', "names = [f'top{k}' for k in settings.topk]", "names = ['top1']"),
     ),
     *_group(
         'rmt_mm/tools/cli/loaders.py',
@@ -1066,6 +1074,7 @@ MUTANTS = [
         ('data check: class counts', 'and given not in counts', 'and False'),
         ('data check: class weights', 'if len(weights) not in (1, given + background):', 'if False:'),
         ('data check: CLASSES in capitals', "if name in ('classes', 'palette') and", 'if False and'),
+        ('data check: PALETTE stops', "ERROR if name == 'classes' else WARNING", 'ERROR'),
         ('data check: another order of classes', 'and name not in train[label : label + 1]]', 'and False]'),
     ),
     *_group(
@@ -1269,6 +1278,11 @@ MUTANTS = [
         'rmt_mm/training/class_check.py',
         'tests/training/test_segmentor_check.py -k softmax',
         ('one output: a sigmoid is refused', "    and not getattr(loss, 'use_sigmoid', False)\n", '\n'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/options.py',
+        'tests/cli/test_options.py tests/cli/test_options_take_effect.py -k palette',
+        ('--show-dir: a short palette', 'len(palette) < len(classes)', 'False'),
     ),
     *_group('rmt_mm/tools/commands/test.py', OPTIONS, ('--tta does nothing', 'cli.use_tta(cfg)', 'pass')),
     *_group(
