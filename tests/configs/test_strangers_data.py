@@ -16,7 +16,7 @@ from mmengine.fileio import load
 from PIL import Image
 
 from support import ROOT
-from support.miniature import call, make_data
+from support.miniature import call
 from support.pictures import MALFORMED_EXIF, write_png
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

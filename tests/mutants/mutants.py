@@ -869,7 +869,7 @@ MUTANTS = [
         'tests/cli/test_config_mistakes.py',
         ('saving: a missing score', 'metrics[name] = None', 'pass'),
         ('saving: a score that no metric gives', 'if name not in given:', 'if False:'),
-        ('saving: a score without its prefix', 'if not name.startswith(tuple(', 'if False and not name.startswith(tuple('),
+        ('saving: a score without its prefix', 'if not name.startswith(tuple(', 'if not name and not (('),
         ('saving: accuracies of several places', "names = [f'top{k}' for k in settings.topk]", "names = ['top1']"),
     ),
     *_group(
