@@ -41,14 +41,14 @@ test: setup
 	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -n 2 --dist loadfile
 
 test-slow: setup
-	$(PYTHON_ENV) -m pytest -m slow --ignore tests/configs/test_zoo.py --ignore tests/configs/test_strangers.py
+	$(PYTHON_ENV) -m pytest -m slow --ignore tests/configs/test_zoo.py --ignore-glob 'tests/configs/test_strangers*.py'
 
 test-zoo: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_zoo.py --durations 0
 
-# Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours.
+# Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours; and data as users have it.
 test-strangers: setup
-	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers.py --durations 0
+	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers*.py --durations 0
 
 # The oldest torch, in an environment of its own; `make compatibility` runs more of them, and all their tests.
 test-torch2.1: setup

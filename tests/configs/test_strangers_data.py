@@ -119,9 +119,7 @@ def test_turned_photos_of_a_segmentor_that_ignores_the_orientation(data, tmp_pat
         Image.open(path).crop((0, 0, 128, 96)).save(path)
     pipeline = Config.fromfile(ROOT / 'configs' / SEGMENTOR).train_dataloader.dataset.pipeline
     pipeline[0].color_type = 'color_ignore_orientation'
-    train_and_test(
-        write_config(SEGMENTOR, data, tmp_path, **{'train_dataloader.dataset.pipeline': pipeline}), tmp_path
-    )
+    train_and_test(write_config(SEGMENTOR, data, tmp_path, **{'train_dataloader.dataset.pipeline': pipeline}), tmp_path)
 
 
 @pytest.mark.parametrize('name', [DETECTOR, SEGMENTOR, CLASSIFIER])
