@@ -79,7 +79,7 @@ def find_fault(error: BaseException, cfg: Config) -> Optional[Fault]:
 
     The frames of the traceback hold the dicts that were built, the outermost first. They are copies of the config's.
     """
-    key, kind, split, registry, reads_data = '', '', 'train', None, False
+    key, kind, split, registry, reads_data, action = '', '', 'train', None, False, 'built'
     traceback = error.__traceback__
     while traceback is not None:
         frame, traceback = traceback.tb_frame, traceback.tb_next
@@ -93,12 +93,18 @@ def find_fault(error: BaseException, cfg: Config) -> Optional[Fault]:
             found = _locate(values.get('cfg'), cfg, key, split)
             if found:
                 key, kind, reads_data = *found, False
-        elif module.startswith('mmengine.') and name == 'call_hook' and 'unexpected keyword' in str(error):
-            # A hook passes its other arguments on; mmengine cuts off the frames below.
-            found = _locate(dict(type=type(values.get('hook'))), cfg, key, split)
-            key, kind = found or (key, kind)
+        elif module.startswith('mmengine.') and name == 'call_hook':
+            # A hook passes its other arguments on, or uses a setting late; mmengine cuts off the frames below.
+            hook = type(values.get('hook'))
+            found = _locate(dict(type=hook), cfg, key, split)
+            runs = hook.__module__.startswith('mmengine.')
+            if found and (runs or 'unexpected keyword' in str(error)):
+                key, kind, action = *found, 'used'
         elif isinstance(values.get('self'), Dataset):
             reads_data = True
+    called = re.match(r'\w+\.(\w+)\(\) ', str(error))  # arguments that are refused before the call has a frame
+    if not key and called:
+        key = BUILDERS.get(called[1], '').format(split)
     if not key:
         return None
     where = f'{key} ({kind})' if kind else key
@@ -116,7 +122,7 @@ def find_fault(error: BaseException, cfg: Config) -> Optional[Fault]:
             'paramwise_cfg=None.'
         )
         return Fault(key, text, False)
-    return Fault(key, f'{where} cannot be built: {in_one_line(error)}', reads_data)
+    return Fault(key, f'{where} cannot be {action}: {in_one_line(error)}', reads_data)
 
 
 def _locate(node: Any, cfg: Config, key: str, split: str) -> Optional[Tuple[str, str]]:
@@ -153,7 +159,7 @@ def _describe_argument(error: BaseException, key: str, where: str, registry: Any
         return f'{where} does not take {refused[1]!r}: remove it{inherited}'
     if 'Only one of `type` or `by_epoch`' in text:
         return f'{key} has both type and by_epoch, which select the loop in two ways: remove one{inherited}'
-    unknown = re.match(r'(\S+) is not in the (\S+) registry', text)
+    unknown = re.match(r'(\S+) is not in the (.+?) registry', text)
     if unknown:
         others = [scope for scope in SCOPES if _knows(registry, scope, unknown[1])]
         cure = (

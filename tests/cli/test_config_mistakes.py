@@ -123,6 +123,33 @@ MISTAKES = {
         dict(val_evaluator=dict(type='ToyMetric', prefix='toy'), **checkpoint_hook(save_best='sum', rule='less')),
         ["default_hooks.checkpoint.save_best is 'sum'", "set 'toy/sum'"],
     ),
+    'clipping': (
+        dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(norm=1))),
+        ["optim_wrapper.clip_grad does not take 'norm'", 'max_norm'],
+    ),
+    'unknown optimizer': (
+        dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adamw', lr=0.1))),
+        ['optim_wrapper.optimizer', "'Adamw'", "did you mean 'AdamW'?"],
+    ),
+    'no optimizer': (dict(optim_wrapper=dict(type='OptimWrapper')), ['optim_wrapper has no optimizer']),
+    'validation without metric': (
+        dict(val_evaluator=None),
+        ['sets val_dataloader and val_cfg, but not val_evaluator', 'or all to None'],
+    ),
+    'validation at no epoch': (
+        dict(train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=0)),
+        ['train_cfg.val_interval is 0'],
+    ),
+    'epochs as text': (dict(train_cfg=dict(by_epoch=True, max_epochs='1')), ["train_cfg.max_epochs is '1'"]),
+    'argument of the seed': (dict(randomness=dict(sed=0)), ["randomness does not take 'sed'"]),
+    'sampler of no name': (
+        dict(train_dataloader=dict(LOADER, sampler=dict(type='NoSampler'))),
+        ["train_dataloader.sampler: type='NoSampler' is not in the registry", 'custom_imports'],
+    ),
+    'best score without a rule': (
+        checkpoint_hook(save_best='auto'),
+        ['default_hooks.checkpoint (CheckpointHook) cannot be used', 'a specific rule'],
+    ),
     'unknown metric': (
         dict(val_evaluator=[dict(type='ToyMetric'), dict(type='NoSuchMetric')]),
         ["val_evaluator.1: type='NoSuchMetric'", 'custom_imports'],
@@ -176,3 +203,9 @@ def test_a_delete_that_deletes_nothing(run, capsys):
 def test_a_variable_of_ours_may_delete_where_it_is_inserted(capsys):
     read_config(str(ROOT / 'configs/classification/rmt-digits.py'))
     assert '_delete_' not in capsys.readouterr().err
+
+
+def test_an_option_for_parameters_that_nothing_reads(run, capsys):
+    optimizer = dict(type='SGD', lr=0.1)
+    run(optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer, paramwise_cfg=dict(norm_decay_mul=0.0)))
+    assert "does not read 'norm_decay_mul'; was 'norm_decay_mult' meant?" in capsys.readouterr().err

@@ -142,8 +142,8 @@ def test_gray_images_of_one_channel(name, data, tmp_path):
     (image, *_) = sorted((data / FOLDERS[name]).rglob('*.png' if name == CLASSIFIER else '*.jpg'))
     done = call('tools/demo.py', config, checkpoint, image, '--out-dir', tmp_path / 'out')
     assert '1 predicted, 0 skipped' in done.stdout
-    call('tools/vis_masa.py', config, checkpoint, image, '--out-dir', tmp_path / 'prior')
-    call('tools/analysis_tools/get_flops.py', config, '--shape', 64, 64)
+    call('tools/analysis_tools/vis_masa.py', config, checkpoint, image, '--out-dir', tmp_path / 'prior')
+    call('tools/get_flops.py', config, '--shape', 64, 64)
     call('tools/deployment/export.py', config, checkpoint, tmp_path / 'model.onnx', '--shape', 64, 64)
 
 

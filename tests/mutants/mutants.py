@@ -865,6 +865,15 @@ MUTANTS = [
         ('config key: another library', 'if _knows(registry, scope, unknown[1])', 'if False'),
     ),
     *_group(
+        'rmt_mm/tools/cli/loop_settings.py',
+        'tests/cli/test_config_mistakes.py',
+        ('loops: incomplete', 'if missing and len(missing) < len(keys):', 'if False:'),
+        ('loops: counts', 'value < 1):', 'False):'),
+        ('loops: clipping', "if key != 'type' and key not in parameters:", 'if False:'),
+        ('loops: unknown optimizer', 'registry.get(kind) is None:', 'False:'),
+        ('loops: options for parameters', "(wrapper.get('paramwise_cfg') or {}) - PARAMWISE", '()'),
+    ),
+    *_group(
         'rmt_mm/tools/cli/saving.py',
         'tests/cli/test_config_mistakes.py',
         ('saving: a missing score', 'metrics[name] = None', 'pass'),

@@ -5,6 +5,7 @@ from ...checkpoints.loading import check_checkpoint_file
 from ...errors import FOREIGN_ERRORS, UsageError, as_sentence
 from .config import find_config, load_config, read_config
 from .data_files import check_annotations, check_datasets
+from .loop_settings import check_training_settings
 from .model_check import check_backbones
 from .options import (
     add_common_arguments,
@@ -36,6 +37,7 @@ __all__ = [
     'check_file',
     'check_init_cfgs',
     'check_saving',
+    'check_training_settings',
     'choose_checkpoint',
     'draw_predictions',
     'exit_on_error',

@@ -42,6 +42,7 @@ def parse_args() -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     with cli.exit_on_error():
         cfg = cli.load_config(args)
+        cli.check_training_settings(cfg)
         cli.check_datasets(cfg, 'train_dataloader', 'val_dataloader')
         cli.check_annotations(cfg, 'val_evaluator')
         if args.amp:
