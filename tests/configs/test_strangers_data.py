@@ -144,7 +144,7 @@ def test_gray_images_of_one_channel(name, data, tmp_path):
     assert '1 predicted, 0 skipped' in done.stdout
     call('tools/analysis_tools/vis_masa.py', config, checkpoint, image, '--out-dir', tmp_path / 'prior')
     call('tools/get_flops.py', config, '--shape', 64, 64)
-    call('tools/deployment/export.py', config, checkpoint, tmp_path / 'model.onnx', '--shape', 64, 64)
+    call('tools/deployment/export.py', config, checkpoint, '--out', tmp_path / 'model.onnx', '--shape', 64, 64)
 
 
 def test_two_data_sets_with_a_metric_each(data, tmp_path):

@@ -18,7 +18,6 @@ from ...training.config_search import walk
 from ...training.findings import report
 from .cfg_options import KNOWN_KEYS, apply_options, check_top_level_names
 from .loaders import drop_worker_settings
-from .loop_settings import check_complete_loops
 from .model_check import check_backbones
 from .notes import note
 from .old_config import find_old_format, find_unread_keys
@@ -41,7 +40,6 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     apply_options(cfg, args.cfg_options)
     drop_worker_settings(cfg)
-    check_complete_loops(cfg)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

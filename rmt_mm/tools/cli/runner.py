@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from ...errors import UsageError
 from ...training.config_search import find_dicts
 from .brief import BriefLogHook, BriefRunner
+from .loop_settings import check_complete_loops
 from .types import type_name
 
 # BatchNorms synchronised between processes: mmengine's names for torch's and mmcv's, and the names of the classes.
@@ -51,7 +52,11 @@ def build_runner(cfg: Config, brief: bool = False) -> Runner:
     Args:
         cfg (Config): the config. Without a GPU, parts that need one are replaced in it.
         brief (bool): show one line per epoch, instead of the log. Default False.
+
+    Raises:
+        UsageError: a loop is incomplete, or ``brief`` is given for another runner than mmengine's.
     """
+    check_complete_loops(cfg)
     if not torch.cuda.is_available():
         _adapt_to_cpu(cfg)
     if not brief:
