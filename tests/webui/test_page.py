@@ -17,6 +17,7 @@ from PIL import Image
 
 gr = pytest.importorskip('gradio', reason='the page needs gradio')
 
+from rmt_mm.errors import UsageError  # noqa: E402
 from rmt_mm.tools.cli.images import read_image  # noqa: E402
 from rmt_mm.tools.cli.predictor import build_predictor  # noqa: E402
 from rmt_mm.tools.webui.attention import lay_over  # noqa: E402
@@ -305,6 +306,25 @@ def test_pictures_of_every_kind(mode, name, page, tmp_path):
     image.save(tmp_path / name)
     read = page.trial.read(tmp_path / name, name)
     assert read.shape == (120, 160, 3) and np.array_equal(read, read_image(tmp_path / name))
+
+
+def test_pictures_of_four_channels_are_read_as_the_pipeline_does(tmp_path):
+    cfg, _ = save_model('mmpretrain', tmp_path)
+    cfg.model.backbone.in_channels = 4
+    cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', mean=[120.0] * 4, std=[60.0] * 4, num_classes=10)
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'four.pth')
+        trial = Trial(build_predictor(cfg, str(tmp_path / 'four.pth'), 'cpu'), 1_000_000)
+    pixels = np.random.RandomState(0).randint(0, 256, (48, 64, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'bands.png')
+    result = trial.predict(tmp_path / 'bands.png', 'bands.png')
+    assert result.loaded.shape == pixels.shape and result.image.tolist() == pixels[..., :3].tolist()
+    result.pixel = (3.0, 3.0)
+    assert len(trial.attend(result, 0, 0, None).images) == len(MAPS) and trial.draw(result, 0.0).ndim == 3
+    Image.fromarray(pixels[..., :3]).save(tmp_path / 'photo.png')
+    with pytest.raises(UsageError, match='read with 3 channels, and the model takes 4'):
+        trial.predict(tmp_path / 'photo.png', 'photo.png')
 
 
 def test_pictures_for_clicks_are_neither_tiny_nor_huge():

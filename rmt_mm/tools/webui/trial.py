@@ -13,8 +13,8 @@ from ...backbone import RMT
 from ...errors import UsageError, printable
 from ...training.image_size import PILLOW_ERRORS
 from ..analysis import Recorded, View, find_backbone, record
-from ..cli.images import IMAGE_SUFFIXES, read_image
-from ..cli.predictor import SIZE_ERRORS, Classifier, Detector, Predictor
+from ..cli.images import IMAGE_SUFFIXES
+from ..cli.predictor import SIZE_ERRORS, Classifier, Detector, Predictor, as_shown
 from .attention import Panels, draw_panels
 from .sizes import enlarge_with_sample, shrink
 
@@ -30,7 +30,8 @@ class Result:
 
     Attributes:
         name (str): the user's name of the file.
-        image (np.ndarray): (H, W, 3), RGB, uint8.
+        image (np.ndarray): what is shown, (H, W, 3), RGB, uint8.
+        loaded (np.ndarray): what the model is given, of any channels.
         sample: the library's data sample, without what drawing does not need.
         pixel (tuple[float, float], optional): x and y in the image where the user clicked last.
         recorded (dict): stage and block -> what their MaSA computed, for the last ones that the user chose.
@@ -38,6 +39,7 @@ class Result:
 
     name: str
     image: np.ndarray
+    loaded: np.ndarray
     sample: Any
     pixel: Optional[Tuple[float, float]] = None
     recorded: Dict[Tuple[int, int], Recorded] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Trial:
             self.no_attention = str(error)
 
     def read(self, path: Path, name: str) -> np.ndarray:
-        """Return a picture as :func:`rmt_mm.tools.cli.images.read_image` does; errors name it ``name``.
+        """Return a picture as :meth:`rmt_mm.tools.cli.predictor.Predictor.read` does; errors name it ``name``.
 
         Raises:
             UsageError: the file is no picture, is damaged, or has too many pixels.
@@ -88,7 +90,7 @@ class Trial:
                 'the page with a larger --max-pixels.'
             )
         try:
-            return read_image(path)
+            return self.predictor.read(path)
         except UsageError as error:
             reason = str(error.__cause__ or '').replace(str(path), name)
             raise UsageError(f'{name} is damaged: {reason}.') from error
@@ -99,14 +101,14 @@ class Trial:
         Raises:
             UsageError: the picture cannot be read, or the model's pipeline does not take its size.
         """
-        image = self.read(path, name)
-        with self.lock, self._name_size(name, image, 'predicted'):
-            sample = self.predictor.predict(image)
+        loaded = self.read(path, name)
+        with self.lock, self._name_size(name, loaded, 'predicted'):
+            sample = self.predictor.predict(loaded)
         if 'seg_logits' in sample:  # a number for every pixel and class
             del sample.seg_logits
         if isinstance(self.predictor, Detector):
             sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= LEAST_SCORE]
-        return Result(name, image, sample)
+        return Result(name, as_shown(loaded), loaded, sample)
 
     def draw(self, result: Result, threshold: float) -> np.ndarray:
         """Return the picture with the predictions of at least ``threshold`` on it, for the browser.
@@ -153,7 +155,7 @@ class Trial:
         with self.lock:
             try:
                 if (stage, block) not in result.recorded:
-                    found = record(self.backbone, lambda: self.predictor.predict(result.image), stage, block)
+                    found = record(self.backbone, lambda: self.predictor.predict(result.loaded), stage, block)
                     result.recorded = {(stage, block): found}
                 view = View.from_metainfo(result.sample.metainfo)
                 stride = self.backbone.strides[stage]
