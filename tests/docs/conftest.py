@@ -55,4 +55,5 @@ def _write_model(scope, name, config, weights):
     with DefaultScope.overwrite_default_scope(scope):
         torch.manual_seed(0)
         model = MODELS.build(Config.fromfile(base).model)
-    torch.save(dict(state_dict=model.state_dict()), weights)
+    meta = dict(dataset_meta=dict(classes=tuple('0123456789')))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), weights)

@@ -17,7 +17,7 @@ from rmt_mm.config_path import list_configs
 
 from support import ROOT
 from support.documented import ELSEWHERE, NOT_RUN, RUN, VALUES
-from support.pages import PAGES, inline_code, read_commands
+from support.pages import PAGES, inline_code, read_commands, substitute
 from support.scripts import run_script
 
 COMMANDS = sorted({command.text for command in read_commands()})
@@ -33,12 +33,6 @@ TOLD = ''.join(
 TARGETS = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1].split()
 OF_OTHERS = {'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'}
 LAUNCHERS = {'dist_train.sh': (0, 2, 'train'), 'dist_test.sh': (0, 3, 'test'), 'slurm_train.sh': (2, 3, 'train')}
-
-
-def substitute(text, values):
-    for name, value in values.items():
-        text = re.sub(rf'(?<![\w./-]){re.escape(name)}(?![\w-])', value, text)
-    return text
 
 
 def words_of(text, values=VALUES):

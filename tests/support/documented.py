@@ -3,7 +3,7 @@
 A command that stands in none of the tables fails tests/docs.
 """
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 # Small files of the folder in which commands are run (tests/docs/conftest.py), and values, for what a page leaves open.
 VALUES = {
@@ -262,3 +262,72 @@ NOT_RUN = {
     'is named without its arguments': ['python tools/demo.py', 'python tools/deployment/benchmark.py'],
     'starts a server': ['tensorboard --logdir WORK_DIR'],
 }
+
+# Blocks of Python, by their page and the beginning of their first line.
+
+
+class Program(NamedTuple):
+    """A program: run in tests/docs."""
+
+    values: Dict[str, str] = {}
+    slow: bool = False
+
+
+class Lines(NamedTuple):
+    """Lines of a config: read by the tools over a base, and what they change is built."""
+
+    builds: str  # model, optimizer or data
+    base: str = ''
+
+
+DETECTOR = {
+    'mask-rcnn_rmt-t_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_5e_digits',
+    'mask-rcnn_rmt-s_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_5e_digits',
+    'epoch_12.pth': 'work_dirs/demo/epoch_5.pth',
+    'scene.jpg': 'photos/scene.jpg',
+}
+RUN_BLOCKS = {
+    'README.md: custom_imports': Lines('model', 'mmdet/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
+    'classification.md: from mmpretrain.apis': Program(
+        {
+            'work_dirs/demo-classification/epoch_16.pth': 'classifier.pth',
+            'data/digits/imagenet/val/3/0023.png': 'photos/scene.jpg',
+        }
+    ),
+    'datasets.md: _base_': Lines('data'),
+    'inference.md: import rmt_mm': Program(DETECTOR, slow=True),
+    'model_zoo.md: import rmt_mm': Program(),
+    'swap_backbone.md: import rmt_mm.classification': Program(
+        {"pretrained='rmt-s.pth'": 'pretrained=False'}
+    ),
+    'swap_backbone.md: import rmt_mm\n': Program(DETECTOR, slow=True),
+    'training.md: optim_wrapper': Lines('optimizer', 'mask-rcnn_rmt-s_fpn_amp-1x_coco'),
+}
+BLOCKS_ELSEWHERE = {
+    'README.md: import torch': 'tests/test_docs.py::test_python_of_the_readme',
+    'checkpoints.md: model = dict(': 'tests/checkpoints/test_documented_output.py::test_log_of_a_detector',
+    'checkpoints.md: >>> torch.load': 'tests/checkpoints/test_documented_output.py::test_origin_of_a_converted_file',
+    'checkpoints.md: from rmt_mm.checkpoints': 'tests/checkpoints/test_converter.py::test_force_safe_loading',
+    'relatives.md: model.backbone': 'tests/backbone/test_relatives_page.py::test_config_lines',
+    'relatives.md: import torch': 'tests/backbone/test_relatives_page.py::test_programs',
+    "swap_backbone.md: _base_ = 'mm": 'tests/configs/test_swap_backbone.py::test_lines_of_the_page',
+    'swap_backbone.md: init_cfg': (
+        'tests/classification/test_classification_usage.py::test_a_checkpoint_starts_backbones_of_other_tasks'
+    ),
+    'swap_backbone.md: optim_wrapper': (
+        'tests/configs/test_swap_backbone.py::test_optimizer_of_the_page_is_the_published_one'
+    ),
+}
+BLOCKS_NOT_RUN = {'training.md: _base_': 'needs GPUs'}
+
+
+def summary(passed: List[str], commands: int, blocks: int) -> str:
+    """Say how much of the pages was run, given the ids of the tests that passed and how much there is."""
+    ran = sum('test_commands.py::test_runs[' in test for test in passed)
+    ran_blocks = sum('test_python_blocks.py::test_runs[' in test for test in passed)
+    return (
+        f'commands of README and docs: {commands}, run here {ran} of {len(RUN)}, by other tests '
+        f'{sum(map(len, ELSEWHERE.values()))}, not run, with a reason {sum(map(len, NOT_RUN.values()))}; '
+        f'blocks of Python: {blocks}, run here {ran_blocks} of {len(RUN_BLOCKS)}, not run, with a reason '
+        f'{len(BLOCKS_NOT_RUN)}, the others by other tests'
+    )

@@ -1,7 +1,7 @@
 """What README and docs tell a reader to type: the commands and the Python of the pages."""
 
 import re
-from typing import Iterator, List, NamedTuple
+from typing import Dict, Iterator, List, NamedTuple
 
 from . import ROOT
 
@@ -25,11 +25,7 @@ class Block(NamedTuple):
     code: str
 
     def __str__(self):
-        return f'{self.page}: {self.first_line}'
-
-    @property
-    def first_line(self) -> str:
-        return self.code.split('\n', 1)[0]
+        return f'{self.page}: {self.code}'
 
 
 def read_commands() -> List[Command]:
@@ -61,3 +57,10 @@ def read_blocks() -> List[Block]:
         for language, code in FENCED.findall(page.read_text())
         if language in ('python', 'py', 'pycon')
     ]
+
+
+def substitute(text: str, values: Dict[str, str]) -> str:
+    """Put values in the place of names and other parts of a text."""
+    for name, value in values.items():
+        text = re.sub(rf'(?<![\w./-]){re.escape(name)}(?![\w-])', value, text)
+    return text
