@@ -40,7 +40,7 @@ def _scope():
 def pytest_terminal_summary(terminalreporter):
     """Say how much of README and docs was run, after a run of their tests."""
     passed = [report.nodeid for report in terminalreporter.stats.get('passed', ()) if report.when == 'call']
-    if any(test.startswith('tests/docs/') for test in passed):
+    if any(test.startswith(('tests/docs/test_commands', 'tests/docs/test_python')) for test in passed):
         commands = {command.text for command in read_commands()}
         terminalreporter.section('documentation')
         terminalreporter.line(summary(passed, len(commands), len(read_blocks())))
