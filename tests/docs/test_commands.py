@@ -32,6 +32,7 @@ TOLD = ''.join(
 )
 TARGETS = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1].split()
 OF_OTHERS = {'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'}
+OPTIONS_OF_OTHERS = {'--build-arg', '--target-layers'}
 LAUNCHERS = {'dist_train.sh': (0, 2, 'train'), 'dist_test.sh': (0, 3, 'test'), 'slurm_train.sh': (2, 3, 'train')}
 
 
@@ -51,7 +52,8 @@ def words_of(text, values=VALUES):
 def test_every_command_has_a_row():
     """Add a new command of a page to a table of support/documented.py."""
     rows = [*RUN, *DONE_ELSEWHERE, *REASONED]
-    assert sorted(rows) == COMMANDS
+    assert [text for text in COMMANDS if text not in rows] == []
+    assert [text for text in rows if text not in COMMANDS or rows.count(text) > 1] == []
 
 
 @pytest.mark.parametrize('test', ELSEWHERE)
@@ -96,24 +98,26 @@ def test_runs(text, place, request, monkeypatch, capsys):
 
 
 class Parsed(Exception):
-    """A tool has parsed its arguments."""
+    """A tool has parsed its arguments; the exception holds its parser."""
 
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Return a function by which a script parses its arguments and goes no further."""
+    """Return a function by which a script parses its arguments, if any are given, and goes no further."""
     parse_args = argparse.ArgumentParser.parse_args
 
-    def stop(self, *args, **kwargs):
-        parse_args(self, *args, **kwargs)
-        raise Parsed
+    def parse(script, arguments=None):
+        def stop(self, *args, **kwargs):
+            if arguments is not None:
+                parse_args(self, *args, **kwargs)
+            raise Parsed(self)
 
-    def parse(script, arguments):
-        monkeypatch.setattr(sys, 'argv', [script, *arguments])
+        monkeypatch.setattr(sys, 'argv', [script, *(arguments or ())])
         monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
         monkeypatch.syspath_prepend(os.path.dirname(ROOT / script))  # as Python does for a script
-        with pytest.raises(Parsed):
+        with pytest.raises(Parsed) as stopped:
             runpy.run_path(str(ROOT / script), run_name='__main__')
+        return stopped.value.args[0]
 
     return parse
 
@@ -154,3 +158,12 @@ def test_named_programs_exist():
     """The names `rmt-...` of the pages are those of installed commands or of configs."""
     names = {code for page in PAGES for code in inline_code(page.read_text()) if re.fullmatch(r'rmt-[a-z-]+', code)}
     assert sorted(names - {'rmt-mm'} - set(SCRIPTS) - set(list_configs())) == []
+
+
+def test_named_options_exist(parse):
+    """Each option in the text of a page is one of a tool, but for those of the old libraries and of other programs."""
+    pages = [page for page in PAGES if page.name != 'old_configs.md']
+    named = {code.split()[0].split('=')[0] for page in pages for code in inline_code(page.read_text()) if code[:2] == '--'}
+    scripts = {script for text in COMMANDS for script in re.findall(r'python (\S+\.py)', text)}
+    ours = {option for script in scripts for option in parse(script)._option_string_actions}
+    assert sorted(named - ours - OPTIONS_OF_OTHERS) == []

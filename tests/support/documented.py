@@ -77,6 +77,11 @@ RUN = {
     'python tools/test.py configs/classification/rmt-tiny_8xb128_in1k.py CHECKPOINT': Run(
         values={'configs/classification/rmt-tiny_8xb128_in1k.py': 'classifier.py'}, slow=True, says='accuracy/top1'
     ),
+    'python tools/test.py rmt-small_8xb128_in1k FILE.pth': Run(
+        values={'rmt-small_8xb128_in1k': 'classifier.py', 'FILE.pth': 'classifier.pth'},
+        slow=True,
+        says='accuracy/top1',
+    ),
     'bash tools/dist_train.sh CONFIG 2': Run(('work_dirs/classifier/epoch_1.pth',), slow=True),
     'bash tools/dist_test.sh CONFIG CHECKPOINT 8': Run(values={'8': '2'}, slow=True, says='accuracy/top1'),
     'python tools/demo.py CONFIG CHECKPOINT INPUT [--out-dir DIR] [--json] [--score-thr S] [--tile PIXELS] '
@@ -142,6 +147,7 @@ ELSEWHERE = {
         'bash tools/dist_train.sh CONFIG 8',
         'bash tools/dist_train.sh CONFIG GPUS',
         'bash tools/dist_train.sh configs/classification/rmt-tiny_8xb128_in1k.py 8',
+        'bash tools/dist_train.sh rmt-small_8xb128_in1k 8',
     ],
     'tests/cli/test_launchers.py::test_slurm_train': [
         'GPUS=16 GPUS_PER_NODE=8 bash tools/slurm_train.sh PARTITION rmt-b '
