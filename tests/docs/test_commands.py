@@ -163,7 +163,9 @@ def test_named_programs_exist():
 def test_named_options_exist(parse):
     """Each option in the text of a page is one of a tool, but for those of the old libraries and of other programs."""
     pages = [page for page in PAGES if page.name != 'old_configs.md']
-    named = {code.split()[0].split('=')[0] for page in pages for code in inline_code(page.read_text()) if code[:2] == '--'}
+    named = {
+        code.split()[0].split('=')[0] for page in pages for code in inline_code(page.read_text()) if code[:2] == '--'
+    }
     scripts = {script for text in COMMANDS for script in re.findall(r'python (\S+\.py)', text)}
     ours = {option for script in scripts for option in parse(script)._option_string_actions}
     assert sorted(named - ours - OPTIONS_OF_OTHERS) == []

@@ -42,7 +42,10 @@ def test_tests_that_run_blocks_exist(test):
 
 @pytest.mark.parametrize(
     'row',
-    [pytest.param(row, marks=pytest.mark.slow) if getattr(how, 'slow', False) else row for row, how in RUN_BLOCKS.items()],
+    [
+        pytest.param(row, marks=pytest.mark.slow) if getattr(how, 'slow', False) else row
+        for row, how in RUN_BLOCKS.items()
+    ],
 )
 def test_runs(row, place, request, monkeypatch, tmp_path):
     [block] = blocks_of(row)

@@ -41,7 +41,7 @@ RUN = {
     'python tools/draw_architecture.py docs/architecture.svg': Run(
         ('drawing.svg',), {'docs/architecture.svg': 'drawing.svg'}
     ),
-    "python -c \"import mmdet; print(mmdet.__path__[0] + '/.mim/configs')\"": Run(says='mmdet/.mim/configs'),
+    'python -c "import mmdet; print(mmdet.__path__[0] + \'/.mim/configs\')"': Run(says='mmdet/.mim/configs'),
     # Everything below takes longer.
     'python tools/train.py CONFIG --cfg-options optim_wrapper.accumulative_counts=8': Run(
         ('work_dirs/classifier/epoch_1.pth',), slow=True
@@ -153,7 +153,9 @@ ELSEWHERE = {
         'GPUS=16 GPUS_PER_NODE=8 bash tools/slurm_train.sh PARTITION rmt-b '
         'configs/detection/mask-rcnn_rmt-b_fpn_amp-ms-crop-3x_coco.py --auto-scale-lr'
     ],
-    'tests/cli/test_digits.py::test_the_same_seed_gives_the_same_files': ['python tools/dataset_converters/make_digits.py data/digits'],
+    'tests/cli/test_digits.py::test_the_same_seed_gives_the_same_files': [
+        'python tools/dataset_converters/make_digits.py data/digits'
+    ],
     'tests/configs/test_configs_metafiles.py::test_a_change_is_noticed_and_written': [
         'python tools/make_model_table.py'
     ],
@@ -258,9 +260,7 @@ NOT_RUN = {
     'needs a GPU': [
         'python tools/analysis_tools/benchmark.py --device cuda --dtype bf16 --impl rmt_mm mmdet.SwinTransformer'
     ],
-    'needs two environments with mmcv': [
-        'python tools/analysis_tools/compare_ops.py OLD/bin/python NEW/bin/python'
-    ],
+    'needs two environments with mmcv': ['python tools/analysis_tools/compare_ops.py OLD/bin/python NEW/bin/python'],
     'measures for minutes': ['python tools/analysis_tools/compare_kernels.py'],
     'needs a trained model and its pictures': [
         'python tools/deployment/quantize.py MODEL.onnx TRAINING_PICTURES --val PICTURES'
@@ -303,9 +303,7 @@ RUN_BLOCKS = {
     'datasets.md: _base_': Lines('data'),
     'inference.md: import rmt_mm': Program(DETECTOR, slow=True),
     'model_zoo.md: import rmt_mm': Program(),
-    'swap_backbone.md: import rmt_mm.classification': Program(
-        {"pretrained='rmt-s.pth'": 'pretrained=False'}
-    ),
+    'swap_backbone.md: import rmt_mm.classification': Program({"pretrained='rmt-s.pth'": 'pretrained=False'}),
     'swap_backbone.md: import rmt_mm\n': Program(DETECTOR, slow=True),
     'training.md: optim_wrapper': Lines('optimizer', 'mask-rcnn_rmt-s_fpn_amp-1x_coco'),
 }
