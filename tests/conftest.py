@@ -6,6 +6,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from support import ROOT
+from support.documented import summary
+from support.pages import read_blocks, read_commands
 from support.quick import speed_up_runners
 
 if (
@@ -33,3 +35,12 @@ def _scope():
     yield
     DefaultScope._instance_dict.clear()
     MMLogger._instance_dict.clear()  # they write to files and streams of this test
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how much of README and docs was run, after a run of their tests."""
+    passed = [report.nodeid for report in terminalreporter.stats.get('passed', ()) if report.when == 'call']
+    if any(test.startswith(('tests/docs/test_commands', 'tests/docs/test_python')) for test in passed):
+        commands = {command.text for command in read_commands()}
+        terminalreporter.section('documentation')
+        terminalreporter.line(summary(passed, len(commands), len(read_blocks())))

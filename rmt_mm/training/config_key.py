@@ -154,7 +154,8 @@ def _describe_argument(error: BaseException, key: str, where: str, registry: Any
     if any(part.isdigit() for part in key.split('.')):  # a config replaces the list of its base as a whole
         inherited = '.'
     if refused and refused[1] in OLD_DATA_ARGUMENTS:
-        return f'{where} does not take {refused[1]!r}, of mmdet 2 or mmseg 0: write {OLD_DATA_ARGUMENTS[refused[1]]}.'
+        new = OLD_DATA_ARGUMENTS[refused[1]]
+        return f'{where} does not take {refused[1]!r}, of mmdet 2 or mmseg 0: write {new}. See docs/old_configs.md.'
     if refused:
         return f'{where} does not take {refused[1]!r}: remove it{inherited}'
     if 'Only one of `type` or `by_epoch`' in text:

@@ -47,3 +47,12 @@ def test_report_of_the_converter(official, capsys):
     digits = re.compile('sha256 [0-9a-f]{64}')
     printed = digits.sub('sha256 30d5ccad...', capsys.readouterr().out)
     assert printed == documented('The converter recognises')
+
+
+def test_origin_of_a_converted_file(official, capsys):
+    rmt_to_mm.main([official, 'checkpoints/rmt-s.pth'])
+    page = (ROOT / 'docs/checkpoints.md').read_text()
+    code, shown = re.search(r'^>>> (.*)\n([^`]*)```', page, re.MULTILINE).groups()
+    origin, shown = eval(code, dict(torch=torch)), eval(shown)
+    assert origin.pop('source_sha256')[:8] != '' and shown.pop('source_sha256') == '30d5ccad...'
+    assert origin == shown

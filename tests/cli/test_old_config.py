@@ -9,7 +9,7 @@ import rmt_mm
 from rmt_mm.arch import ARCHS, SCALARS
 from rmt_mm.errors import UsageError
 from rmt_mm.tools import cli
-from rmt_mm.tools.cli.old_config import OLD_KEYS
+from rmt_mm.tools.cli.old_config import OLD_KEYS, old_name
 
 from support import ROOT
 
@@ -74,7 +74,7 @@ def test_old_keys_in_a_new_config(tmp_path, capsys):
 
 
 def check(**backbone):
-    cfg = Config(dict(default_scope='mmdet', model=dict(backbone=dict(type='rmt_mm.RMT', **backbone))))
+    cfg = Config(dict(default_scope='mmdet', model=dict(backbone={'type': 'rmt_mm.RMT', **backbone})))
     cli.check_backbones(cfg, 'config.py')
 
 
@@ -96,6 +96,10 @@ def test_arguments_of_the_old_backbone():
     [
         (dict(layer_init_values=1e-6), 'layer_scale_init=1e-06'),
         (dict(in_chans=4), 'in_channels=4'),
+        (dict(arch='RMT_B'), "write arch='base' for arch='RMT_B'"),
+        (dict(arch='rmt-swin-s'), "write arch='swin-small' for arch='rmt-swin-s'"),
+        (dict(type='RMT_L', use_checkpoint=True), "write type='RMT', arch='large' for type='RMT_L'; with_cp=True"),
+        (dict(type='mmdet.RMT_Swin'), "write type='RMT', arch='swin-tiny' for type='mmdet.RMT_Swin'"),
         (dict(layerscales=[False] * 4, arch='s'), "(the same as arch='small')"),
         (dict(heads_ranges=[5, 5, 6, 6], depths=[4, 8, 25, 8], embed_dims=[80, 160, 320, 512]), "arch='base'"),
     ],
@@ -109,3 +113,8 @@ def test_each_argument_of_the_old_backbone(old, new):
 def test_the_page_lists_every_field():
     page = (ROOT / 'docs/old_configs.md').read_text()
     assert [key for key in OLD_KEYS if f'`{key}`' not in page] == []
+
+
+@pytest.mark.parametrize('name', ['RMT', 'RMT_', 'RMT_X', 'RMT_Swin_L', 'RMT_Bx', 'SwinTransformer', None])
+def test_other_names_are_no_names_of_the_authors(name):
+    assert old_name(name) == ''

@@ -15,7 +15,7 @@ from ...training.config_search import find_dicts, walk
 from ...training.findings import Finding, report
 from .neck_check import SIDES, Features, NeckError, run_neck
 from .notes import note
-from .old_config import find_old_arguments
+from .old_config import find_old_arguments, old_name
 from .types import find_classes, find_parameters, is_of_library, library, type_name
 
 IMPORT_LINE = "custom_imports = dict(imports=['rmt_mm'], allow_failed_imports=False)"
@@ -66,11 +66,11 @@ def find_problems(cfg: Config, path: str) -> Iterator[Finding]:
     """Find what :func:`check_backbones` raises; with several processes, note unused outputs."""
     scope = library(cfg)
     places = {id(value): where for where, _, value in walk(cfg._cfg_dict)}
-    models = [
-        model
-        for model in find_dicts(cfg.get('model', {}), lambda d: isinstance(d.get('backbone'), dict))
-        if is_rmt(model['backbone'].get('type'))
-    ]
+    models = list(find_dicts(cfg.get('model', {}), lambda d: isinstance(d.get('backbone'), dict)))
+    for model in models:
+        if old_name(model['backbone'].get('type')):
+            yield from find_old_arguments(model['backbone'], f'{places.get(id(model), "model")}.backbone')
+    models = [model for model in models if is_rmt(model['backbone'].get('type'))]
     if models:
         yield from _check_import(cfg, path, [model['backbone']['type'] for model in models])
     for model in models:

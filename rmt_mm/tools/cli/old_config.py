@@ -12,14 +12,17 @@ from ...training.findings import Finding
 PAGE = 'docs/old_configs.md'
 # Top-level keys of the old format, and what replaces them.
 OLD_KEYS = {
+    'auto_resume': 'resume=True, or give --resume',
     'checkpoint_config': 'default_hooks.checkpoint',
     'data': 'train_dataloader, val_dataloader and test_dataloader',
+    'dist_params': 'env_cfg.dist_cfg',
     'evaluation': 'train_cfg.val_interval and val_evaluator',
     'fp16': "optim_wrapper.type='AmpOptimWrapper'",
     'log_config': 'default_hooks.logger',
     'lr_config': 'param_scheduler',
     'optimizer': 'optim_wrapper.optimizer',
     'optimizer_config': 'optim_wrapper',
+    'resume_from': 'load_from and resume=True, or give --resume FILE',
     'runner': 'train_cfg',
     'total_epochs': 'train_cfg.max_epochs',
     'total_iters': 'train_cfg.max_iters',
@@ -33,6 +36,8 @@ OLD_ARCH = {
 }
 OLD_ARGUMENTS = {'layer_init_values': 'layer_scale_init', 'use_checkpoint': 'with_cp', 'in_chans': 'in_channels'}
 SIZES = {short_name(name): name for name in ARCHS}
+# The authors' names of their models, in type or arch: RMT_B, RMT_Swin, RMT_Swin_S.
+OLD_NAME = re.compile(r'RMT[_-](?:(swin)[_-]?)?([TSBL]?)(?:iny|mall|ase|arge)?', re.IGNORECASE)
 
 
 def find_old_format(path: str, cfg: Optional[dict] = None) -> Iterator[Finding]:
@@ -94,10 +99,25 @@ def _same_model(stem: str) -> str:
     return ''
 
 
+def old_name(name: Any) -> str:
+    """Return our name of the size that the authors' name of a model means, or ''."""
+    found = OLD_NAME.fullmatch(name.split('.')[-1]) if isinstance(name, str) else None
+    if found is None or not any(found.groups()):
+        return ''
+    size = (found[2] or 't').lower()  # RMT_Swin is a class whose defaults are those of T
+    return SIZES.get(f'swin-{size}' if found[1] else size, '')
+
+
 def find_old_arguments(backbone: Dict[str, Any], where: str) -> Iterator[Finding]:
     """Find arguments of the authors' backbone in the config of RMT, and write the new ones with their values."""
     sizes = {new: backbone[old] for old, new in OLD_ARCH.items() if old in backbone}
-    settings = [f'{new}={backbone[old]!r} for {old}' for old, new in OLD_ARGUMENTS.items() if old in backbone]
+    settings = [
+        f'{"" if key == "arch" else "type=" + repr("RMT") + ", "}arch={old_name(backbone.get(key))!r} for '
+        f'{key}={backbone[key]!r}'
+        for key in ('type', 'arch')
+        if old_name(backbone.get(key))
+    ]
+    settings += [f'{new}={backbone[old]!r} for {old}' for old, new in OLD_ARGUMENTS.items() if old in backbone]
     if sizes:
         given = backbone.get('arch')
         filled = {**Arch._field_defaults, **(given if isinstance(given, dict) else _closest(sizes, given)), **sizes}
