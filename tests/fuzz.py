@@ -68,8 +68,11 @@ def main():
             for number in range(count) if args.case is None else [args.case]:
                 verdict = run_case(kind, name, args.seed, number, Path(temporary, f'{name}-{number}'))
                 counts[verdict.kind] += 1
+                if args.case is not None:
+                    print(verdict.text)
                 if verdict.kind not in GOOD or args.case is not None:
-                    print(f'{name} {number}: {verdict.kind}: {verdict.text}', flush=True)
+                    last = (verdict.text.strip().splitlines() or [''])[-1]
+                    print(f'{verdict.kind} in --only {name} --case {number}: {last[:300]}', flush=True)
             total += sum(counts.values())
             faults += sum(number for kind, number in counts.items() if kind not in GOOD)
             shown = ', '.join(f'{number} {kind}' for kind, number in sorted(counts.items()))

@@ -1,5 +1,6 @@
 """Run a case in a fork of this process, under limits, and say how it ended."""
 
+import faulthandler
 import json
 import os
 import resource
@@ -71,6 +72,7 @@ def _run(case: Callable[[], None], folder: Path) -> Verdict:
     with open(folder / 'output', 'w') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.enable()
     os.chdir(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     size = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
@@ -112,4 +114,4 @@ def _sentence(text: str) -> Verdict:
 
 
 def _output(folder: Path) -> str:
-    return (folder / 'output').read_text(errors='replace')
+    return (folder / 'output').read_text(errors='replace').split('Extension modules:')[0]  # of faulthandler
