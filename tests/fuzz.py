@@ -36,7 +36,7 @@ def run_case(kind, name, seed, number, folder):
     """Run a case: every second one is of those that the kind lists, in an order by the seed."""
     generator = random.Random(f'{seed} {name} {number}')
     order = random.Random(f'{seed} {name}').sample(kind.systematic, len(kind.systematic))
-    case = order[number // 2] if number % 2 == 0 and number // 2 < len(order) else kind.random
+    case = order[number // 2] if number % 2 == 0 and number // 2 < len(order) else kind.at_random
     folder.mkdir()
     try:
         return judge(lambda: case(generator), folder)

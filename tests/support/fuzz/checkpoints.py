@@ -109,7 +109,7 @@ class Checkpoints:
             self.read(path.name, data, self.whole[path])
         self.convert(self.official.read_bytes())
 
-    def random(self, generator: random.Random) -> None:
+    def at_random(self, generator: random.Random) -> None:
         if generator.random() < 0.3:
             return self.convert(rezipped(self.official.read_bytes(), generator))
         path = generator.choice(list(self.files))
@@ -215,7 +215,7 @@ class LabelMaps:
         for name, data in self.files.items():
             self.read(name, data, True)
 
-    def random(self, generator: random.Random) -> None:
+    def at_random(self, generator: random.Random) -> None:
         name = generator.choice(list(self.files))
         data = self.files[name]
         if name != 'old.pt' and generator.random() < 0.5:

@@ -106,7 +106,7 @@ class Annotations:
     def good(self) -> None:
         self.read(json.dumps(self.content).encode())
 
-    def random(self, generator: random.Random) -> None:
+    def at_random(self, generator: random.Random) -> None:
         if generator.random() < 0.25:
             self.read(values.damage(json.dumps(self.content).encode(), generator))
         else:
@@ -183,7 +183,7 @@ class LabelImages:
     def good(self) -> None:
         self.read(self.encoded)
 
-    def random(self, generator: random.Random) -> None:
+    def at_random(self, generator: random.Random) -> None:
         self.read(values.damage(generator.choice(self.encodings), generator))
 
     def read(self, data: bytes) -> None:

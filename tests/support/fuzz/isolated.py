@@ -55,7 +55,7 @@ def judge(case: Callable[[], None], folder: Path) -> Verdict:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             os.close(receiver)
-            return Verdict('hang', f'{SECONDS} s')
+            return Verdict('hang', _output(folder)[-3000:])
         time.sleep(0.002)
     with open(receiver, 'rb') as file:
         text = file.read()
@@ -73,6 +73,7 @@ def _run(case: Callable[[], None], folder: Path) -> Verdict:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable()
+    faulthandler.dump_traceback_later(SECONDS - 1, exit=False)
     os.chdir(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     size = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
