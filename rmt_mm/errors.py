@@ -24,6 +24,9 @@ FOREIGN_ERRORS = (
 )
 
 
+LONGEST = 4000  # characters of a message
+
+
 def printable(text: object, limit: int = 0) -> str:
     """Return ``text`` for a terminal, with unprintable characters escaped, such as ``\\x1b`` and ``\\u202e``.
 
@@ -41,11 +44,18 @@ def printable(text: object, limit: int = 0) -> str:
     return f'{text}... ({more} characters more)' if more > 0 else text
 
 
+def shorten(text: str) -> str:
+    """Return a message without its middle if it is longer than a terminal shows: a file may hold names of any length."""
+    more = len(text) - LONGEST
+    return text if more <= 0 else f'{text[: LONGEST // 2]}... ({more} characters) ...{text[-LONGEST // 2 :]}'
+
+
 class RMTError(Exception):
     """A mistake that the user can correct. The command-line tools print its text as one sentence, without a traceback.
 
     Args:
-        text (str): what was wrong, and what to do. Unprintable characters are escaped, line breaks are not.
+        text (str): what was wrong, and what to do. Unprintable characters are escaped, line breaks are not. A text of
+            more than ``LONGEST`` characters loses its middle.
         remedy (str): a key of ``rmt_mm.tools.cli.options.REMEDIES``, such as ``'convert'``, for the text that the tools
             add; the library names neither their paths nor their flags. Default ``''``: the tools add nothing.
         **facts: values that fill the remedy's text, such as ``channels=4``.
@@ -54,7 +64,7 @@ class RMTError(Exception):
     def __init__(self, text: str, remedy: str = '', **facts: object) -> None:
         # A DataLoader raises an error of its workers again, with a traceback in front of the text.
         text = str(text).rsplit(f'{type(self).__name__}: ', 1)[-1].strip()
-        super().__init__('\n'.join(map(printable, text.split('\n'))))
+        super().__init__(shorten('\n'.join(map(printable, text.split('\n')))))
         self.remedy = remedy
         self.facts = facts
 

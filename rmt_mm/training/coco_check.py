@@ -6,7 +6,7 @@ without an area, annotations of unknown categories, and classes that are the nam
 
 import difflib
 import json
-import math
+import sys
 import os.path as osp
 import shlex
 from logging import ERROR, INFO, WARNING
@@ -14,7 +14,7 @@ from typing import Any, Dict, Generator, Iterable, Iterator, List, Optional, Seq
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, in_one_line
 from .datasets import find_transform, is_on_disk, pick_evenly, reads_from_disk
 from .findings import Finding
 from .image_size import is_turned, read_image_size
@@ -42,6 +42,8 @@ def read_json(path: str, where: str) -> Any:
         raise DataError(f'{where}: {path} {what} (line {error.lineno}, column {error.colno}; {size} bytes).') from error
     except UnicodeDecodeError as error:
         raise DataError(f'{where}: {path} is not a text file: {error.reason} at byte {error.start}.') from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise DataError(f'{where}: {path} cannot be read: {in_one_line(error)}.') from error
     except OSError as error:
         raise DataError(f'{where}: {path} cannot be read: {error.strerror}.') from error
 
@@ -221,6 +223,8 @@ class CocoCheck:
     def _check_references(self) -> Iterator[Finding]:
         names, labels, images = self._names(), self.labels, {image['id'] for image in self.images}
         for annotation in self.annotations:
+            if not isinstance(annotation['image_id'], (int, float, str)):
+                yield self._found(f'gives annotation {annotation["id"]} the image_id {annotation["image_id"]!r}')
             if not _is_known(annotation['category_id'], names):
                 yield self._found(
                     f'gives annotation {annotation["id"]} category_id {annotation["category_id"]!r}, which no '
@@ -354,7 +358,8 @@ def _boxes(annotations: List[dict]) -> set:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # An int of JSON may be larger than any float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_known(value, known) -> bool:

@@ -9,7 +9,7 @@ from typing import Callable, Iterable, List, NamedTuple, Type
 
 from mmengine.logging import print_log
 
-from ..errors import DataError, RMTError
+from ..errors import DataError, RMTError, printable, shorten
 
 
 class Finding(NamedTuple):
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
 def log(finding: Finding) -> None:
     """Write a finding to mmengine's current logger."""
-    print_log(finding.text, 'current', finding.level)
+    print_log(shorten(printable(finding.text)), 'current', finding.level)
 
 
 def collect(check: Iterable[Finding]) -> List[Finding]:

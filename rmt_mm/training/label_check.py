@@ -82,6 +82,11 @@ def check_label_maps(
                 raise AssertionError
         except DECODE_ERRORS as error:
             yield Finding(f'{where}: label map {path} cannot be read: {explain(error, path, load.imdecode_backend)}.')
+        if min(raw.shape[:2]) == 1:
+            yield Finding(
+                f'{where}: label map {path} is {raw.shape[1]} x {raw.shape[0]} pixels, and LoadAnnotations takes none '
+                'with a side of 1.'
+            )
         raw = raw.squeeze()
         if raw.ndim != 2:
             yield Finding(

@@ -11,6 +11,9 @@ from typing import Any, Iterator, List, Mapping, Sequence
 from .datasets import pick_evenly
 from .findings import Finding
 
+# pycocotools takes memory for every pixel along a polygon, and is ended by a signal where its integers overflow.
+MAX_COORDINATE = 10**6
+
 
 def check_masks(annotations: Sequence[dict], sizes: Mapping[Any, Sequence[int]], reader: str) -> Iterator[Finding]:
     """Check the ``segmentation`` of annotations. The texts have no subject, which is the file.
@@ -31,6 +34,11 @@ def check_masks(annotations: Sequence[dict], sizes: Mapping[Any, Sequence[int]],
                 yield Finding(f'has a segmentation {fault.format(number=number)}')
             if isinstance(mask['counts'], str):
                 compressed.append(annotation)
+        elif isinstance(mask, list) and not all(map(_is_drawn, mask)):
+            yield Finding(
+                f'has a segmentation for annotation {number} with coordinates that are no numbers of at most '
+                f'{MAX_COORDINATE:,} pixels'
+            )
         elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
             yield Finding(
                 f'has a segmentation for annotation {number} that is neither a list of polygons '
@@ -83,7 +91,7 @@ def _find_fault(mask: dict, size: List[int]) -> str:
         return f'of {given} pixels for annotation {{number}}, whose image has {size} (height, width)'
     if isinstance(counts, str) and counts:
         return ''
-    if not isinstance(counts, list) or not all(isinstance(n, (int, float)) and 0 <= n < math.inf for n in counts):
+    if not isinstance(counts, list) or not all(_is_number(n) and 0 <= n == int(n) for n in counts):
         return (
             f'for annotation {{number}} with "counts" that are neither a list of run lengths nor a text: {counts!r:.50}'
         )
@@ -93,6 +101,14 @@ def _find_fault(mask: dict, size: List[int]) -> str:
             f'{size[0]} x {size[1]} = {size[0] * size[1]} pixels'
         )
     return ''
+
+
+def _is_drawn(polygon: Any) -> bool:
+    return not isinstance(polygon, list) or all(_is_number(n) and abs(n) <= MAX_COORDINATE for n in polygon)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_readable(mask: dict) -> bool:

@@ -16,6 +16,7 @@ from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.evaluation import CocoMetric  # noqa: E402
 from pycocotools import mask  # noqa: E402
 
+from rmt_mm.errors import DataError  # noqa: E402
 from rmt_mm.training import coco_check, image_size  # noqa: E402
 from rmt_mm.training.coco_check import (  # noqa: E402
     CocoCheck,
@@ -25,7 +26,7 @@ from rmt_mm.training.coco_check import (  # noqa: E402
     check_yielded_images,
     is_plain_coco,
 )
-from rmt_mm.training.findings import collect  # noqa: E402
+from rmt_mm.training.findings import collect, report  # noqa: E402
 
 from support.pictures import MALFORMED_EXIF, write_png  # noqa: E402
 
@@ -159,6 +160,14 @@ def drop(key):
         (change('annotations', 2, bbox=None), 'gives annotation 12 the bbox None'),
         (change('annotations', 2, area=float('inf')), 'gives annotation 12 the area inf'),
         (change('annotations', 2, area=None), 'gives annotation 12 the area None'),
+        (change('annotations', 2, image_id=[1]), 'gives annotation 12 the image_id [1]'),
+        (change('annotations', 2, area=10**400), 'gives annotation 12 the area 1000'),
+        (change('annotations', 2, bbox=[1, 2, 10**400, 4]), 'gives annotation 12 the bbox [1, 2, 1000'),
+        (change('annotations', 2, segmentation=[[1, 1, {}, 4, 5, 6]]), 'annotation 12 with coordinates that are no num'),
+        (change('annotations', 2, segmentation=[[1, 1, float('inf'), 4, 5, 6]]), 'annotation 12 with coordinates'),
+        (change('annotations', 2, segmentation=[[1, 1, 2**31, 4, 5, 6]]), 'numbers of at most 1,000,000 pixels'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[0.5, 3071.5])), 'annotation 12 with "counts"'),
+        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[10**400])), '12 whose run lengths add up to'),
     ],
 )
 def test_broken_entries_are_named(folder, spoil, words):
@@ -172,6 +181,8 @@ def test_broken_entries_are_named(folder, spoil, words):
 @pytest.mark.parametrize(
     'text, words',
     [
+        ('{"images": ' + '9' * 5000 + '}', 'cannot be read: ValueError'),
+        ('[' * 10**5, 'cannot be read: RecursionError'),
         (json.dumps(content())[:-30], 'ends too early'),
         ('', 'is empty'),
         ('<html>', 'is not valid JSON'),
@@ -183,10 +194,13 @@ def test_no_coco_file_at_all(folder, text, words):
     assert words in refusal(folder.dataset()) and 'train.json' in refusal(folder.dataset())
 
 
-def test_no_text_and_no_file(folder):
-    (folder.path / 'train.json').write_bytes(b'\x80\x81\xff\xfe' * 4)
-    assert 'is not a text file' in refusal(folder.dataset())
-    assert 'none.json cannot be read' in refusal(folder.dataset('none.json'))
+def test_text_of_any_length_is_a_message(folder):
+    data = content()
+    data['annotations'][0]['category_id'] = 'x' * 10**6
+    folder.write(data)
+    with pytest.raises(DataError) as raised:
+        report(CocoCheck(folder.dataset(), 'train_dataloader').run())
+    assert len(str(raised.value)) < 5000 and str(raised.value).endswith('(they have 1, 2).')
 
 
 @pytest.mark.parametrize(

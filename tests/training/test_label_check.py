@@ -117,6 +117,12 @@ class TestLabelMaps:
         self.write(self.labels(0, 1, 2, 4))
         assert 'values 3' in self.refusal(reduce_zero_label=True)
 
+    @pytest.mark.parametrize('size', [(1, 1), (1, 6), (8, 1)])
+    def test_a_side_of_one_pixel(self, size):
+        """mmseg's LoadAnnotations takes this side away."""
+        self.write(np.zeros(size[::-1], np.uint8), size=size)
+        assert f'is {size[0]} x {size[1]} pixels, and LoadAnnotations takes none' in self.refusal()
+
     def test_numbered_from_one(self):
         self.write(self.labels(1, 2, 3))
         assert 'set reduce_zero_label=True' in self.refusal()

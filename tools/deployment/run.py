@@ -79,7 +79,9 @@ class Model:
 
 def read(path):
     """Return a picture as demo.py reads it: (H, W, 3), RGB, uint8, upright, on white where transparent."""
-    with Image.open(path) as file:
+    Image.init()
+    formats = sorted(set(Image.OPEN) - {'EPS'})  # PostScript, for which Pillow starts another program
+    with Image.open(path, formats=formats) as file:
         picture = ImageOps.exif_transpose(file)
     if picture.mode.startswith(('I', 'F')):  # gray of 16 or 32 bits, which convert('RGB') would make white
         values = np.asarray(picture)

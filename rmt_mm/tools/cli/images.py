@@ -36,6 +36,12 @@ def find_images(source: str) -> List[Path]:
     return found
 
 
+def known_formats() -> List[str]:
+    """Return the formats that Pillow reads, without PostScript, for which it starts another program."""
+    Image.init()
+    return sorted(set(Image.OPEN) - {'EPS'})
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read an image as a viewer shows it: upright by its EXIF tag, on white where it is transparent.
 
@@ -49,7 +55,7 @@ def read_image(path: Path) -> np.ndarray:
         UsageError: the file is no image, is damaged, or is larger than OpenCV reads.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=known_formats()) as image:
             image.load()
             upright = _turn(image)
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
