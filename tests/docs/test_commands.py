@@ -31,7 +31,7 @@ TOLD = ''.join(
     (ROOT / name).read_text() for name in ('Makefile', 'tools/setup_env.sh', 'tools/mmcv_wheel.py', 'tools/launch.sh')
 )
 TARGETS = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1].split()
-OF_OTHERS = {'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'}
+OF_OTHERS = {'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'OMP_NUM_THREADS'}
 OPTIONS_OF_OTHERS = {'--build-arg', '--target-layers'}
 LAUNCHERS = {'dist_train.sh': (0, 2, 'train'), 'dist_test.sh': (0, 3, 'test'), 'slurm_train.sh': (2, 3, 'train')}
 

@@ -135,7 +135,10 @@ RUN = {
 
 # The test that runs it, or on small files the tool or the training of which it is the call.
 ELSEWHERE = {
-    'tests/test_doctor.py::test_a_working_environment': ['python -m rmt_mm'],
+    'tests/test_doctor.py::test_a_working_environment': [
+        'python -m rmt_mm',
+        'OMP_NUM_THREADS=1 python -m rmt_mm',
+    ],
     'tests/checkpoints/test_documented_output.py::test_report_of_the_converter': [
         'python tools/model_converters/rmt_to_mm.py checkpoints/RMT_S.pth checkpoints/rmt-s.pth'
     ],
