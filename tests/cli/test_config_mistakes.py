@@ -166,5 +166,10 @@ def test_a_batch_is_filled_up_by_a_sampler_without_end(run):
 
 def test_a_delete_that_deletes_nothing(run, capsys):
     with pytest.raises(SystemExit):
-        run(model=dict(type='ToyConvNet', chanels=1), extra=dict(inner=dict(_delete_=True, a=1)))
-    assert 'note: extra.inner of config' in capsys.readouterr().err
+        run(
+            model=dict(type='ToyConvNet', chanels=1),
+            env_cfg=dict(inner=dict(_delete_=True, a=1)),
+            small=dict(_delete_=True, a=1),  # a variable, which may be for a place where a base sets something
+        )
+    notes = capsys.readouterr().err
+    assert 'note: env_cfg.inner of config' in notes and 'small' not in notes

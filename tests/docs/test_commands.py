@@ -77,7 +77,7 @@ def test_runs(text, place, request, monkeypatch, capsys):
             (place / name).unlink()
     monkeypatch.chdir(place)
     text = re.sub(r'\$\(cat (\S+)\)', lambda match: (place / match[1]).read_text(), text)
-    variables, words = words_of(text, {**row.values, **VALUES})
+    variables, words = words_of(text, {**VALUES, **row.values})
     words += row.add.split()
     env = {**os.environ, 'PYTHONPATH': str(ROOT), **variables}
     if words[:2] == ['python', '-c']:

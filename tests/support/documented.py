@@ -12,7 +12,7 @@ VALUES = {
     'INPUT': 'photos',
     'DIR': 'drawn',
     'S': '0.5',
-    'PIXELS': '64',
+    'PIXELS': '160',
     'D': 'cpu',
     'GPUS': '2',
     'WORK_DIR': 'reported',
@@ -27,7 +27,7 @@ class Run(NamedTuple):
     """Run in tests/docs, on small files."""
 
     leaves: Tuple[str, ...] = ()  # files that it must write
-    values: Dict[str, str] = {}  # what stands for parts of the text, before VALUES
+    values: Dict[str, str] = {}  # what stands for parts of the text, beside VALUES
     add: str = ''  # arguments that make it short
     slow: bool = False
     says: str = ''  # a part of its output

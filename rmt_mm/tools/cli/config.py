@@ -16,7 +16,7 @@ from ...config_path import get_config_path
 from ...errors import UsageError, as_sentence
 from ...training.config_search import walk
 from ...training.findings import report
-from .cfg_options import apply_options, check_top_level_names
+from .cfg_options import KNOWN_KEYS, apply_options, check_top_level_names
 from .loaders import drop_worker_settings
 from .model_check import check_backbones
 from .notes import note
@@ -88,7 +88,7 @@ def read_config(path: str) -> Config:
     for text in find_unread_keys(path, cfg):
         note(text)
     for where, key, _ in walk(cfg._cfg_dict):
-        if key == '_delete_':
+        if key == '_delete_' and where.split('.')[0] in KNOWN_KEYS:  # elsewhere for the place that the variable is for
             parent = where.rpartition('.')[0]
             note(f'{parent} of config {path} has _delete_, but no base config sets {parent}: remove _delete_.')
     return cfg
