@@ -26,6 +26,11 @@ def test_the_package_carries_an_output_of_the_original():
     np.testing.assert_array_equal(np.load(golden.OUTPUTS)['out3'], whole['out3'])
 
 
+def labels(report):
+    """Return what the lines of a report are about; a line without a label goes on about the one before."""
+    return {line[:12].strip() for line in report.split('\n\n')[0].splitlines()} - {''}
+
+
 def test_a_working_environment(capsys):
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
@@ -38,6 +43,8 @@ def test_a_working_environment(capsys):
         ],
     )
     assert 'forward and backward in' in out and out.endswith('everything that is installed works\n')
+    [shown] = re.findall(r'```text\n(Python .*?)```', (ROOT / 'docs/install.md').read_text(), re.DOTALL)
+    assert labels(shown) == labels(out)
 
 
 HIDE = """

@@ -38,13 +38,20 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     return LINK.sub(name_file, markdown)
 
 
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Return the HTML of a page without the marks that docstrings have for Sphinx: roles, and links to addresses."""
+    html = re.sub(r':(?:class|data|func|meth|mod):(?=<code>)', '', html)
+    return re.sub(r'<code>([^<]+) &lt;(https?:[^<]+)&gt;</code>_', r'<a href="\2">\1</a>', html)
+
+
 def name_file(match: re.Match) -> str:
     """Return the text of a link to a file that the site does not have, and the file's name in the repository."""
     text, target = match.groups()
     path = target.split('#')[0]
     if not (ROOT / path).exists():
         raise FileNotFoundError(f'docs link to {path}, which does not exist')
-    return text if text.strip('`').endswith(path.rsplit('/', 1)[-1]) else f'{text} (`{path}`)'
+    names = Path(path).name, Path(path).stem  # a config is named without its suffix
+    return text if text.strip('`').endswith(names) else f'{text} (`{path}`)'
 
 
 def commands() -> str:

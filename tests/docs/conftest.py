@@ -24,7 +24,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp('reader')
     for name in ('tools', 'configs'):
         (folder / name).symlink_to(ROOT / name)
-    make = 'tools/dataset_converters/make_digits.py data/digits --train 2 --val 2 --size 96 --renderings 1'
+    make = 'tools/dataset_converters/make_digits.py data/digits --train 2 --val 2 --size 128 --renderings 1'
     done = run_script(*make.split(), cwd=folder)
     assert done.returncode == 0, done.stderr
     for digit in (folder / 'data/digits/imagenet').glob('*/*'):

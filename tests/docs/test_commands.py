@@ -31,7 +31,7 @@ TOLD = ''.join(
     (ROOT / name).read_text() for name in ('Makefile', 'tools/setup_env.sh', 'tools/mmcv_wheel.py', 'tools/launch.sh')
 )
 TARGETS = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1].split()
-OF_OTHERS = {'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'}
+OF_OTHERS = {'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'OMP_NUM_THREADS'}
 OPTIONS_OF_OTHERS = {'--build-arg', '--target-layers'}
 LAUNCHERS = {'dist_train.sh': (0, 2, 'train'), 'dist_test.sh': (0, 3, 'test'), 'slurm_train.sh': (2, 3, 'train')}
 
@@ -77,7 +77,7 @@ def test_runs(text, place, request, monkeypatch, capsys):
             (place / name).unlink()
     monkeypatch.chdir(place)
     text = re.sub(r'\$\(cat (\S+)\)', lambda match: (place / match[1]).read_text(), text)
-    variables, words = words_of(text, {**row.values, **VALUES})
+    variables, words = words_of(text, {**VALUES, **row.values})
     words += row.add.split()
     env = {**os.environ, 'PYTHONPATH': str(ROOT), **variables}
     if words[:2] == ['python', '-c']:

@@ -12,7 +12,7 @@ VALUES = {
     'INPUT': 'photos',
     'DIR': 'drawn',
     'S': '0.5',
-    'PIXELS': '64',
+    'PIXELS': '160',
     'D': 'cpu',
     'GPUS': '2',
     'WORK_DIR': 'reported',
@@ -27,7 +27,7 @@ class Run(NamedTuple):
     """Run in tests/docs, on small files."""
 
     leaves: Tuple[str, ...] = ()  # files that it must write
-    values: Dict[str, str] = {}  # what stands for parts of the text, before VALUES
+    values: Dict[str, str] = {}  # what stands for parts of the text, beside VALUES
     add: str = ''  # arguments that make it short
     slow: bool = False
     says: str = ''  # a part of its output
@@ -135,7 +135,10 @@ RUN = {
 
 # The test that runs it, or on small files the tool or the training of which it is the call.
 ELSEWHERE = {
-    'tests/test_doctor.py::test_a_working_environment': ['python -m rmt_mm'],
+    'tests/test_doctor.py::test_a_working_environment': [
+        'python -m rmt_mm',
+        'OMP_NUM_THREADS=1 python -m rmt_mm',
+    ],
     'tests/checkpoints/test_documented_output.py::test_report_of_the_converter': [
         'python tools/model_converters/rmt_to_mm.py checkpoints/RMT_S.pth checkpoints/rmt-s.pth'
     ],
