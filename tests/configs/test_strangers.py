@@ -58,6 +58,9 @@ def miniature(config, data, folder, **changes):
     shorten(cfg, data, batch_size=10 if cfg.default_scope == 'mmpretrain' else 2)
     for jitter in find_dicts(cfg.train_dataloader, lambda d: d.get('type') == 'ColorJitter'):
         jitter.hue = 0.0  # mmcv 2.1.0 fails under NumPy 2: "Python integer -14 out of bounds for uint8"
+    # Our tool seeds each epoch or batch: so must the other, to draw the same numbers.
+    cfg.custom_imports.imports.append('rmt_mm.training.seed_hook')
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='SeedHook')]
     cfg.merge_from_dict(
         {
             'randomness': dict(seed=0, deterministic=True),
