@@ -1,4 +1,4 @@
-"""docs/errors.md: each sentence that it quotes stands in the code, with a cause and a cure. Samples of other pages too."""
+"""docs/errors.md: the sentences that it quotes stand in the code, with cause and cure. Sample errors of other pages too."""
 
 import ast
 import re
