@@ -1,4 +1,4 @@
-"""docs/errors.md: the sentences that it quotes stand in the code, with cause and cure. Sample errors of other pages too."""
+"""docs/errors.md: the sentences that it quotes stand in the code, with cause and cure. So do samples of other pages."""
 
 import ast
 import re
