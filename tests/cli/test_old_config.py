@@ -1,6 +1,8 @@
 """Configs of mmdet 2 and mmseg 0, and the arguments of the authors' backbone, are answered with what replaces them."""
 
+import functools
 import re
+import sys
 
 import pytest
 from mmengine.config import Config
@@ -10,6 +12,7 @@ from rmt_mm.arch import ARCHS, SCALARS
 from rmt_mm.errors import UsageError
 from rmt_mm.tools import cli
 from rmt_mm.tools.cli.old_config import OLD_KEYS, old_name
+from rmt_mm.tools.commands import train
 
 from support import ROOT
 
@@ -118,3 +121,22 @@ def test_the_page_lists_every_field():
 @pytest.mark.parametrize('name', ['RMT', 'RMT_', 'RMT_X', 'RMT_Swin_L', 'RMT_Bx', 'SwinTransformer', None])
 def test_other_names_are_no_names_of_the_authors(name):
     assert old_name(name) == ''
+
+
+def new_options():
+    """Return what the page gives as --cfg-options in place of old commands."""
+    rows = re.findall(r'^\| .* \| .*?`--cfg-options ([^`]+)`', (ROOT / 'docs/old_configs.md').read_text(), re.MULTILINE)
+    assert len(rows) >= 6
+    return rows
+
+
+@pytest.mark.parametrize('options', new_options())
+def test_options_of_the_page_are_accepted(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'rmt-digits', '--cfg-options', *options.split()])
+    args = train.parse_args()
+    args.work_dir = str(tmp_path)
+    cfg = cli.load_config(args)
+    for option in options.split():
+        key, value = option.split('=')
+        assert str(functools.reduce(lambda node, name: node[name], key.split('.'), cfg)) == value
+    assert 'note: --cfg-options' not in capsys.readouterr().err

@@ -1383,5 +1383,21 @@ MUTANTS = [
         REPORT,
         ('report: any class is built', "in ('', scope) else []", "in ('', scope, 'mmengine.dataset') else []"),
     ),
+    *_group(
+        'rmt_mm/tools/cli/old_config.py',
+        'tests/cli/test_old_config.py',
+        ('old configs: RMT_Swin is no name', "(found[2] or 't')", "(found[2] or 'x')"),
+        ('old configs: any RMT_... is a name', 'OLD_NAME.fullmatch', 'OLD_NAME.match'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/model_check.py',
+        'tests/cli/test_old_config.py',
+        ('old configs: type RMT_B', "if old_name(model['backbone'].get('type'))", 'if False'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/config.py',
+        'tests/cli/test_config_mistakes.py -k delete',
+        ('configs: _delete_ of a variable', "and where.split('.')[0] in KNOWN_KEYS", ''),
+    ),
     *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
 ]

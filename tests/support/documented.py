@@ -64,7 +64,7 @@ RUN = {
     'val_dataloader.dataset.data_root=/disk/coco/ test_dataloader.dataset.data_root=/disk/coco/ '
     'val_evaluator.ann_file=/disk/coco/annotations/instances_val2017.json '
     'test_evaluator.ann_file=/disk/coco/annotations/instances_val2017.json': Run(
-        ('work_dirs/detector/epoch_1.pth',), {'CONFIG': 'detector.py', '/disk/coco/': 'data/digits/coco/'}, slow=True
+        ('work_dirs/detector/epoch_1.pth',), {'CONFIG': 'detector.py', '/disk/coco': 'data/digits/coco'}, slow=True
     ),
     'python tools/test.py configs/classification/rmt-small_8xb128_in1k.py checkpoints/rmt-s.pth': Run(
         values={
