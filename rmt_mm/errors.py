@@ -79,16 +79,16 @@ def in_one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def as_sentence(kind: Type[RMTError], text: str) -> Iterator[None]:
+def as_sentence(kind: Type[RMTError], text: str, *more: Type[Exception]) -> Iterator[None]:
     """Raise ``kind`` for what code of others raises in the block: ``text``, a colon, and the error in one line.
 
-    Our own errors pass unchanged.
+    Our own errors pass unchanged. ``more`` are further classes that this code raises.
     """
     try:
         yield
     except RMTError:
         raise
-    except FOREIGN_ERRORS as error:
+    except (*FOREIGN_ERRORS, *more) as error:
         raise kind(f'{text}: {in_one_line(error)}') from error
 
 

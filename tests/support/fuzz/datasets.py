@@ -29,7 +29,8 @@ class Loading:
 
     def __init__(self, scope: str, dataset: dict) -> None:
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-        if DefaultScope.get_current_instance() is None:
+        current = DefaultScope.get_current_instance()
+        if current is None or current.scope_name != scope:
             DefaultScope.get_instance(f'fuzz {scope}', scope_name=scope)
         loader = dict(
             batch_size=1,
