@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # What a transform raises for a file that is missing, empty, cut off, or no image.
 FILE_ERRORS = (*PILLOW_ERRORS, AssertionError, cv2.error, Image.DecompressionBombError)
 AFTER_TRAINING = 'continue with --resume'  # what to do when the fault is mended
+# What gloo and NCCL say where another process is gone.
+LOST_PROCESS = (r'gloo.*(closed by peer|reset by peer)', r'NCCL.*remote process exited')
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -127,6 +129,8 @@ def _explain(error: BaseException, work_dir: str, training: bool) -> Optional[st
         if number:
             place = error.filename or work_dir
             return f'{place} cannot be read or written: mend it ({reason[-200:]})'
+    if any(re.search(pattern, reason) for pattern in LOST_PROCESS):
+        return f'another process of this run has ended: see what it wrote last, and mend that ({reason[-200:]})'
     if 'DataLoader worker' in reason and ('killed' in reason or 'exited unexpectedly' in reason):
         shared = ' or enlarge /dev/shm' if 'shm' in reason or 'Bus error' in reason else ''
         return (

@@ -40,6 +40,10 @@ KILLED = 'DataLoader worker (pid 123) is killed by signal: Killed. '
         ),
         (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), ['GPU is full', 'batch_size', 'with_cp']),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ['memory of this machine is full', 'batch_size']),
+        (
+            RuntimeError('[gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:64659: Connection reset by peer'),
+            ['another process of this run has ended', '--resume'],
+        ),
         (MemoryError(), ['memory of this machine is full']),
     ],
 )
