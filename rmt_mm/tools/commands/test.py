@@ -17,7 +17,6 @@ from ...training.data_check import build_data
 from ...training.faults import explaining_faults, name_images
 from .. import cli
 
-
 THEN = 'test again'  # when a fault is mended
 
 

@@ -9,7 +9,6 @@ from mmengine.config import Config
 from ...config_path import get_config_path
 from ...errors import UsageError, printable
 
-
 # What the report reads of a config, and its kind where there is any; what holds a key comes before it.
 KINDS = {
     'default_scope': str,
