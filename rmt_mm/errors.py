@@ -45,7 +45,7 @@ def printable(text: object, limit: int = 0) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a message without its middle if it is longer than a terminal shows: a file may hold names of any length."""
+    """Return a message, without its middle if it is very long: a file may hold names of any length."""
     more = len(text) - LONGEST
     return text if more <= 0 else f'{text[: LONGEST // 2]}... ({more} characters) ...{text[-LONGEST // 2 :]}'
 

@@ -61,7 +61,7 @@ def test_it_ends_with_a_caller_that_is_killed(tmp_path):
         f'run_isolated(functools.partial(exec, {work!r}), pathlib.Path({str(tmp_path / "log")!r}), 3000)'
     )
     caller = subprocess.Popen([sys.executable, '-c', code])
-    # Without a limit of its own: pytest's ends a test that hangs, and a loaded machine takes minutes to start a process.
+    # No limit but pytest's, which ends a test that hangs: a loaded machine takes minutes to start a process.
     while not (pid_file.exists() and pid_file.read_text().endswith('.')):
         assert caller.poll() is None, 'the caller ended before its child began'
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What ends a training or a test from outside is one sentence with the file and the cure; other errors keep their traceback."""
+"""What ends a training or a test from outside is one sentence with the cure; other errors keep their traceback."""
 
 import errno
 import itertools

@@ -199,8 +199,8 @@ class LabelMaps:
         torch.save(self.whole.half(), folder / 'old.pt', _use_new_zipfile_serialization=False)
         self.files['old.pt'] = (folder / 'old.pt').read_bytes()
         self.systematic = [
-            *(lambda _, name=name, part=part: self.read(name, values.cut(data, part), True)
-              for name, data in self.files.items() for part in range(20)),
+            *(lambda _, name=name, part=part: self.read(name, values.cut(self.files[name], part), True)
+              for name in self.files for part in range(20)),
             *(lambda _, array=array: self.array(array) for array in self.odd_arrays()),
         ]  # fmt: skip
 

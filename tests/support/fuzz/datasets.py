@@ -96,9 +96,10 @@ class Annotations:
         for i in range(COUNT):
             Image.new('RGB', (WIDTH, HEIGHT)).save(folder / f'{i}.png')
         self.folder = folder
+        self.text = json.dumps(self.content).encode()
         found = [key for _, key in values.places(self.content)]
         self.systematic = [
-            *(lambda _, part=part: self.read(values.cut(json.dumps(self.content).encode(), part)) for part in range(20)),
+            *(lambda _, part=part: self.read(values.cut(self.text, part)) for part in range(20)),
             *(lambda _, number=number, value=value: self.replace(number, value)
               for number in range(0, len(found), 3) for value in ODD[number % 4 :: 4]),
         ]  # fmt: skip

@@ -41,7 +41,8 @@ class Reports:
               for name, number in zip(list(MAKERS) * 4, NUMBERS)),
             *(lambda _, protocol=protocol: self.predictions('detector', lambda _: pickle.dumps([Executed()], protocol))
               for protocol in range(5)),
-            *(lambda _, key=key, value=value: self.config('detector', lambda text: text + f'\n{key} = {value}\n'.encode())
+            *(lambda _, key=key, value=value: self.config(
+                'detector', lambda text: text + f'\n{key} = {value}\n'.encode())
               for key in ('test_dataloader', 'model', 'default_scope', 'val_dataloader')
               for value in (5, 'None', '[1]', '"x"', 'dict(dataset=5)', 'dict(dataset=dict(type=5))')),
         ]  # fmt: skip
