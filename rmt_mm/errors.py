@@ -88,7 +88,7 @@ def as_sentence(kind: Type[RMTError], text: str, *more: Type[Exception]) -> Iter
         yield
     except RMTError:
         raise
-    except (*FOREIGN_ERRORS, *more) as error:
+    except (*FOREIGN_ERRORS, *more) as error:  # type: ignore[misc]  # mypy does not support starred handlers
         raise kind(f'{text}: {in_one_line(error)}') from error
 
 

@@ -9,7 +9,7 @@ import os.path as osp
 import tempfile
 from pathlib import Path
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from mmengine.config import Config
 
 from ...checkpoints import force_safe_loading
