@@ -12,7 +12,7 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers compatibility mutants ablation docs lint \
+.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers fuzz compatibility mutants ablation docs lint \
 	demo webui demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make lint   the linters'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
+	@echo 'make fuzz       a thousand damaged and odd files for all readers, backbones of drawn settings: 20 minutes on one core'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
 	@echo 'make ablation   small models without one part of RMT at a time, on scenes of digits: over 4 hours on one core, resumable'
@@ -49,6 +50,13 @@ test-zoo: setup
 # Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours; and data as users have it.
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers*.py --durations 0
+
+# 1,000 damaged and odd files, and 300 drawn backbones and sizes for each property. SEED and CASES choose others.
+SEED ?= 0
+CASES ?= 1000
+fuzz: setup
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) tests/fuzz.py --cases $(CASES) --seed $(SEED)
+	OMP_NUM_THREADS=1 RMT_MM_EXAMPLES=300 $(PYTHON_ENV) -m pytest tests/backbone/test_properties.py
 
 # The oldest torch, in an environment of its own; `make compatibility` runs more of them, and all their tests.
 test-torch2.1: setup

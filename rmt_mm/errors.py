@@ -45,7 +45,7 @@ def printable(text: object, limit: int = 0) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a message without its middle if it is longer than a terminal shows: a file may hold names of any length."""
+    """Return a message, without its middle if it is very long: a file may hold names of any length."""
     more = len(text) - LONGEST
     return text if more <= 0 else f'{text[: LONGEST // 2]}... ({more} characters) ...{text[-LONGEST // 2 :]}'
 
@@ -79,16 +79,16 @@ def in_one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def as_sentence(kind: Type[RMTError], text: str) -> Iterator[None]:
+def as_sentence(kind: Type[RMTError], text: str, *more: Type[Exception]) -> Iterator[None]:
     """Raise ``kind`` for what code of others raises in the block: ``text``, a colon, and the error in one line.
 
-    Our own errors pass unchanged.
+    Our own errors pass unchanged. ``more`` are further classes that this code raises.
     """
     try:
         yield
     except RMTError:
         raise
-    except FOREIGN_ERRORS as error:
+    except (*FOREIGN_ERRORS, *more) as error:  # type: ignore[misc]  # mypy does not support starred handlers
         raise kind(f'{text}: {in_one_line(error)}') from error
 
 

@@ -6,9 +6,9 @@ without an area, annotations of unknown categories, and classes that are the nam
 
 import difflib
 import json
-import sys
 import os.path as osp
 import shlex
+import sys
 from logging import ERROR, INFO, WARNING
 from typing import Any, Dict, Generator, Iterable, Iterator, List, Optional, Sequence, Tuple
 

@@ -1,4 +1,4 @@
-"""Errors of a running training that come from its machine or its files, as sentences. Others pass unchanged."""
+"""Errors of a running training or test that come from its machine or its files, as sentences. Others pass unchanged."""
 
 import contextlib
 import errno
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # What a transform raises for a file that is missing, empty, cut off, or no image.
 FILE_ERRORS = (*PILLOW_ERRORS, AssertionError, cv2.error, Image.DecompressionBombError)
+AFTER_TRAINING = 'continue with --resume'  # what to do when the fault is mended
+# What gloo and NCCL say where another process is gone.
+LOST_PROCESS = (r'gloo.*(closed by peer|reset by peer)', r'NCCL.*remote process exited')
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -28,7 +31,15 @@ class NamingCompose(Compose):
     """The transforms of a data set; an error of a file that they load names the file.
 
     The name is known here alone: a worker process passes on the text of an error, without the values around it.
+
+    Args:
+        transforms (Sequence): of :class:`mmengine.dataset.Compose`.
+        then (str): what to do when the file is replaced. Default :data:`AFTER_TRAINING`.
     """
+
+    def __init__(self, transforms: Any, then: str = AFTER_TRAINING) -> None:
+        super().__init__(transforms)
+        self.then = then
 
     def __call__(self, data: dict) -> Optional[dict]:
         for transform in self.transforms:
@@ -45,7 +56,7 @@ class NamingCompose(Compose):
                 reason = 'it is empty' if empty else f'{type(transform).__name__}: {in_one_line(error)}'
                 raise DataError(
                     f'{path} cannot be used ({reason}): replace the file, or remove it from the data set; then '
-                    'continue with --resume.'
+                    f'{self.then}.'
                 ) from error
             if data is None:
                 return None
@@ -62,7 +73,7 @@ def _find_path(transform: Any, data: Any) -> str:
     return next((data[key] for key in keys if data.get(key)), '')
 
 
-def name_images(runner: 'Runner') -> None:
+def name_images(runner: 'Runner', then: str = AFTER_TRAINING) -> None:
     """Let the data sets that a runner builds from now on name the file whose loading fails.
 
     Call it before the loops are built: one that counts iterations starts its workers then.
@@ -73,36 +84,41 @@ def name_images(runner: 'Runner') -> None:
         loader = build(*args, **kwargs)
         for dataset in find_datasets(loader.dataset):
             if type(getattr(dataset, 'pipeline', None)) is Compose:
-                dataset.pipeline = NamingCompose(dataset.pipeline.transforms)
+                dataset.pipeline = NamingCompose(dataset.pipeline.transforms, then)
         return loader
 
     runner.build_dataloader = build_naming  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
-def explaining_faults(work_dir: str) -> Iterator[None]:
+def explaining_faults(work_dir: str, training: bool = True, then: str = AFTER_TRAINING) -> Iterator[None]:
     """Raise UsageError for an error in the block that the machine caused: a full disk, no memory, a killed worker.
 
     Errors that this function does not know pass with their traceback.
+
+    Args:
+        work_dir (str): named for a full disk where the error names no file.
+        training (bool): a training's memory depends on other settings than a test's. Default True.
+        then (str): what to do when the fault is mended. Default :data:`AFTER_TRAINING`.
     """
     try:
         yield
     except RMTError:
         raise
     except (OSError, RuntimeError, MemoryError, cv2.error) as error:
-        text = _explain(error, work_dir)
+        text = _explain(error, work_dir, training)
         if text is None:
             raise
-        raise UsageError(f'{text}; then continue with --resume.') from error
+        raise UsageError(f'{text}; then {then}.') from error
 
 
-def _explain(error: BaseException, work_dir: str) -> Optional[str]:
+def _explain(error: BaseException, work_dir: str, training: bool) -> Optional[str]:
     reason = in_one_line(error)
     if isinstance(error, torch.cuda.OutOfMemoryError) or 'CUDA out of memory' in reason:
-        return (
-            'the memory of the GPU is full: lower train_dataloader.batch_size, or set model.backbone.with_cp=True, or '
-            f'give --amp ({reason[:200]})'
-        )
+        cure = 'lower test_dataloader.batch_size'
+        if training:
+            cure = 'lower train_dataloader.batch_size, or set model.backbone.with_cp=True, or give --amp'
+        return f'the memory of the GPU is full: {cure} ({reason[:200]})'
     if isinstance(error, MemoryError) or "can't allocate memory" in reason:
         return f'the memory of this machine is full: lower batch_size or num_workers of the loaders ({reason[:200]})'
     if isinstance(error, OSError):
@@ -113,6 +129,8 @@ def _explain(error: BaseException, work_dir: str) -> Optional[str]:
         if number:
             place = error.filename or work_dir
             return f'{place} cannot be read or written: mend it ({reason[-200:]})'
+    if any(re.search(pattern, reason) for pattern in LOST_PROCESS):
+        return f'another process of this run has ended: see what it wrote last, and mend that ({reason[-200:]})'
     if 'DataLoader worker' in reason and ('killed' in reason or 'exited unexpectedly' in reason):
         shared = ' or enlarge /dev/shm' if 'shm' in reason or 'Bus error' in reason else ''
         return (

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import subprocess
 import sys
 import tracemalloc
 
@@ -517,3 +518,14 @@ def test_other_channels_are_read_as_the_pipeline_reads_them(channels, color_type
     norm = read_preprocessor(model.data_preprocessor, input_channels(model))
     assert norm.mean == (120.0,) * channels and not norm.is_bgr
     assert Preparation(norm, True).example(2, 8, 16).shape == (2, 8, 16, channels)
+
+
+def test_postscript_is_handed_to_no_program(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for it, whatever the file is called."""
+    (tmp_path / 'a.png').write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n')
+    monkeypatch.setattr(subprocess, 'check_call', None)
+    with pytest.raises(UsageError, match='a.png cannot be read as an image'):
+        read_image(tmp_path / 'a.png')
+    pytest.importorskip('onnxruntime')
+    with pytest.raises(OSError, match='cannot identify'):
+        load_tool('deployment/run.py').read(tmp_path / 'a.png')

@@ -23,7 +23,7 @@ runner = dict(type='EpochBasedRunner', max_epochs=12)
 data = dict(samples_per_gpu=2, train=dict(type='CocoDataset', img_prefix='x'))
 fp16 = dict()
 """
-UNREADABLE = ['a = 1 / 0\n', "_base_ = ['../_base_/none.py']\n", 'undefined_name\n']
+UNREADABLE = ['raise StopIteration\n', 'a = 1 / 0\n', "_base_ = ['../_base_/none.py']\n", 'undefined_name\n']
 
 
 def refused(tmp_path, name, text):

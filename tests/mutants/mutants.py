@@ -48,6 +48,10 @@ TOOLS = 'tests/cli/test_tools.py'
 OPTIONS = 'tests/cli/test_options_take_effect.py'
 REPORT = 'tests/report/test_report.py'
 RESUMING = 'tests/cli/test_resuming.py'
+PROPERTIES = 'tests/backbone/test_properties.py'
+FAULTS = 'tests/training/test_faults.py'
+COCO_CHECK = 'tests/training/test_coco_check.py'
+FUZZ = 'tests/test_fuzz.py'
 
 _MODELS, _DATASETS, _SCHEDULES = (f'configs/_base_/{folder}' for folder in ('models', 'datasets', 'schedules'))
 
@@ -1400,4 +1404,157 @@ MUTANTS = [
         ('configs: _delete_ of a variable', "and where.split('.')[0] in KNOWN_KEYS", ''),
     ),
     *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
+    # Kernels and position tables, by drawn cases.
+    *_group(
+        'rmt_mm/ops/eager.py',
+        PROPERTIES,
+        ('by_row: keys in order', 'k, v = (t.flip(1).flatten(1, 2)', 'k, v = (t.flatten(1, 2)'),
+        ('by_row: the first image for all', '(t[image].expand(', '(t[0].expand('),
+        ('by_row: all rows at once', 'q[image].split(rows)', 'q[0].split(rows)'),
+        ('rotation: by the conjugate', '* torch.view_as_complex(phases.to', '* torch.view_as_complex(-phases.to'),
+        ('FFN by layers: no GELU', 'fc2, dwconv(F.gelu(x)))', 'fc2, dwconv(x))'),
+    ),
+    *_group(
+        'rmt_mm/ops/plain.py',
+        PROPERTIES,
+        ('plain: columns are rows', 'bias = tables.line(dim, q.dtype)', 'bias = tables.line(2, q.dtype)'),
+        ('plain: rotation by the opposite angle', '(u0 * cos - u1 * sin, u1', '(u0 * cos + u1 * sin, u1'),
+        (
+            'plain: no bias of the map',
+            'return _attend(q, k, v, bias, tables).transpose(1, 2).unflatten(1,',
+            'return _attend(q, k, v, 0 * bias, tables).transpose(1, 2).unflatten(1,',
+        ),
+    ),
+    *_group(
+        'rmt_mm/ops/tables.py',
+        PROPERTIES,
+        (
+            'tables: a row is as long as a column',
+            "('row', self.width) if dim == 2 else",
+            "('row', self.height) if dim == 2 else",
+        ),
+        (
+            'tables: no distance of rows',
+            'bias = rows[:, :, None, :, None] + columns',
+            'bias = 0 * rows[:, :, None, :, None] + columns',
+        ),
+        ('tables: by_row is one row off', '(index - (height - 1)).abs()', '(index - height).abs()'),
+        (
+            'tables: angles of another width',
+            '.view(height, width, 1, head_dim // 2)',
+            '.view(width, height, 1, head_dim // 2).transpose(0, 1)',
+        ),
+    ),
+    # Faults of tests and of other processes.
+    *_group(
+        'rmt_mm/training/faults.py',
+        FAULTS,
+        (
+            'a test is told to resume',
+            'NamingCompose(dataset.pipeline.transforms, then)',
+            'NamingCompose(dataset.pipeline.transforms)',
+        ),
+        ('a test is told of with_cp', '        if training:\n            cure', '        if True:\n            cure'),
+        ('memory has no sentence', 'isinstance(error, MemoryError) or "can\'t', 'False and "can\'t'),
+        ('a killed worker has no sentence', "('killed' in reason or", "('nothing' in reason and"),
+        ('a lost process has no sentence', '(closed by peer|reset by peer)', '(nothing)'),
+        ('a file that cannot be written has no sentence', '        if number:\n', '        if False:\n'),
+        ('an empty image is not called empty', 'empty = osp.isfile(path) and not osp.getsize(path)', 'empty = False'),
+        ('/dev/shm is not named', "if 'shm' in reason or", "if 'nothing' in reason or"),
+    ),
+    *_group(
+        'rmt_mm/tools/commands/test.py',
+        FAULTS,
+        ('test: images are not named', 'name_images(runner, THEN)', 'pass'),
+        ('test: faults keep their traceback', ', explaining_faults(cfg.work_dir, False, THEN)', ''),
+    ),
+    *_group(
+        'rmt_mm/training/divergence.py',
+        'tests/training/test_divergence.py',
+        ('divergence: validations of NaN weights', '    def before_val(self', '    def before_nothing(self'),
+        ('divergence: epochs of NaN weights', '    def after_train_epoch(self', '    def after_nothing(self'),
+        ('divergence: the checkpoint is not named', 'and hook.last_ckpt]', 'and False]'),
+    ),
+    *_group(
+        'rmt_mm/training/seed_hook.py',
+        RESUMING,
+        ('seeds: batches that are skipped are not counted', 'self._number += 1', 'pass'),
+        (
+            'seeds: the seed of the training is left out',
+            'SeedSequence([runner.seed, step])',
+            'SeedSequence([step])',
+            RESUMING,
+        ),
+    ),
+    # What fuzzing found.
+    *_group(
+        'rmt_mm/training/mask_check.py',
+        COCO_CHECK,
+        ('polygons of any coordinates', 'abs(n) <= MAX_COORDINATE for', 'True for'),
+        ('polygons of anything', 'all(_is_number(n) and abs(n)', 'all(abs(n)'),
+        ('run lengths of halves', '0 <= n == int(n)', '0 <= n'),
+    ),
+    *_group(
+        'rmt_mm/training/coco_check.py',
+        COCO_CHECK,
+        ('numbers beyond floats', 'abs(value) <= sys.float_info.max', 'float(value) < 1e308'),
+        ('ids of lists', "if not isinstance(annotation['image_id'], (int, float, str)):", 'if False:'),
+        ('JSON of any depth', 'except (ValueError, RecursionError) as error:', 'except ZeroDivisionError as error:'),
+    ),
+    *_group(
+        'rmt_mm/training/label_check.py',
+        'tests/training/test_label_check.py',
+        ('label maps with a side of 1', 'if min(raw.shape[:2]) == 1:', 'if False:'),
+    ),
+    *_group(
+        'rmt_mm/errors.py',
+        COCO_CHECK,
+        ('messages of any length', 'return text if more <= 0 else', 'return text if True else'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/images.py',
+        'tests/cli/test_demo.py -k postscript',
+        ('PostScript starts a program', "- {'EPS'}", '- set()'),
+    ),
+    *_group(
+        'tools/deployment/run.py',
+        'tests/cli/test_demo.py -k postscript',
+        ('run.py: PostScript starts a program', "- {'EPS'}", '- set()'),
+    ),
+    *_group(
+        'rmt_mm/tools/cli/config.py',
+        'tests/cli/test_old_config.py',
+        ('configs that raise StopIteration', ', StopIteration, yaml.YAMLError', ', yaml.YAMLError'),
+    ),
+    *_group(
+        'rmt_mm/tools/report/logs.py',
+        REPORT,
+        ('report: ints beyond floats', 'int(digits) if len(digits) < 300 else float(digits)', 'int(digits)'),
+        ('report: halves of surrogates', 'json.dumps(scalars, ensure_ascii=False).encode()', 'pass'),
+    ),
+    *_group(
+        'rmt_mm/tools/report/sections.py',
+        REPORT,
+        ('report: infinite durations', 'if not math.isfinite(seconds):\n        return', 'if False:\n        return'),
+    ),
+    *_group(
+        'rmt_mm/tools/report/run_config.py',
+        REPORT,
+        (
+            'report: settings of another kind',
+            '_check_kind(values, path_of_key',
+            '0 and _check_kind(values, path_of_key',
+        ),
+    ),
+    *_group(
+        'rmt_mm/checkpoints/safe/load.py',
+        FUZZ,
+        ('fuzz: damaged records are read', 'while entry.CRC and file.read(2**20):', 'while False:'),
+        ('fuzz: a bomb is unpacked', '        if unpacked > limit:', '        if False:', SAFETY),
+    ),
+    *_group(
+        'rmt_mm/classification/label_map.py',
+        FUZZ,
+        ('fuzz: indices of no class', 'indices.max() >= num_classes or', 'False or', TOKEN_DATA),
+    ),
 ]

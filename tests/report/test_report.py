@@ -262,6 +262,16 @@ def test_logs_of_resumed_runs_are_one(tmp_path):
     assert environment['MMEngine'] == '0.10.0' and environment['seed'] == '7' and len(environment) == 5
 
 
+@pytest.mark.parametrize('number', ['9' * 400, '1e308', '"\\ud800"'])
+def test_odd_numbers_of_a_log_are_a_page(number, tmp_path):
+    line = '{"loss": 1.0, "iter": 90, "step": 90, "time": %s, "memory": %s}\n{"mIoU": %s, "step": 90}\n'
+    folder = make_work_dir(tmp_path, {}, by_epoch=False)
+    path = folder / '20260101_000000/vis_data/scalars.json'
+    path.write_text(path.read_text() + line % (number, number, number))
+    write_report(folder, '--no-eval')
+    assert 'Curves' in (folder / 'report.html').read_text()
+
+
 @pytest.mark.parametrize('name', ['detection/dino-4scale_rmt-t_8xb2-12e_coco', 'segmentation/rmt-mini_fpn_digits'])
 def test_dumped_configs_are_read_without_running_them(name, tmp_path):
     cfg = Config.fromfile(ROOT / f'configs/{name}.py')
@@ -275,7 +285,8 @@ def test_dumped_configs_are_read_without_running_them(name, tmp_path):
 
 @pytest.mark.parametrize(
     'text',
-    ['import os', 'a = open("x")', 'a = dict(b=__import__("os"))', 'a = dict(**{})', 'a = [', 'a = b', 'a.b = 1'],
+    ['import os', 'a = open("x")', 'a = dict(b=__import__("os"))', 'a = dict(**{})', 'a = [', 'a = b', 'a.b = 1']
+    + ['default_scope = 5', 'model = [1]', 'val_dataloader = "x"', 'test_dataloader = dict(dataset=5)'],
 )
 def test_a_config_with_code_is_not_read(text, tmp_path):
     (tmp_path / 'a.py').write_text(text)

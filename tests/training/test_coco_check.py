@@ -163,11 +163,20 @@ def drop(key):
         (change('annotations', 2, image_id=[1]), 'gives annotation 12 the image_id [1]'),
         (change('annotations', 2, area=10**400), 'gives annotation 12 the area 1000'),
         (change('annotations', 2, bbox=[1, 2, 10**400, 4]), 'gives annotation 12 the bbox [1, 2, 1000'),
-        (change('annotations', 2, segmentation=[[1, 1, {}, 4, 5, 6]]), 'annotation 12 with coordinates that are no num'),
+        (
+            change('annotations', 2, segmentation=[[1, 1, {}, 4, 5, 6]]),
+            'annotation 12 with coordinates that are no num',
+        ),
         (change('annotations', 2, segmentation=[[1, 1, float('inf'), 4, 5, 6]]), 'annotation 12 with coordinates'),
         (change('annotations', 2, segmentation=[[1, 1, 2**31, 4, 5, 6]]), 'numbers of at most 1,000,000 pixels'),
-        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[0.5, 3071.5])), 'annotation 12 with "counts"'),
-        (change('annotations', 2, segmentation=dict(size=[48, 64], counts=[10**400])), '12 whose run lengths add up to'),
+        (
+            change('annotations', 2, segmentation=dict(size=[48, 64], counts=[0.5, 3071.5])),
+            'annotation 12 with "counts"',
+        ),
+        (
+            change('annotations', 2, segmentation=dict(size=[48, 64], counts=[10**400])),
+            '12 whose run lengths add up to',
+        ),
     ],
 )
 def test_broken_entries_are_named(folder, spoil, words):

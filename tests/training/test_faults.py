@@ -1,4 +1,4 @@
-"""What ends a training from outside is one sentence with the file and the cure; other errors keep their traceback."""
+"""What ends a training or a test from outside is one sentence with the cure; other errors keep their traceback."""
 
 import errno
 import itertools
@@ -15,9 +15,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from rmt_mm.errors import DataError, UsageError
+from rmt_mm.tools.commands import test as test_tool
 from rmt_mm.training.faults import NamingCompose, explaining_faults
 
 from support import kill_trainings
+from support.toy import ToyConvNet
 
 numbers = itertools.count()
 KILLED = 'DataLoader worker (pid 123) is killed by signal: Killed. '
@@ -38,6 +40,10 @@ KILLED = 'DataLoader worker (pid 123) is killed by signal: Killed. '
         ),
         (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), ['GPU is full', 'batch_size', 'with_cp']),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ['memory of this machine is full', 'batch_size']),
+        (
+            RuntimeError('[gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:64659: Connection reset by peer'),
+            ['another process of this run has ended', '--resume'],
+        ),
         (MemoryError(), ['memory of this machine is full']),
     ],
 )
@@ -165,3 +171,66 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(training, tmp_path, monk
     text = training(PNG)
     assert text.startswith('error: ') and 'epoch_1.pth' in text and 'No space left' in text
     assert not list((tmp_path / 'work').glob('epoch*'))
+
+
+# The same faults of tools/test.py.
+
+
+@pytest.fixture
+def testing(tmp_path, monkeypatch):
+    """Test a toy model on one image file; return the text of the exit, '' for success."""
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+    def run(content, workers=0, kill=False, options=()):
+        (tmp_path / 'image.png').write_bytes(content)
+        path = tmp_path / f'{next(numbers)}.py'
+        kill_trainings.config(path, workers)
+        cfg = Config.fromfile(path)
+        cfg.experiment_name = f'faults{next(numbers)}'
+        pipeline = [dict(type='LoadImageFromFile')]
+        dataset = dict(type='OneImage', path=str(tmp_path / 'image.png'), kill=kill, pipeline=pipeline)
+        cfg.test_dataloader = dict(cfg.pop('val_dataloader'), dataset=dataset)
+        cfg.test_cfg, cfg.test_evaluator = dict(), cfg.pop('val_evaluator')
+        for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'val_cfg'):
+            cfg.pop(key)
+        cfg.dump(path)
+        torch.save(dict(state_dict=ToyConvNet().state_dict()), tmp_path / 'a.pth')
+        argv = ['test.py', str(path), str(tmp_path / 'a.pth'), '--work-dir', str(tmp_path / 'work'), *options]
+        monkeypatch.setattr(sys, 'argv', argv)
+        try:
+            test_tool.main()
+        except SystemExit as exit:
+            return str(exit.code)
+        return ''
+
+    return run
+
+
+@pytest.mark.parametrize('content', [b'', PNG[:40]])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_test_names_the_image(content, workers, testing, tmp_path):
+    text = testing(content, workers)
+    assert text.startswith(f'error: {tmp_path / "image.png"} cannot be used') and len(text.splitlines()) == 1
+    assert 'then test again' in text and '--resume' not in text
+
+
+def test_a_worker_of_a_test_that_is_killed(testing):
+    text = testing(PNG, workers=1, kill=True)
+    assert text.startswith('error: a worker process') and text.endswith('then test again.')
+
+
+def test_the_disk_is_full_while_predictions_are_written(testing, tmp_path):
+    (tmp_path / 'a.pkl').symlink_to('/dev/full')  # a device without space
+    text = testing(PNG, options=['--out', str(tmp_path / 'a.pkl')])
+    assert text.startswith(f'error: the disk of {tmp_path / "work"} is full') and text.endswith('then test again.')
+
+
+def test_the_memory_of_a_test_is_full():
+    with pytest.raises(UsageError) as raised, explaining_faults('WORK', training=False, then='test again'):
+        raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')
+    assert 'test_dataloader.batch_size (' in str(raised.value) and 'with_cp' not in str(raised.value)
+
+
+def test_a_good_image_is_tested(testing, tmp_path):
+    assert testing(PNG, options=['--out', str(tmp_path / 'a.pkl')]) == ''
+    assert (tmp_path / 'a.pkl').stat().st_size

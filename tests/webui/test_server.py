@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from rmt_mm.tools.webui.trial import Trial  # noqa: E402
 
 from support import ROOT  # noqa: E402
 from support.browser import open_browser  # noqa: E402
+from support.pictures import write_png  # noqa: E402
 
 CONFIG = ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py'
 
@@ -90,13 +93,14 @@ def test_no_file_of_the_machine_is_served(address, folder):
             assert httpx.get(f'{address}gradio_api/{route}{url}').status_code == 403
 
 
-def send(address, name, data, trigger):
+def send(address, name, data, trigger, session=None):
     """Send an event as the page does, and return the answer's messages."""
-    config = httpx.get(f'{address}config').json()
-    [fn] = [d for d in config['dependencies'] if [name, trigger] in [[n(config, t[0]), t[1]] for t in d['targets']]]
-    body = dict(data=data, fn_index=fn['id'], session_hash=f'test{time.time()}')
-    assert httpx.post(f'{address}gradio_api/queue/join', json=body).status_code == 200
-    with httpx.stream('GET', f'{address}gradio_api/queue/data?session_hash={body["session_hash"]}', timeout=60) as got:
+    config = httpx.get(f'{address}config', timeout=600).json()
+    [fn] = [d for d in config['dependencies'] if [name, trigger] in targets(config, d)]
+    session = session or f'test{time.time()}'
+    body = dict(data=data, fn_index=fn['id'], session_hash=session)
+    assert httpx.post(f'{address}gradio_api/queue/join', json=body, timeout=600).status_code == 200
+    with httpx.stream('GET', f'{address}gradio_api/queue/data?session_hash={session}', timeout=600) as got:
         for line in got.iter_lines():
             message = json.loads(line[5:]) if line.startswith('data:') else {}
             if message.get('msg') == 'process_completed':
@@ -105,6 +109,10 @@ def send(address, name, data, trigger):
 
 def n(config, number):
     return next(c['props'].get('elem_id') for c in config['components'] if c['id'] == number)
+
+
+def targets(config, dependency):
+    return [[n(config, target[0]), target[1]] for target in dependency['targets']]
 
 
 def test_a_request_cannot_name_a_file_of_the_machine_as_an_upload(address, folder):
@@ -117,6 +125,64 @@ def test_a_request_cannot_name_a_file_of_the_machine_as_an_upload(address, folde
     file = dict(path=path, orig_name='a.png', meta=dict(_type='gradio.FileData'))
     answer = send(address, 'picture', [file, 0.5], 'upload')
     assert answer['success'] and 'a.png, 160 x 120 pixels' in answer['output']['data'][1]
+
+
+def resident():
+    """Return the memory of this process in bytes."""
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def put(address, path, name):
+    """Upload a file under a name, and return what the page's event takes."""
+    with path.open('rb') as opened:
+        [stored] = httpx.post(f'{address}gradio_api/upload', files=dict(files=(name, opened)), timeout=600).json()
+    return [dict(path=stored, orig_name=name, meta=dict(_type='gradio.FileData')), 0.9]
+
+
+@pytest.mark.parametrize('number', [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_many_requests_at_once(number, address, folder, tmp_path):
+    """Among them damaged files, decompression bombs and hostile names: each is answered, in bounded memory."""
+    hostile = ['<img src=x onerror=alert(1)>.png', '\x1b[2J\u202e.png', '..%2f..%2fetc%2fpasswd', 'a' * 200 + '.png']
+    write_png(tmp_path / 'bomb.png', 20000, 20000)
+    (tmp_path / 'text.png').write_text('no picture')
+    files = [folder / 'wide.png', tmp_path / 'bomb.png', tmp_path / 'text.png', folder / 'high.png']
+    visits = [(files[i % 4], hostile[i % 7] if i % 7 < 4 else f'{i}.png') for i in range(number)]
+    before = resident()
+
+    def visit(i):
+        path, name = visits[i]
+        return send(address, 'picture', put(address, path, name), 'upload', f'visit{i} of {number}')
+
+    with ThreadPoolExecutor(number) as pool:
+        answers = list(pool.map(visit, range(number)))
+    for (path, name), answer in zip(visits, answers):
+        assert answer['success'], (path, name)
+        status = answer['output']['data'][1]
+        assert '<img' not in status and '\x1b' not in status
+        expected = {'wide.png': '160 x 120 pixels', 'high.png': '90 x 150 pixels', 'bomb.png': 'pixels'}
+        assert expected.get(path.name, 'cannot be read as a picture') in status
+        assert ('class="error"' in status) == (path.name in ('bomb.png', 'text.png'))
+    assert resident() - before < 2**30
+
+
+def test_a_visitor_that_leaves(address, folder):
+    """The answer to a visitor that has gone is computed for nobody, and the next one is served."""
+    for number in range(3):
+        config = httpx.get(f'{address}config').json()
+        [fn] = [d for d in config['dependencies'] if ['picture', 'upload'] in targets(config, d)]
+        body = dict(data=put(address, folder / 'wide.png', 'a.png'), fn_index=fn['id'], session_hash=f'gone{number}')
+        assert httpx.post(f'{address}gradio_api/queue/join', json=body).status_code == 200
+        with httpx.stream('GET', f'{address}gradio_api/queue/data?session_hash=gone{number}', timeout=600) as got:
+            next(got.iter_lines())  # and goes
+    answer = send(address, 'picture', put(address, folder / 'high.png', 'b.png'), 'upload')
+    assert 'b.png, 90 x 150 pixels' in answer['output']['data'][1]
+
+
+@pytest.mark.parametrize('up', ['../', '..%2f', '%2e%2e/', '..%5c', '....//', '%252e%252e%252f', '/./../', '..%00/'])
+def test_paths_that_climb_out(up, address):
+    for route in ('gradio_api/file=', 'gradio_api/file/', 'static/', 'assets/', 'custom_component/'):
+        answer = httpx.get(f'{address}{route}{up * 12}etc/passwd', timeout=600)
+        assert answer.status_code >= 400 or 'root:' not in answer.text, route
 
 
 def test_large_uploads_and_other_names_of_this_machine_are_refused(address):

@@ -9,6 +9,7 @@ import os.path as osp
 import tempfile
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
 from mmengine.config import Config
 
 from ...checkpoints import force_safe_loading
@@ -76,7 +77,8 @@ def read_config(path: str) -> Config:
         UsageError: it cannot be read, is one of mmdet 2 or mmseg 0, has no model, or has a misspelt top-level key.
     """
     try:
-        with as_sentence(UsageError, f'config {path} cannot be read'):  # it is a program, and may raise any error
+        # It is a program, and may raise any error.
+        with as_sentence(UsageError, f'config {path} cannot be read', StopIteration, yaml.YAMLError):
             cfg = Config.fromfile(path)
     except UsageError:
         report(find_old_format(path), UsageError)

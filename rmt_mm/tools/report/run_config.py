@@ -7,7 +7,17 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from mmengine.config import Config
 
 from ...config_path import get_config_path
-from ...errors import UsageError
+from ...errors import UsageError, printable
+
+# What the report reads of a config, and its kind where there is any; what holds a key comes before it.
+KINDS = {
+    'default_scope': str,
+    'model': dict,
+    'test_dataloader': dict,
+    'test_dataloader.dataset': dict,
+    'val_dataloader': dict,
+    'val_dataloader.dataset': dict,
+}
 
 
 class Change(NamedTuple):
@@ -38,9 +48,19 @@ def read_dumped(path: Path) -> Config:
             if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
                 raise ValueError(f'line {statement.lineno} is no assignment of a value')
             values[statement.targets[0].id] = _literal(statement.value)
+        for path_of_key, kind in KINDS.items():
+            _check_kind(values, path_of_key.split('.'), kind)
         return Config(values)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise UsageError(f'{path} is not a config that mmengine dumped: {error}') from error
+
+
+def _check_kind(values: Any, keys: List[str], kind: type) -> None:
+    for key in keys[:-1]:
+        values = values.get(key) or {}
+    value = values.get(keys[-1])
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f'{".".join(keys)} is {printable(repr(value), 100)}')
 
 
 def _literal(node: ast.expr) -> Any:

@@ -73,6 +73,8 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return '–'
     minutes = round(seconds / 60)
     return f'{seconds:.0f} s' if seconds < 90 else f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'
 

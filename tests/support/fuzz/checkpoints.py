@@ -187,7 +187,10 @@ class LabelMaps:
 
     def __init__(self, folder: Path) -> None:
         generator = torch.Generator().manual_seed(0)
-        scores, indices = torch.randn(3, 4, 4, generator=generator), torch.randint(CLASSES, (3, 4, 4), generator=generator)
+        scores, indices = (
+            torch.randn(3, 4, 4, generator=generator),
+            torch.randint(CLASSES, (3, 4, 4), generator=generator),
+        )
         self.whole = torch.stack((scores, indices.float())).half().float()
         self.files = {}
         for name in ('a.pt', 'a.npz'):
@@ -196,8 +199,8 @@ class LabelMaps:
         torch.save(self.whole.half(), folder / 'old.pt', _use_new_zipfile_serialization=False)
         self.files['old.pt'] = (folder / 'old.pt').read_bytes()
         self.systematic = [
-            *(lambda _, name=name, part=part: self.read(name, values.cut(data, part), True)
-              for name, data in self.files.items() for part in range(20)),
+            *(lambda _, name=name, part=part: self.read(name, values.cut(self.files[name], part), True)
+              for name in self.files for part in range(20)),
             *(lambda _, array=array: self.array(array) for array in self.odd_arrays()),
         ]  # fmt: skip
 

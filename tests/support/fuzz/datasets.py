@@ -29,7 +29,8 @@ class Loading:
 
     def __init__(self, scope: str, dataset: dict) -> None:
         importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-        if DefaultScope.get_current_instance() is None:
+        current = DefaultScope.get_current_instance()
+        if current is None or current.scope_name != scope:
             DefaultScope.get_instance(f'fuzz {scope}', scope_name=scope)
         loader = dict(
             batch_size=1,
@@ -95,9 +96,10 @@ class Annotations:
         for i in range(COUNT):
             Image.new('RGB', (WIDTH, HEIGHT)).save(folder / f'{i}.png')
         self.folder = folder
+        self.text = json.dumps(self.content).encode()
         found = [key for _, key in values.places(self.content)]
         self.systematic = [
-            *(lambda _, part=part: self.read(values.cut(json.dumps(self.content).encode(), part)) for part in range(20)),
+            *(lambda _, part=part: self.read(values.cut(self.text, part)) for part in range(20)),
             *(lambda _, number=number, value=value: self.replace(number, value)
               for number in range(0, len(found), 3) for value in ODD[number % 4 :: 4]),
         ]  # fmt: skip

@@ -7,11 +7,11 @@ from .pictures import Pictures
 from .reports import Reports
 
 KINDS = {
-    'checkpoints': (Checkpoints, 0.30),
-    'label-maps': (LabelMaps, 0.12),
-    'coco': (Annotations, 0.15),
+    'checkpoints': (Checkpoints, 0.35),
+    'label-maps': (LabelMaps, 0.15),
+    'coco': (Annotations, 0.18),
     'label-images': (LabelImages, 0.10),
-    'pictures': (Pictures, 0.15),
-    'configs': (Configs, 0.10),
-    'reports': (Reports, 0.08),
+    'pictures': (Pictures, 0.10),
+    'configs': (Configs, 0.08),
+    'reports': (Reports, 0.04),
 }

@@ -16,7 +16,9 @@ from .. import work_dirs
 from . import values
 from .isolated import CANARY, WrongResult
 
-MAKERS = dict(detector=work_dirs.make_detector, segmentor=work_dirs.make_segmentor, classifier=work_dirs.make_classifier)
+MAKERS = dict(
+    detector=work_dirs.make_detector, segmentor=work_dirs.make_segmentor, classifier=work_dirs.make_classifier
+)
 ODD = tuple(value for value in values.ODD if not isinstance(value, (bytes, tuple)))
 LINE = '{{"loss": {0}, "iter": {0}, "step": {0}, "epoch": {0}, "time": {0}, "memory": {0}, "coco/bbox_mAP": {0}}}\n'
 NUMBERS = ('9' * 400, '1e999', '-1', 'NaN', '-Infinity', 'null', '"\\ud800"', '[1]', '1e308', '"</script><b>"')
@@ -39,7 +41,8 @@ class Reports:
               for name, number in zip(list(MAKERS) * 4, NUMBERS)),
             *(lambda _, protocol=protocol: self.predictions('detector', lambda _: pickle.dumps([Executed()], protocol))
               for protocol in range(5)),
-            *(lambda _, key=key, value=value: self.config('detector', lambda text: text + f'\n{key} = {value}\n'.encode())
+            *(lambda _, key=key, value=value: self.config(
+                'detector', lambda text: text + f'\n{key} = {value}\n'.encode())
               for key in ('test_dataloader', 'model', 'default_scope', 'val_dataloader')
               for value in (5, 'None', '[1]', '"x"', 'dict(dataset=5)', 'dict(dataset=dict(type=5))')),
         ]  # fmt: skip
@@ -60,7 +63,9 @@ class Reports:
             self.log(name, lambda text: values.damage(text, generator))
         elif how == 4:
             number = generator.choice(NUMBERS)
-            self.log(name, lambda text: text + LINE.format(number).replace('"loss"', '"x"', generator.randrange(2)).encode())
+            self.log(
+                name, lambda text: text + LINE.format(number).replace('"loss"', '"x"', generator.randrange(2)).encode()
+            )
         else:
             self.config(name, lambda text: values.damage(text, generator))
 
