@@ -1401,7 +1401,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/tools/cli/config.py',
         'tests/cli/test_config_mistakes.py -k delete',
-        ('configs: _delete_ of a variable', "and where.split('.')[0] in KNOWN_KEYS", ''),
+        ('configs: _delete_ of a variable', "and parent.split('.')[0] in KNOWN_KEYS", ''),
     ),
     *_group('rmt_mm/reference.py', PARITY, ('reference: a decay on the CPU', 'self.r, x.device)', 'self.r, None)')),
     # Kernels and position tables, by drawn cases.
