@@ -30,7 +30,7 @@ PAGES = ('docs/compatibility.md',)
 MARKS = '<!-- compatibility -->\n', '<!-- end of compatibility -->\n'
 # Nothing to compile: mmcv-lite has no operators, and mmpretrain needs none. Tests of mmdet and mmseg skip themselves.
 LITE = ('mmcv-lite==2.1.0', 'mmengine==0.10.7', 'mmpretrain==1.2.0', 'setuptools==80.9.0', 'safetensors', 'requests')
-TOOLS = ('pytest>=8', 'pytest-timeout', 'scikit-learn', 'onnx')
+TOOLS = ('pytest>=8', 'pytest-timeout', 'hypothesis>=6', 'scikit-learn', 'onnx')
 TESTS = (
     'tests/backbone',
     'tests/ops',
