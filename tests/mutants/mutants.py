@@ -1477,14 +1477,9 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/training/seed_hook.py',
-        RESUMING,
+        'tests/training/test_seed_hook.py',
         ('seeds: batches that are skipped are not counted', 'self._number += 1', 'pass'),
-        (
-            'seeds: the seed of the training is left out',
-            'SeedSequence([runner.seed, step])',
-            'SeedSequence([step])',
-            RESUMING,
-        ),
+        ('seeds: the seed of the training is left out', 'SeedSequence([runner.seed, step])', 'SeedSequence([step])'),
     ),
     # What fuzzing found.
     *_group(

@@ -224,6 +224,8 @@ NOT_RUN = {
         'make test-zoo',
         'make test-strangers',
         'make mutants',
+        'make fuzz',
+        'make fuzz SEED=1',
         'make lint',
         'make docs',
         'ENV=DIR make test',

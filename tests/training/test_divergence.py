@@ -91,6 +91,17 @@ def test_the_last_checkpoint_stays_and_is_named(iterations, after, training, tmp
     assert names == sorted([good, f'best_sum_{good}'])
 
 
+def test_nan_weights_are_not_validated_between_checkpoints(training, tmp_path):
+    options = {
+        'custom_hooks': [dict(type='PoisonHook', iteration=3)],
+        'train_cfg.val_interval': 4,
+        'default_hooks.checkpoint.interval': 9,
+    }
+    text = training(True, options=options)
+    assert 'diverged at iteration 4: 1 tensors are NaN' in text
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
 def test_a_single_loss_is_passed_and_a_row_is_not(training):
     assert training(bad=[1, 3, 4, 5, 6]) == ''
     text = training(bad=[2, 3, 4, 5, 6])

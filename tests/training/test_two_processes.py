@@ -1,97 +1,21 @@
 """Two processes train on the mean of the gradients of their halves of a batch; one that dies ends the other."""
 
-import os
-import signal
-import sys
-import traceback
-
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
-from rmt_mm import RMT
-from rmt_mm.training.faults import explaining_faults
+from support import ROOT
+from support.scripts import run_script
 
-from support.archs import LEAST_ARCH
-
-SETTINGS = dict(
-    plain={},
-    frozen=dict(frozen_stages=2),
-    recomputed=dict(with_cp=True, drop_path_rate=0.3),
-    unused=dict(out_indices=(0, 3)),
-)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='CUDA takes no fork')
 
 
-def gradients(model, backbone, rank):
-    """Train a step on a half of the batch; an image of one rank is empty. Return the backbone's gradients."""
-    torch.manual_seed(rank)
-    image = torch.zeros(2, 3, 40, 56) if rank else torch.rand(2, 3, 40, 56)
-    model(image)[-1].square().mean().backward()
-    return {name: parameter.grad for name, parameter in backbone.named_parameters()}
-
-
-def build(settings):
-    torch.manual_seed(7)
-    return RMT(LEAST_ARCH, **settings).train()
-
-
-def in_two_processes(work):
-    """Call ``work(rank)`` in two forks of one thread each; return their exit statuses, -N for a signal."""
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                torch.set_num_threads(1)
-                work(rank)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def join(rank, folder):
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='CUDA takes no fork')
-@pytest.mark.parametrize('settings', SETTINGS)
+@pytest.mark.parametrize('settings', ['plain', 'frozen', 'recomputed', 'unused'])
 def test_gradients_are_the_mean_of_the_halves(settings, tmp_path):
-    def work(rank):
-        join(rank, tmp_path)
-        backbone = build(SETTINGS[settings])
-        got = gradients(nn.parallel.DistributedDataParallel(backbone), backbone, rank)
-        halves = []
-        for half in range(2):
-            alone = build(SETTINGS[settings])
-            halves.append(gradients(alone, alone, half))
-        assert any(gradient is not None and gradient.any() for gradient in got.values())
-        for name, gradient in got.items():
-            first, second = (half[name] for half in halves)
-            if gradient is None or first is None:
-                assert gradient is None and first is None, name
-            else:
-                torch.testing.assert_close(gradient, (first + second) / 2, rtol=1e-6, atol=1e-8, msg=name)
-        dist.barrier()
-
-    assert in_two_processes(work) == [0, 0]
+    done = run_script(ROOT / 'tests/two_processes.py', tmp_path, settings)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='CUDA takes no fork')
-def test_a_process_that_dies_ends_the_other(tmp_path, capfd):
-    def work(rank):
-        join(rank, tmp_path)
-        model = nn.parallel.DistributedDataParallel(build({}))
-        if rank:
-            os.kill(os.getpid(), signal.SIGKILL)
-        with explaining_faults('WORK'):
-            model(torch.rand(2, 3, 40, 56))[-1].mean().backward()
-
-    assert in_two_processes(work) == [1, -signal.SIGKILL]
-    assert 'UsageError: another process of this run has ended' in capfd.readouterr().err
+def test_a_process_that_dies_ends_the_other(tmp_path):
+    done = run_script(ROOT / 'tests/two_processes.py', tmp_path, 'death')
+    assert done.returncode == 0, done.stderr
+    assert 'UsageError: another process of this run has ended' in done.stderr
