@@ -35,6 +35,7 @@ def test_scenes(relations, tmp_path):
     assert done.returncode == 2 and 'exists: name another folder' in done.stderr
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_listed(relations, tmp_path):
     def run(*forms):
         command = [ABLATION, tmp_path, '--data-root', relations, '--data', 'side', '--epochs', '1', '--seeds', '3']

@@ -80,6 +80,7 @@ def test_what_a_killed_call_found_is_kept_and_the_next_one_goes_on(tool, killed)
     assert (killed / 'report.png').stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_budget_and_says_what_is_missing(tool, tmp_path):
     done = run(tmp_path, '--budget', 0)
     assert done.returncode == 0, done.stderr
@@ -88,6 +89,7 @@ def test_it_stops_at_the_budget_and_says_what_is_missing(tool, tmp_path):
     assert '- fp32 256: not measured: no time yet' in (tmp_path / 'report.md').read_text()
 
 
+@pytest.mark.slow
 def test_a_measure_that_fails_does_not_end_the_rest(tool, tmp_path):
     done = run(tmp_path, '--limit', 0)
     assert done.returncode == 1 and 'Wrong, or ended without a result: check bias held fp32' in done.stderr
@@ -96,6 +98,7 @@ def test_a_measure_that_fails_does_not_end_the_rest(tool, tmp_path):
     assert len(results) > 10 and all(outcome == dict(failure='took longer than 0 s') for outcome in results.values())
 
 
+@pytest.mark.slow
 def test_results_of_another_device_are_not_mixed_with(tmp_path):
     text = '{"about": {"device": "another"}}'
     (tmp_path / 'results.json').write_text(text)

@@ -214,6 +214,7 @@ def test_a_test_names_the_image(content, workers, testing, tmp_path):
     assert 'then test again' in text and '--resume' not in text
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_test_that_is_killed(testing):
     text = testing(PNG, workers=1, kill=True)
     assert text.startswith('error: a worker process') and text.endswith('then test again.')
