@@ -44,40 +44,43 @@ def run_case(kind, name, seed, number, folder):
         shutil.rmtree(folder)
 
 
+def run_kind(name, args, temporary):
+    """Run the cases of a kind, after its good files; return how many ended in which way."""
+    build, share = KINDS[name]
+    files = Path(temporary, name)
+    (files / 'good').mkdir(parents=True)
+    kind = build(files)
+    gc.collect()
+    gc.freeze()  # a fork need not look through what is there
+    verdict = judge(kind.good, files / 'good')
+    if verdict.kind != 'success':
+        sys.exit(f'{name}: good files end in {verdict.kind}: {verdict.text}')
+    began, counts = time.monotonic(), Counter()
+    count = args.cases if args.only else round(args.cases * share)
+    for number in range(count) if args.case is None else [args.case]:
+        verdict = run_case(kind, name, args.seed, number, Path(temporary, f'{name}-{number}'))
+        counts[verdict.kind] += 1
+        if args.case is not None:
+            print(verdict.text)
+        if verdict.kind not in GOOD or args.case is not None:
+            last = (verdict.text.strip().splitlines() or [''])[-1]
+            print(f'{verdict.kind} in --only {name} --case {number}: {last[:300]}', flush=True)
+    shown = ', '.join(f'{number} {kind}' for kind, number in sorted(counts.items()))
+    print(f'{name}: {sum(counts.values())} cases, {shown} ({time.monotonic() - began:.0f} s)', flush=True)
+    return counts
+
+
 def main():
     args = parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
     cv2.setNumThreads(0)
-    faults, total = 0, 0
-    began = time.monotonic()
+    began, counts = time.monotonic(), Counter()
     with tempfile.TemporaryDirectory() as temporary:
-        for name, (build, share) in KINDS.items():
-            if args.only not in (None, name):
-                continue
-            files = Path(temporary, name)
-            files.mkdir()
-            kind = build(files)
-            gc.collect()
-            gc.freeze()  # a fork need not look through what is there
-            (files / 'good').mkdir()
-            verdict = judge(kind.good, files / 'good')
-            if verdict.kind != 'success':
-                sys.exit(f'{name}: good files end in {verdict.kind}: {verdict.text}')
-            started, counts = time.monotonic(), Counter()
-            count = args.cases if args.only else round(args.cases * share)
-            for number in range(count) if args.case is None else [args.case]:
-                verdict = run_case(kind, name, args.seed, number, Path(temporary, f'{name}-{number}'))
-                counts[verdict.kind] += 1
-                if args.case is not None:
-                    print(verdict.text)
-                if verdict.kind not in GOOD or args.case is not None:
-                    last = (verdict.text.strip().splitlines() or [''])[-1]
-                    print(f'{verdict.kind} in --only {name} --case {number}: {last[:300]}', flush=True)
-            total += sum(counts.values())
-            faults += sum(number for kind, number in counts.items() if kind not in GOOD)
-            shown = ', '.join(f'{number} {kind}' for kind, number in sorted(counts.items()))
-            print(f'{name}: {sum(counts.values())} cases, {shown} ({time.monotonic() - started:.0f} s)', flush=True)
-    print(f'{total} cases, {faults} faults ({time.monotonic() - began:.0f} s, seed {args.seed})')
+        for name in [args.only] if args.only else KINDS:
+            counts += run_kind(name, args, temporary)
+    faults = sum(number for kind, number in counts.items() if kind not in GOOD)
+    seconds = time.monotonic() - began
+    print(f'{sum(counts.values())} cases, {faults} faults ({seconds:.0f} s, seed {args.seed})')
     return bool(faults)
 
 

@@ -52,9 +52,9 @@ def in_two_processes(work):
                 torch.set_num_threads(1)
                 work(rank)
                 status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
+            finally:  # os._exit: threads of gloo can abort an interpreter that ends
+                if status:
+                    traceback.print_exc()
                 sys.stderr.flush()
                 os._exit(status)
         children.append(child)

@@ -18,7 +18,7 @@ from ..errors import DataError, in_one_line
 from .datasets import find_transform, is_on_disk, pick_evenly, reads_from_disk
 from .findings import Finding
 from .image_size import is_turned, read_image_size
-from .mask_check import check_ignored_masks, check_masks
+from .mask_check import check_ignored_masks, check_masks, is_number
 
 
 def read_json(path: str, where: str) -> Any:
@@ -358,8 +358,7 @@ def _boxes(annotations: List[dict]) -> set:
 
 
 def _is_number(value) -> bool:
-    # An int of JSON may be larger than any float.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def _is_known(value, known) -> bool:

@@ -97,12 +97,12 @@ def find_fault(error: BaseException, cfg: Config) -> Optional[Fault]:
             # A hook passes its other arguments on, or uses a setting late; mmengine cuts off the frames below.
             hook = type(values.get('hook'))
             found = _locate(dict(type=hook), cfg, key, split)
-            runs = hook.__module__.startswith('mmengine.')
-            if found and (runs or 'unexpected keyword' in str(error)):
+            if found and (hook.__module__.startswith('mmengine.') or 'unexpected keyword' in str(error)):
                 key, kind, action = *found, 'used'
         elif isinstance(values.get('self'), Dataset):
             reads_data = True
-    called = re.match(r'\w+\.(\w+)\(\) ', str(error))  # arguments that are refused before the call has a frame
+    # Arguments that are refused before the call has a frame; Python 3.9 leaves out the class.
+    called = re.match(r'(?:\w*Runner\.)?(\w+)\(\) ', str(error))
     if not key and called:
         key = BUILDERS.get(called[1], '').format(split)
     if not key:

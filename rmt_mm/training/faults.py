@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What a transform raises for a file that is missing, empty, cut off, or no image.
 FILE_ERRORS = (*PILLOW_ERRORS, AssertionError, cv2.error, Image.DecompressionBombError)
-AFTER_TRAINING = 'continue with --resume'  # what to do when the fault is mended
+THEN = {True: 'continue with --resume', False: 'test again'}  # when the fault of a training, or of a test, is mended
 # What gloo and NCCL say where another process is gone.
 LOST_PROCESS = (r'gloo.*(closed by peer|reset by peer)', r'NCCL.*remote process exited')
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -34,12 +34,12 @@ class NamingCompose(Compose):
 
     Args:
         transforms (Sequence): of :class:`mmengine.dataset.Compose`.
-        then (str): what to do when the file is replaced. Default :data:`AFTER_TRAINING`.
+        training (bool): of a training, or of a test. Default True.
     """
 
-    def __init__(self, transforms: Any, then: str = AFTER_TRAINING) -> None:
+    def __init__(self, transforms: Any, training: bool = True) -> None:
         super().__init__(transforms)
-        self.then = then
+        self.training = training
 
     def __call__(self, data: dict) -> Optional[dict]:
         for transform in self.transforms:
@@ -56,7 +56,7 @@ class NamingCompose(Compose):
                 reason = 'it is empty' if empty else f'{type(transform).__name__}: {in_one_line(error)}'
                 raise DataError(
                     f'{path} cannot be used ({reason}): replace the file, or remove it from the data set; then '
-                    f'{self.then}.'
+                    f'{THEN[self.training]}.'
                 ) from error
             if data is None:
                 return None
@@ -73,7 +73,7 @@ def _find_path(transform: Any, data: Any) -> str:
     return next((data[key] for key in keys if data.get(key)), '')
 
 
-def name_images(runner: 'Runner', then: str = AFTER_TRAINING) -> None:
+def name_images(runner: 'Runner', training: bool = True) -> None:
     """Let the data sets that a runner builds from now on name the file whose loading fails.
 
     Call it before the loops are built: one that counts iterations starts its workers then.
@@ -84,22 +84,21 @@ def name_images(runner: 'Runner', then: str = AFTER_TRAINING) -> None:
         loader = build(*args, **kwargs)
         for dataset in find_datasets(loader.dataset):
             if type(getattr(dataset, 'pipeline', None)) is Compose:
-                dataset.pipeline = NamingCompose(dataset.pipeline.transforms, then)
+                dataset.pipeline = NamingCompose(dataset.pipeline.transforms, training)
         return loader
 
     runner.build_dataloader = build_naming  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
-def explaining_faults(work_dir: str, training: bool = True, then: str = AFTER_TRAINING) -> Iterator[None]:
+def explaining_faults(work_dir: str, training: bool = True) -> Iterator[None]:
     """Raise UsageError for an error in the block that the machine caused: a full disk, no memory, a killed worker.
 
     Errors that this function does not know pass with their traceback.
 
     Args:
         work_dir (str): named for a full disk where the error names no file.
-        training (bool): a training's memory depends on other settings than a test's. Default True.
-        then (str): what to do when the fault is mended. Default :data:`AFTER_TRAINING`.
+        training (bool): the block trains, or tests: the cures differ. Default True.
     """
     try:
         yield
@@ -109,7 +108,7 @@ def explaining_faults(work_dir: str, training: bool = True, then: str = AFTER_TR
         text = _explain(error, work_dir, training)
         if text is None:
             raise
-        raise UsageError(f'{text}; then {then}.') from error
+        raise UsageError(f'{text}; then {THEN[training]}.') from error
 
 
 def _explain(error: BaseException, work_dir: str, training: bool) -> Optional[str]:

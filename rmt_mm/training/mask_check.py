@@ -34,15 +34,15 @@ def check_masks(annotations: Sequence[dict], sizes: Mapping[Any, Sequence[int]],
                 yield Finding(f'has a segmentation {fault.format(number=number)}')
             if isinstance(mask['counts'], str):
                 compressed.append(annotation)
-        elif isinstance(mask, list) and not all(map(_is_drawn, mask)):
-            yield Finding(
-                f'has a segmentation for annotation {number} with coordinates that are no numbers of at most '
-                f'{MAX_COORDINATE:,} pixels'
-            )
         elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
             yield Finding(
                 f'has a segmentation for annotation {number} that is neither a list of polygons '
                 '[[x1, y1, x2, y2, ...], ...] nor run lengths'
+            )
+        elif not all(is_number(n) and abs(n) <= MAX_COORDINATE for polygon in mask for n in polygon):
+            yield Finding(
+                f'has a segmentation for annotation {number} with coordinates that are no numbers of at most '
+                f'{MAX_COORDINATE:,} pixels'
             )
     for annotation in pick_evenly(compressed):
         if not _is_readable(annotation['segmentation']):
@@ -91,7 +91,7 @@ def _find_fault(mask: dict, size: List[int]) -> str:
         return f'of {given} pixels for annotation {{number}}, whose image has {size} (height, width)'
     if isinstance(counts, str) and counts:
         return ''
-    if not isinstance(counts, list) or not all(_is_number(n) and 0 <= n == int(n) for n in counts):
+    if not isinstance(counts, list) or not all(is_number(n) and 0 <= n == int(n) for n in counts):
         return (
             f'for annotation {{number}} with "counts" that are neither a list of run lengths nor a text: {counts!r:.50}'
         )
@@ -103,11 +103,8 @@ def _find_fault(mask: dict, size: List[int]) -> str:
     return ''
 
 
-def _is_drawn(polygon: Any) -> bool:
-    return not isinstance(polygon, list) or all(_is_number(n) and abs(n) <= MAX_COORDINATE for n in polygon)
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether a value of JSON is a finite number; an int may be larger than any float."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 

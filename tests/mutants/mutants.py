@@ -1451,7 +1451,7 @@ MUTANTS = [
         FAULTS,
         (
             'a test is told to resume',
-            'NamingCompose(dataset.pipeline.transforms, then)',
+            'NamingCompose(dataset.pipeline.transforms, training)',
             'NamingCompose(dataset.pipeline.transforms)',
         ),
         ('a test is told of with_cp', '        if training:\n            cure', '        if True:\n            cure'),
@@ -1465,8 +1465,8 @@ MUTANTS = [
     *_group(
         'rmt_mm/tools/commands/test.py',
         FAULTS,
-        ('test: images are not named', 'name_images(runner, THEN)', 'pass'),
-        ('test: faults keep their traceback', ', explaining_faults(cfg.work_dir, False, THEN)', ''),
+        ('test: images are not named', 'name_images(runner, training=False)', 'pass'),
+        ('test: faults keep their traceback', ', explaining_faults(cfg.work_dir, training=False)', ''),
     ),
     *_group(
         'rmt_mm/training/divergence.py',
@@ -1486,7 +1486,7 @@ MUTANTS = [
         'rmt_mm/training/mask_check.py',
         COCO_CHECK,
         ('polygons of any coordinates', 'abs(n) <= MAX_COORDINATE for', 'True for'),
-        ('polygons of anything', 'all(_is_number(n) and abs(n)', 'all(abs(n)'),
+        ('polygons of anything', 'all(is_number(n) and abs(n)', 'all(abs(n)'),
         ('run lengths of halves', '0 <= n == int(n)', '0 <= n'),
     ),
     *_group(

@@ -67,10 +67,10 @@ def config(path, workers=0, iterations=False):
     ).dump(path)
 
 
-def train_here():
-    """Train by the command line in ``sys.argv``, in this process; return the text of its exit, '' for success."""
+def run_here(main):
+    """Call a tool with the command line in ``sys.argv``; return the text of its exit, '' for success."""
     try:
-        train.main()
+        main()
     except SystemExit as exit:
         return str(exit.code)
     return ''

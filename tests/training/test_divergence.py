@@ -10,6 +10,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 
+from rmt_mm.tools.commands import train
+
 from support import kill_trainings
 from support.toy import ToyConvNet
 
@@ -64,7 +66,7 @@ def training(tmp_path, monkeypatch):
         cfg.merge_from_dict(dict(options))
         cfg.dump(path)
         monkeypatch.setattr(sys, 'argv', ['train.py', str(path), '--work-dir', str(tmp_path / 'work')])
-        return kill_trainings.train_here()
+        return kill_trainings.run_here(train.main)
 
     return run
 

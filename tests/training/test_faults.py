@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 
 from rmt_mm.errors import DataError, UsageError
 from rmt_mm.tools.commands import test as test_tool
+from rmt_mm.tools.commands import train
 from rmt_mm.training.faults import NamingCompose, explaining_faults
 
 from support import kill_trainings
@@ -112,7 +113,7 @@ def training(tmp_path, monkeypatch):
         cfg.train_dataloader.dataset = dict(type='OneImage', path=str(image), kill=kill, pipeline=pipeline)
         cfg.dump(path)
         monkeypatch.setattr(sys, 'argv', ['train.py', str(path), '--work-dir', str(tmp_path / 'work')])
-        return kill_trainings.train_here()
+        return kill_trainings.run_here(train.main)
 
     return run
 
@@ -197,11 +198,7 @@ def testing(tmp_path, monkeypatch):
         torch.save(dict(state_dict=ToyConvNet().state_dict()), tmp_path / 'a.pth')
         argv = ['test.py', str(path), str(tmp_path / 'a.pth'), '--work-dir', str(tmp_path / 'work'), *options]
         monkeypatch.setattr(sys, 'argv', argv)
-        try:
-            test_tool.main()
-        except SystemExit as exit:
-            return str(exit.code)
-        return ''
+        return kill_trainings.run_here(test_tool.main)
 
     return run
 
@@ -227,9 +224,10 @@ def test_the_disk_is_full_while_predictions_are_written(testing, tmp_path):
 
 
 def test_the_memory_of_a_test_is_full():
-    with pytest.raises(UsageError) as raised, explaining_faults('WORK', training=False, then='test again'):
+    with pytest.raises(UsageError) as raised, explaining_faults('WORK', training=False):
         raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')
     assert 'test_dataloader.batch_size (' in str(raised.value) and 'with_cp' not in str(raised.value)
+    assert str(raised.value).endswith('then test again.')
 
 
 def test_a_good_image_is_tested(testing, tmp_path):

@@ -16,10 +16,10 @@ from .notes import note
 from .types import library, type_name
 
 # mmengine takes all keys of a loop or none of them.
-LOOPS = dict(
-    train=('train_dataloader', 'train_cfg', 'optim_wrapper'),
-    val=('val_dataloader', 'val_cfg', 'val_evaluator'),
-    test=('test_dataloader', 'test_cfg', 'test_evaluator'),
+LOOPS = (
+    ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ('test_dataloader', 'test_cfg', 'test_evaluator'),
 )
 COUNTS = ('max_epochs', 'max_iters', 'val_interval')
 PARAMWISE = {
@@ -30,7 +30,7 @@ PARAMWISE = {
 
 def check_complete_loops(cfg: Config) -> None:
     """Raise UsageError for a loop of which some keys are set, and others not or None."""
-    for keys in LOOPS.values():
+    for keys in LOOPS:
         missing = [key for key in keys if cfg.get(key) is None]
         if missing and len(missing) < len(keys):
             given = [key for key in keys if key not in missing]

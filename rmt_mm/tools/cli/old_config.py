@@ -112,9 +112,8 @@ def find_old_arguments(backbone: Dict[str, Any], where: str) -> Iterator[Finding
     """Find arguments of the authors' backbone in the config of RMT, and write the new ones with their values."""
     sizes = {new: backbone[old] for old, new in OLD_ARCH.items() if old in backbone}
     settings = [
-        f'{"" if key == "arch" else "type=" + repr("RMT") + ", "}arch={old_name(backbone.get(key))!r} for '
-        f'{key}={backbone[key]!r}'
-        for key in ('type', 'arch')
+        f'{new}arch={old_name(backbone[key])!r} for {key}={backbone[key]!r}'
+        for key, new in (('type', "type='RMT', "), ('arch', ''))
         if old_name(backbone.get(key))
     ]
     settings += [f'{new}={backbone[old]!r} for {old}' for old, new in OLD_ARGUMENTS.items() if old in backbone]

@@ -17,8 +17,6 @@ from ...training.data_check import build_data
 from ...training.faults import explaining_faults, name_images
 from .. import cli
 
-THEN = 'test again'  # when a fault is mended
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,14 +50,14 @@ def run(args: argparse.Namespace) -> None:
             runner = cli.build_runner(cfg)
             cli.record_config(runner, given)  # other tools, and a second test, take it without the effects of options
         cli.watch_loading(runner, cfg.load_from, 'test')
-        name_images(runner, THEN)
+        name_images(runner, training=False)
         build_data(runner, 'test')
         if args.show_dir:
             cli.check_drawing(runner.test_dataloader.dataset)
     dump = dump_metric(cfg, args.out) if args.out else None
     if dump:
         runner.test_evaluator.metrics.append(dump)
-    with cli.exit_on_error(), naming_the_key(cfg), explaining_faults(cfg.work_dir, False, THEN):
+    with cli.exit_on_error(), naming_the_key(cfg), explaining_faults(cfg.work_dir, training=False):
         runner.test()
         if dump and dump.results:  # mmdet's MultiDatasetsEvaluator leaves a metric beyond its data sets unevaluated
             dump.evaluate(len(runner.test_dataloader.dataset))

@@ -187,10 +187,8 @@ class LabelMaps:
 
     def __init__(self, folder: Path) -> None:
         generator = torch.Generator().manual_seed(0)
-        scores, indices = (
-            torch.randn(3, 4, 4, generator=generator),
-            torch.randint(CLASSES, (3, 4, 4), generator=generator),
-        )
+        scores = torch.randn(3, 4, 4, generator=generator)
+        indices = torch.randint(CLASSES, (3, 4, 4), generator=generator)
         self.whole = torch.stack((scores, indices.float())).half().float()
         self.files = {}
         for name in ('a.pt', 'a.npz'):

@@ -22,14 +22,7 @@ TEXTS = {
     'a.py': (
         *('', 'model = 5', 'model = dict()', 'model = None', 'x' * 10**5, 'raise StopIteration', 'raise SystemExit(3)'),
         *('1 / 0', 'import nowhere', '_base_ = "nowhere.py"', '_base_ = "a.py"', '_base_ = 5'),
-        *(
-            '\0',
-            '\ufeff',
-            'model = ' + '[' * 90 + ']' * 90,
-            'model = ' + '(' * 300 + ')' * 300,
-            'def f(:',
-            'a' + ' = b',
-        ),
+        *('\0', '\ufeff', 'def f(:', 'a = b', 'model = ' + '[' * 90 + ']' * 90, 'model = ' + '(' * 300 + ')' * 300),
         *('def f():\n    f()\nf()', 'model = dict(type=5)', 'custom_imports = 5', 'from math import *', 'yield 1'),
     ),
     'a.json': ('', '{}', '[]', '{"model": 5}', '[' * 10**5, '{"model": ' + '9' * 5000 + '}', '\ud800'),

@@ -16,6 +16,7 @@ from torch import nn
 from rmt_mm.training.data_check import build_data
 from rmt_mm.training.faults import explaining_faults, name_images
 
+from ..pictures import encode
 from . import values
 from .isolated import WrongResult
 
@@ -156,7 +157,7 @@ class LabelImages:
         self.folder = folder
         labels = np.random.RandomState(0).choice([0, 1, 2, 255], (HEIGHT, WIDTH), p=[0.4, 0.3, 0.2, 0.1])
         self.labels = labels.astype(np.uint8)
-        self.encoded = self._encode(Image.fromarray(self.labels))
+        self.encoded = encode(Image.fromarray(self.labels), 'PNG')
         palette = Image.fromarray(self.labels, 'P')
         palette.putpalette([value for i in range(256) for value in (i, 0, 255 - i)])
         gray = Image.fromarray(self.labels)
@@ -168,19 +169,11 @@ class LabelImages:
         ]
         self.systematic = [
             *(lambda _, part=part: self.read(values.cut(self.encoded, part)) for part in range(20)),
-            *(lambda _, image=image: self.read(self._encode(image)) for image in images),
-            *(lambda _, kind=kind: self.read(self._encode(gray, kind)) for kind in ('JPEG', 'BMP', 'TIFF', 'GIF')),
+            *(lambda _, image=image: self.read(encode(image, 'PNG')) for image in images),
+            *(lambda _, kind=kind: self.read(encode(gray, kind)) for kind in ('JPEG', 'BMP', 'TIFF', 'GIF')),
         ]
-        self.encodings = [self.encoded, self._encode(palette), *map(self._encode, images[4:6])]
+        self.encodings = [self.encoded, encode(palette, 'PNG'), *(encode(image, 'PNG') for image in images[4:6])]
         Loading('mmseg', {})
-
-    @staticmethod
-    def _encode(image: Image.Image, kind: str = 'PNG') -> bytes:
-        import io
-
-        stream = io.BytesIO()
-        image.save(stream, kind)
-        return stream.getvalue()
 
     def good(self) -> None:
         self.read(self.encoded)

@@ -2,10 +2,8 @@
 
 import contextlib
 import importlib.util
-import io
 import json
 import random
-import struct
 import sys
 import zlib
 from pathlib import Path
@@ -27,29 +25,13 @@ from rmt_mm.tools.commands import demo
 from rmt_mm.tools.webui.trial import Trial
 
 from .. import ROOT
+from ..pictures import encode, join_png
 from . import values
 from .isolated import WrongResult
 
 CONFIG = ROOT / 'configs/classification/rmt-digits.py'
 POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n'
 MAX_PIXELS = 1_000_000
-
-
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def header_of_png(width: int, height: int, bits: int = 8, colour: int = 0) -> bytes:
-    """Return a PNG that says it is large, without the pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
-
-    header = struct.pack('>IIBBBBB', width, height, bits, colour, 0, 0, 0)
-    pixels = zlib.compress(bytes(10**6))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
 
 
 def make_pictures() -> Dict[str, bytes]:
@@ -128,7 +110,7 @@ class Pictures:
             *(lambda _, name=name: self.read(name, self.files[name], True) for name in self.files),
             *(lambda _, name=name, part=part: self.read(name, values.cut(self.files[name], part))
               for name in ('rgb.png', 'turned.jpg', 'packed.tif', 'a.gif') for part in range(0, 20, 2)),
-            *(lambda _, size=size, bits=bits: self.read_only(header_of_png(*size, bits))
+            *(lambda _, size=size, bits=bits: self.read_only(join_png(*size, bits, zlib.compress(bytes(10**6))))
               for size in huge for bits in (8, 16)),
             *(lambda _, name=name, data=data: self.read(name, data) for name, data in {
                 'a.png': POSTSCRIPT, 'b.jpg': b'no picture', 'c.png': b'<svg xmlns="http://www.w3.org/2000/svg"/>',
