@@ -203,7 +203,7 @@ def kill_one(folder):
 def main(folder, *cases):
     for case in cases:
         print(case, file=sys.stderr)
-        place = os.path.join(folder, case)
+        place = os.path.abspath(os.path.join(folder, case))
         os.mkdir(place)
         if case == 'death':
             ended_well = kill_one(place)

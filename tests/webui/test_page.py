@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 from PIL import Image
 
 gr = pytest.importorskip('gradio', reason='the page needs gradio')
@@ -111,6 +112,69 @@ def test_an_upload_is_drawn_listed_and_offered_as_the_json_of_demo(page, scene):
     assert written == json.loads(json.dumps(page.trial.predictor.entries(sample, 0.05, 'scene.png', 1))) and written
     assert answer.listed.count('<li>') == len(written if 'image_id' in written[0] else written[0]['predictions'])
     assert '<b>nine' not in answer.listed, 'names of classes come from a file: they are text'
+
+
+HOSTILE = [
+    '<img src=x onerror=alert(1)>',
+    '\x1b[2J\x00',
+    '\u202egnp',
+    '\ud800',
+    r'$\frac{$',
+    7,
+    None,
+    '',
+    'a' * 5000,
+    'b\nc',
+    'd',
+]
+
+
+@pytest.fixture
+def named(page):
+    """Return a function that gives the page's model names and colours of classes."""
+    predictor = page.trial.predictor
+    meta = dict(predictor.model.dataset_meta)
+    yield lambda classes, palette: predictor.set_dataset_meta(dict(classes=classes, palette=palette))
+    predictor.set_dataset_meta(meta)
+
+
+def find_all_classes(page, path):
+    """Predict a picture; detectors with random weights find an object of each class."""
+    result = upload(page, path).state
+    if 'pred_instances' in result.sample:
+        number = page.trial.predictor.num_classes
+        boxes = torch.tensor([[5.0, 5, 60, 60]]).repeat(number, 1)
+        masks = torch.zeros(number, *result.sample.ori_shape, dtype=torch.bool)
+        found = dict(bboxes=boxes, scores=torch.ones(number), labels=torch.arange(number), masks=masks)
+        result.sample.pred_instances = InstanceData(**found)
+    return page.redraw(result, 0.05)
+
+
+@pytest.mark.parametrize('page', ['mmdet', 'mmseg', 'mmpretrain'], indirect=True)
+def test_names_of_classes_are_text(page, scene, named):
+    """Dollars are no formulas, and characters that are none to print are written as escapes."""
+    number = page.trial.predictor.num_classes
+    named(HOSTILE[:number], None)
+    drawn, listed, download = find_all_classes(page, scene)
+    assert drawn.ndim == 3 and '<img' not in listed
+    assert all(c == '\n' or c.isprintable() for c in listed)
+    json.loads(Path(download['value']).read_text())
+    assert page.trial.predictor.classes[:5] == [HOSTILE[0], r'\x1b[2J\x00', r'\u202egnp', r'\ud800', HOSTILE[4]]
+
+
+@pytest.mark.parametrize(
+    'colour', ['red', [1, 2], [float('nan')] * 3, [300, 0, 0], [-1, 0, 0], [None] * 3, 5, [10**400] * 3]
+)
+def test_colours_that_are_none_are_replaced(colour, page, named):
+    named('0123456789', [colour] * 10)
+    assert page.trial.predictor.classes == list('0123456789')
+    colours = page.trial.predictor.model.dataset_meta['palette']
+    assert len(set(colours)) == 10 and all(len(c) == 3 and 0 <= min(c) and max(c) <= 255 for c in colours)
+
+
+def test_a_text_is_no_list_of_names(page, named):
+    named('abcdefghij', None)
+    assert page.trial.predictor.classes == list('0123456789')
 
 
 def test_the_threshold_redraws_without_computing_again(page, scene, monkeypatch):

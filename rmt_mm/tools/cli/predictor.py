@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ...checkpoints import force_safe_loading, read_checkpoint
-from ...errors import UsageError
+from ...errors import UsageError, printable
 from ...ops import keep_freed_memory
 from ...training.image_size import DECODE_ERRORS, explain
 from ..flops import input_channels
@@ -103,6 +103,14 @@ def _turn_channels(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 and image.shape[2] == 3 else image
 
 
+def _is_colour(colour: Any) -> bool:
+    return (
+        isinstance(colour, (list, tuple))
+        and len(colour) == 3
+        and all(isinstance(value, (int, float, np.number)) and 0 <= value <= 255 for value in colour)
+    )
+
+
 def as_shown(image: np.ndarray) -> np.ndarray:
     """Return (H, W, 3), RGB, uint8, of an image of any channels: of more than three the first ones, as B, G, R."""
     if image.ndim == 2 or image.shape[2] < 3:
@@ -141,13 +149,23 @@ class Predictor(ABC):
         """Number of classes that the model predicts."""
 
     def set_dataset_meta(self, meta: dict) -> None:
-        """Set names and colours of classes; without names for all of them, use numbers and any colours."""
-        classes, palette = meta['classes'] or (), meta['palette']
-        self.classes = list(classes) if len(classes) == self.num_classes else list(map(str, range(self.num_classes)))
-        if not isinstance(palette, (list, tuple)) or len(palette) != len(self.classes):
-            palette = np.random.RandomState(1).randint(0, 256, (len(self.classes), 3)).tolist()
+        """Set names and colours of classes; without a list of names for all of them, use numbers and any colours.
+
+        They may come from a file of any kind: names are made printable, and colours that are none are replaced.
+        """
+        classes, palette = meta['classes'], meta['palette']
+        if not isinstance(classes, (list, tuple)) or len(classes) != self.num_classes:
+            classes = range(self.num_classes)
+        self.classes = [printable(name) for name in classes]
+        if not isinstance(palette, (list, tuple)) or len(palette) != len(classes) or not all(map(_is_colour, palette)):
+            palette = np.random.RandomState(1).randint(0, 256, (len(classes), 3)).tolist()
         colours = [tuple(map(int, colour)) for colour in palette]
         self.model.dataset_meta = dict(classes=self.classes, palette=colours)
+
+    @property
+    def drawn_classes(self) -> List[str]:
+        """Names of the classes for matplotlib, which would take what is between dollars for a formula."""
+        return [printable(name, 80).replace('$', r'\$') for name in self.classes]
 
     def read(self, path: Path) -> np.ndarray:
         """Return an image for :meth:`predict`.
@@ -233,7 +251,7 @@ class Detector(Predictor):
 
     def set_dataset_meta(self, meta: dict) -> None:
         super().set_dataset_meta(meta)
-        self._inferencer.visualizer.dataset_meta = self.model.dataset_meta
+        self._inferencer.visualizer.dataset_meta = dict(self.model.dataset_meta, classes=self.drawn_classes)
 
     def predict(self, image: np.ndarray) -> Any:
         out = self._inferencer(self.as_loaded(image), return_datasamples=True, no_save_vis=True, no_save_pred=True)
@@ -391,7 +409,7 @@ class Classifier(Predictor):
     def draw(self, image: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
         shorter = min(image.shape[:2])
         self._visualizer.visualize_cls(
-            image, sample, classes=self.classes, draw_gt=False, resize=256 if shorter < 256 else None
+            image, sample, classes=self.drawn_classes, draw_gt=False, resize=256 if shorter < 256 else None
         )
         return self._visualizer.get_image()
 
