@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from PIL import Image
 from pycocotools import mask as rle
 
-CLASSES = ('<script>document.title="run"</script>', 'a & b', '"quoted" $x$')
+CLASSES = ('<script>document.title="run"</script>', 'a & b', '"quoted" $x$ \x1b[2J\u202e\ud800 $\\frac{$')
 SIZE = (40, 56)
 IMAGES = 7
 LOG = """2026/01/01 00:00:00 - mmengine - INFO -

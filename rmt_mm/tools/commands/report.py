@@ -216,7 +216,8 @@ def write(args: argparse.Namespace) -> None:
     page += [sections.speed(run.logs), sections.model_size(size, gap)]
     page += [sections.config(run, *find_base(run, args.base)), sections.environment(run)]
     subtitle = f'{run.folder}, written {time.strftime("%Y-%m-%d %H:%M")}'
-    args.out.write_text(render(run.name, subtitle, page), encoding='utf-8')
+    # Names of files may be no text: Python reads their bytes as halves of surrogate pairs.
+    args.out.write_text(render(run.name, subtitle, page), encoding='utf-8', errors='backslashreplace')
     print(f'Report: {args.out}')
     if evaluation is None:
         print(f'note: {origin}', file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 import plotly.graph_objects as go
 
+from ...errors import printable
 from .evaluation import Curve, Evaluation
 from .logs import Points
 
@@ -16,7 +17,7 @@ MAX_BARS = 100
 
 def escape(text: object) -> str:
     """Return a text that plotly shows as it is: in names and labels it takes tags of HTML, and TeX between dollars."""
-    return html.escape(str(text), quote=False).replace('$', '&#36;')
+    return html.escape(printable(text), quote=False).replace('$', '&#36;')
 
 
 def _figure(x: str, y: str, height: int = 380, **layout) -> go.Figure:

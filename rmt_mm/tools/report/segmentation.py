@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...errors import DataError
-from .evaluation import Evaluation, Scene, check_order
+from .evaluation import Evaluation, Scene, check_order, class_names
 from .scenes import choose_colours, draw_label_map, side_by_side
 
 IGNORED = 255
@@ -29,7 +29,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     from mmseg.datasets.transforms import LoadAnnotations
     from mmseg.evaluation import IoUMetric
 
-    classes = [str(name) for name in dataset.metainfo['classes']]
+    classes = class_names(dataset.metainfo['classes'])
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     names = [osp.basename(info['img_path']) for info in infos]
     result = Evaluation(classes, len(samples))
