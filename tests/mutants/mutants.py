@@ -805,10 +805,25 @@ MUTANTS = [
         ),
         (
             'pictures: names of other data',
-            'if len(classes) == self.num_classes else',
-            'if classes else',
+            'or len(classes) != self.num_classes:',
+            ':',
             'tests/cli/test_demo.py -k names',
         ),
+        (
+            'names of classes: a text is a list of names',
+            'if not isinstance(classes, (list, tuple)) or',
+            'if',
+            'tests/webui/test_page.py -k list_of_names',
+        ),
+        (
+            'names of classes: control characters',
+            '[printable(name) for name in classes]',
+            '[str(name) for name in classes]',
+            'tests/webui/test_page.py -k are_text',
+        ),
+        ('names of classes: dollars are TeX', ".replace('$', r'\\$')", '', 'tests/webui/test_page.py -k are_text'),
+        ('colours: any number', 'and 0 <= value <= 255', '', 'tests/webui/test_page.py -k colours'),
+        ('colours: of any length', 'and len(colour) == 3', '', 'tests/webui/test_page.py -k colours'),
     ),
     # The page to try a model
     *_group(
@@ -1381,6 +1396,15 @@ MUTANTS = [
     ),
     *_group(
         'rmt_mm/tools/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')
+    ),
+    *_group(
+        'rmt_mm/tools/report/evaluation.py',
+        REPORT,
+        (
+            'report: names of classes as they are',
+            '[printable(name) for name in names]',
+            '[str(name) for name in names]',
+        ),
     ),
     *_group(
         'rmt_mm/tools/commands/report.py',

@@ -3,7 +3,7 @@
     python tests/mutants/run.py                 all of mutants.py, two at a time
     python tests/mutants/run.py -k attention    those whose name or file contains the word
     python tests/mutants/run.py --resume        without those killed in earlier runs on the same files
-    python tests/mutants/run.py --tests-pass    after `make test` and `make test-slow` on the same files: half of the time
+    python tests/mutants/run.py --tests-pass    faster, after `make test` and `make test-slow` on the same files
 
 Every edit is made in a copy of the working tree, and only the tests of its row are run. A mutant survives if they pass.
 The exit status is 1 if one survives, if an edit no longer applies, or if the tests fail without the edit.
