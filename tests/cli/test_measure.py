@@ -37,15 +37,25 @@ def test_scaling_over_sizes(tmp_path):
         'tiny',
         '--impl',
         'rmt_mm',
+        'whole',
         '--repeat',
         1,
         '--sizes',
         97,
         64,
+        512,
     ]
-    result = json.loads(call(*command, '--scaling', plot, '--json').stdout)['rmt_mm']
-    assert plot.stat().st_size and result['tokens'] == [16**2, 25**2]
-    for key, exponent in result['exponents'].items():
-        first, last = result[key]
-        assert exponent == pytest.approx(math.log(last / first) / math.log(25**2 / 16**2))
-    assert '--sizes: name the plot with --scaling' in call(*command, fails=True).stderr
+    result = json.loads(call(*command, '--scaling', plot, '--max-gmac', 1, '--json').stdout)
+    assert plot.stat().st_size
+    for impl in ('rmt_mm', 'whole'):
+        assert result[impl]['tokens'] == [16**2, 25**2, 128**2]
+        assert [len(result[impl][key]) for key in ('gmac', 'seconds', 'peak_mb')] == [3, 2, 2]
+    assert result['whole']['gmac'][-1] > 5 * result['rmt_mm']['gmac'][-1] > 10
+    assert result['whole']['exponents']['gmac'] > 1.5 > 1.1 > result['rmt_mm']['exponents']['gmac']
+    for key in ('seconds', 'peak_mb'):
+        first, last = result['whole'][key]
+        slope = math.log(last / first) / math.log(25**2 / 16**2)
+        assert result['whole']['exponents'][key] == pytest.approx(slope)
+    assert 'name the plot with --scaling' in call(*command, fails=True).stderr
+    refused = call(*command, '--scaling', plot, '--max-gmac', 0.1, fails=True)
+    assert 'leaves less than two sizes of rmt_mm to run' in refused.stderr

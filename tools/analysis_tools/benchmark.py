@@ -3,6 +3,7 @@
     python tools/analysis_tools/benchmark.py --arch small --shape 800 1344 --impl reference rmt_mm deploy
     python tools/analysis_tools/benchmark.py --arch small --batch 8 --impl rmt_mm mmdet.SwinTransformer
     python tools/analysis_tools/benchmark.py --arch tiny --impl reference rmt_mm --scaling scaling.png --sizes 512 1024
+    python tools/analysis_tools/benchmark.py --impl decomposed whole --scaling scaling.png --max-gmac 1000
 
 Implementations: `reference` (rmt_mm/reference.py, the formulas with explicit matrices), `rmt_mm`, `deploy` (after
 switch_to_deploy), `compile` (torch.compile), `deploy-compile`, `whole` and `decomposed` (attention of all stages), any
@@ -19,7 +20,9 @@ of which costs the clearing of memory.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import resource
 import statistics
@@ -34,6 +37,7 @@ from torch import nn
 
 from rmt_mm.arch import ARCHS
 from rmt_mm.ops import keep_freed_memory
+from rmt_mm.tools.cli import UsageError, exit_on_error
 from rmt_mm.tools.cli.measure import OURS, Case, build, make_step, matrix_rate
 from rmt_mm.tools.flops import MacCounter
 
@@ -59,14 +63,18 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help=f'of --scaling: sides of the squares (default {" ".join(map(str, SCALING_SIZES))})',
     )
+    parser.add_argument(
+        '--max-gmac', type=float, default=math.inf, metavar='N',
+        help='of --scaling: only count, and do not run, what takes more multiply-adds than N 10^9 for its images',
+    )  # fmt: skip
     parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # the tool starts itself with it in a fresh process
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error('--device cuda: no CUDA device is available')
     if min(args.batch, args.repeat, *args.shape, *(args.sizes or ())) < 1:
         parser.error('--batch, --repeat, --shape and --sizes take positive numbers')
-    if args.sizes and not args.scaling:
-        parser.error('--sizes: name the plot with --scaling PNG')
+    if (args.sizes or args.max_gmac < math.inf) and not args.scaling:
+        parser.error('--sizes and --max-gmac: name the plot with --scaling PNG')
     args.sizes = sorted(set(args.sizes or SCALING_SIZES))
     if len(args.sizes) < 2:
         parser.error('--sizes: a plot over sizes needs two of them')
@@ -215,7 +223,11 @@ def describe(report: dict) -> str:
 
 
 def scaling(args: argparse.Namespace) -> dict:
-    """Measure square sizes, plot time and memory over tokens (H / 4 * W / 4), and fit c * tokens^exponent to each."""
+    """Measure square sizes; plot multiply-adds, time and memory over tokens (H / 4 * W / 4), with c * tokens^exponent.
+
+    Raises:
+        UsageError: ``--max-gmac`` leaves less than two sizes of an implementation.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
@@ -223,29 +235,40 @@ def scaling(args: argparse.Namespace) -> dict:
     import numpy as np
 
     tokens = [(-(-size // 4)) ** 2 for size in args.sizes]
-    reports = []
-    for size in args.sizes:
+    found = {impl: dict(tokens=tokens, gmac=[], seconds=[], peak_mb=[]) for impl in args.impl}
+    for impl, size in itertools.product(args.impl, args.sizes):
         args.shape = (size, size)
-        reports.append(measure(args))
-        print(describe(reports[-1]), file=sys.stderr)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    result = {}
-    for impl in args.impl:
-        values = {key: [r['impls'][impl][key] for r in reports] for key in ('seconds', 'peak_mb')}
-        # Fit the larger half, where constant costs are negligible.
-        half = (len(tokens) - 1) // 2
-        exponents = {key: float(np.polyfit(np.log(tokens[half:]), np.log(y[half:]), 1)[0]) for key, y in values.items()}
-        result[impl] = dict(tokens=tokens, exponents=exponents, **values)
-        for axis, key in zip(axes, values):
-            axis.loglog(tokens, values[key], marker='o', label=f'{impl}, exponent {exponents[key]:.2f}')
-    for axis, label in zip(axes, ('seconds', 'peak memory above the weights, MB')):
+        found[impl]['gmac'].append(count_gmac(impl, args))
+        if size == args.sizes[1] and found[impl]['gmac'][-1] > args.max_gmac:
+            raise UsageError(f'--max-gmac {args.max_gmac:g} leaves less than two sizes of {impl} to run.')
+    for i, size in enumerate(args.sizes):
+        args.shape, every = (size, size), args.impl
+        args.impl = [impl for impl in every if found[impl]['gmac'][i] <= args.max_gmac]
+        if args.impl:
+            report = measure(args)
+            print(describe(report), file=sys.stderr)
+            for impl, measured in report['impls'].items():
+                for key in ('seconds', 'peak_mb'):
+                    found[impl][key].append(measured[key])
+        args.impl = every
+    labels = dict(gmac='multiply-adds, $10^9$', seconds='seconds', peak_mb='peak memory above the weights, MB')
+    figure, axes = plt.subplots(1, len(labels), figsize=(15, 4))
+    for impl, values in found.items():
+        values['exponents'] = {}
+        for axis, key in zip(axes, labels):
+            x, y = tokens[: len(values[key])], values[key]
+            half = (len(x) - 1) // 2  # fit the larger half, where constant costs are negligible
+            exponent = float(np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0])
+            values['exponents'][key] = exponent
+            axis.loglog(x, y, marker='o', label=f'{impl}, exponent {exponent:.2f}')
+    for axis, label in zip(axes, labels.values()):
         axis.set(xlabel='tokens of the first stage', ylabel=label)
         axis.grid(alpha=0.3, which='both')
         axis.legend()
     figure.suptitle(f'RMT-{args.arch}, batch {args.batch}, {args.mode}, {args.device}, {args.dtype}')
     figure.tight_layout()
     figure.savefig(args.scaling, dpi=120)
-    return result
+    return found
 
 
 def main() -> None:
@@ -257,9 +280,10 @@ def main() -> None:
         print(
             json.dumps(result)
             if args.json
-            else f'Plotted in {args.scaling}; exponents of time and memory over tokens: '
+            else f'Plotted in {args.scaling}; exponents of multiply-adds, time and memory over tokens: '
             + ', '.join(
-                '{} {seconds:.2f} and {peak_mb:.2f}'.format(impl, **r['exponents']) for impl, r in result.items()
+                '{} {gmac:.2f}, {seconds:.2f} and {peak_mb:.2f}'.format(impl, **r['exponents'])
+                for impl, r in result.items()
             )
         )
     else:
@@ -268,4 +292,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_error():
+        main()
