@@ -67,7 +67,7 @@ compatibility: setup
 	$(PYTHON_ENV) tools/compat_matrix.py --resume
 
 mutants: setup
-	$(PYTHON_ENV) tests/mutants/run.py --resume
+	$(PYTHON_ENV) tests/mutants.py --resume
 
 docs: setup
 	$(PYTHON_ENV) -m pip install -q -r requirements/docs.txt

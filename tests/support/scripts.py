@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,22 +36,49 @@ def run_script(*command, cwd=None, env=None) -> subprocess.CompletedProcess:
     if torch.cuda.is_available():
         command = [sys.executable, *command]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [f'{folder}/stdout', f'{folder}/stderr']
-        request = dict(
-            command=command, cwd=str(cwd or os.getcwd()), env=dict(os.environ if env is None else env), outputs=outputs
-        )
-        server = _server()
-        print(json.dumps(request), file=server.stdin, flush=True)
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(command, status, *(Path(path).read_text() for path in outputs))
+    return _server().run(command, cwd, env)
+
+
+class ForkServer:
+    """A process from which scripts fork, one at a time; it ends with this one.
+
+    Args:
+        modules (str): what it imports besides :data:`HEAVY`.
+        own_session (bool): whether a script that takes too long can be killed; Ctrl-C then does not reach it.
+    """
+
+    def __init__(self, *modules: str, own_session: bool = False) -> None:
+        self._command = [sys.executable, __file__, *modules]
+        self._own_session = own_session
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen:
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen(self._command, text=True, start_new_session=self._own_session, **pipes)
+
+    def run(self, command, cwd=None, env=None, timeout=None) -> subprocess.CompletedProcess:
+        """Run a script.
+
+        Raises:
+            subprocess.TimeoutExpired: it takes longer than ``timeout`` seconds; it is killed with all that it started.
+        """
+        command = list(map(str, command))
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [f'{folder}/stdout', f'{folder}/stderr']
+            env = dict(os.environ if env is None else env)
+            request = dict(command=command, cwd=str(cwd or os.getcwd()), env=env, outputs=outputs)
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            if timeout and not select.select([self._process.stdout], [], [], timeout)[0]:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process = self._start()
+                raise subprocess.TimeoutExpired(command, timeout)
+            status = int(self._process.stdout.readline())
+            return subprocess.CompletedProcess(command, status, *(Path(path).read_text() for path in outputs))
 
 
 @functools.cache
-def _server() -> subprocess.Popen:
-    """Start the process that scripts fork from; it ends with this one."""
-    command = [sys.executable, __file__]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _server() -> ForkServer:
+    return ForkServer()
 
 
 def _serve() -> dict:
@@ -77,7 +106,7 @@ def _become(request: dict) -> None:
 
 
 if __name__ == '__main__':
-    for name in HEAVY:
+    for name in (*HEAVY, *sys.argv[1:]):
         try:
             importlib.import_module(name)
         except ImportError:

@@ -1,9 +1,9 @@
 """Break the code on purpose, one edit at a time, and check that the tests fail.
 
-    python tests/mutants/run.py                 all of mutants.py, two at a time
-    python tests/mutants/run.py -k attention    those whose name or file contains the word
-    python tests/mutants/run.py --resume        without those killed in earlier runs on the same files
-    python tests/mutants/run.py --tests-pass    faster, after `make test` and `make test-slow` on the same files
+    python tests/mutants.py                 all of support/mutants.py, two at a time
+    python tests/mutants.py -k attention    those whose name or file contains the word
+    python tests/mutants.py --resume        without those killed in earlier runs on the same files
+    python tests/mutants.py --tests-pass    faster, after `make test` and `make test-slow` on the same files
 
 Every edit is made in a copy of the working tree, and only the tests of its row are run. A mutant survives if they pass.
 The exit status is 1 if one survives, if an edit no longer applies, or if the tests fail without the edit.
@@ -22,13 +22,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from mutants import MUTANTS, Mutant
+from support import ROOT
+from support.mutants import MUTANTS, Mutant
+from support.scripts import ForkServer
 
-ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / 'work_dirs/mutants.json'
 KILLED, SURVIVED, BROKEN = 'killed', 'SURVIVED', 'BROKEN'
 TESTS_PASSED, TESTS_FAILED = 0, 1  # pytest's exit statuses
 TIME_LIMIT = 1800
+RUN_PYTEST = 'run_pytest.py'  # beside the package, which Python then finds there
+# Imported once, and not for every row. They import no rmt_mm, and start no threads, which no fork takes along.
+LIBRARIES = ('mmdet.models', 'mmseg.models', 'mmpretrain.models', 'plotly.graph_objects', 'gradio')
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,37 +75,24 @@ def mutate(mutant: Mutant, root: Path) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
-def run_tests(tests: str, folder: Path) -> Tuple[int, str]:
+def run_tests(tests: str, folder: Path, server: ForkServer) -> Tuple[int, str]:
     """Run pytest in a copy of the tree; return its exit status and the end of its output."""
     env = dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE='1')
-    env.setdefault('OMP_NUM_THREADS', '1')
-    command = [
-        sys.executable,
-        '-m',
-        'pytest',
-        '-x',
-        '-q',
-        '-p',
-        'no:cacheprovider',
-        '--show-capture=no',
-        '-o',
-        'timeout=0',
-        *tests.split(),
-    ]
+    options = ['-x', '-q', '-p', 'no:cacheprovider', '--show-capture=no', '-o', 'timeout=0']
     try:
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIME_LIMIT)
+        done = server.run([folder / RUN_PYTEST, *options, *tests.split()], folder, env, TIME_LIMIT)
     except subprocess.TimeoutExpired:
         return TESTS_FAILED, f'no end after {TIME_LIMIT} s'
     return done.returncode, done.stdout[-1500:] + done.stderr[-1500:]
 
 
-def judge(mutant: Mutant, folder: Path) -> Tuple[str, str]:
+def judge(mutant: Mutant, folder: Path, server: ForkServer) -> Tuple[str, str]:
     """Return the verdict on a mutant, and the output to show."""
     path = folder / mutant.file
     original = path.read_text()
     path.write_text(mutate(mutant, folder))
     try:
-        status, output = run_tests(mutant.tests, folder)
+        status, output = run_tests(mutant.tests, folder, server)
     finally:
         path.write_text(original)
     if status == TESTS_FAILED:
@@ -122,6 +113,7 @@ def main() -> int:
     if failures or args.list:
         return bool(failures)
 
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # which the servers read when they import torch
     files = source_files()
     tree = fingerprint(files)
     record: Dict[str, List[str]] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
@@ -130,20 +122,21 @@ def main() -> int:
         chosen = [m for m in chosen if m.name not in killed]
 
     with tempfile.TemporaryDirectory(prefix='mutants-') as temporary:
-        folders: queue.Queue[Path] = queue.Queue()
+        places: queue.Queue[Tuple[Path, ForkServer]] = queue.Queue()
         for i in range(args.n):
             folder = Path(temporary, str(i))
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, folder / file)
-            folders.put(folder)
+            (folder / RUN_PYTEST).write_text('import pytest\n\nraise SystemExit(pytest.console_main())\n')
+            places.put((folder, ForkServer(*LIBRARIES, own_session=True)))
 
         def in_a_copy(function, *arguments):
-            folder = folders.get()
+            place = places.get()
             try:
-                return function(*arguments, folder)
+                return function(*arguments, *place)
             finally:
-                folders.put(folder)
+                places.put(place)
 
         with ThreadPoolExecutor(args.n) as pool:
             suites = [] if args.tests_pass else sorted({mutant.tests for mutant in chosen})
