@@ -12,7 +12,7 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers fuzz compatibility mutants ablation docs lint \
+.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers test-kills fuzz compatibility mutants ablation docs lint \
 	demo webui demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make lint   the linters'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
+	@echo 'make test-kills   170 kills of trainings at random times and while files are written, each resumed: 20 minutes'
 	@echo 'make fuzz       a thousand damaged and odd files for all readers, backbones of drawn settings: 20 minutes on one core'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
@@ -50,6 +51,12 @@ test-zoo: setup
 # Train and test the libraries' own configs, with RMT as backbone, by their tools and by ours; and data as users have it.
 test-strangers: setup
 	$(PYTHON_ENV) -m pytest -m slow tests/configs/test_strangers*.py --durations 0
+
+# Kill trainings, resume them, and compare all losses with those of one that was not killed.
+test-kills: setup
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) tests/kill_trainings.py
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) tests/kill_trainings.py --kills 50 --iterations
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) tests/kill_trainings.py --kills 20 --workers 2
 
 # 1,000 damaged and odd files, and 300 drawn backbones and sizes for each property. SEED and CASES choose others.
 SEED ?= 0

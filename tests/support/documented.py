@@ -177,9 +177,7 @@ ELSEWHERE = {
         'python tools/analysis_tools/gpu_report.py --out work_dirs/gpu',
         'python tools/analysis_tools/gpu_report.py --out work_dirs/gpu --budget 540',
     ],
-    'tests/cli/test_resuming.py::test_killed_trainings_end_as_those_that_were_not': [
-        'PYTHONPATH=.:tests python tests/support/kill_trainings.py'
-    ],
+    'tests/cli/test_resuming.py::test_killed_trainings_end_as_those_that_were_not': ['python tests/kill_trainings.py'],
     'tests/webui/test_server.py::test_a_visit': [
         'python tools/webui.py CONFIG CHECKPOINT [--port 7860] [--host 127.0.0.1]'
     ],

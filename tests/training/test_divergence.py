@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS, MODELS
 
 from rmt_mm.tools.commands import train
 
-from support import kill_trainings
+from support import toy_training
 from support.toy import ToyConvNet
 
 numbers = itertools.count()
@@ -57,7 +57,7 @@ def training(tmp_path, monkeypatch):
 
     def run(iterations=False, options=(), **model):
         path = tmp_path / f'{next(numbers)}.py'
-        kill_trainings.config(path, iterations=iterations)
+        toy_training.write_config(path, iterations=iterations)
         cfg = Config.fromfile(path)
         cfg.train_cfg.update(dict(max_iters=9) if iterations else dict(max_epochs=3))
         cfg.experiment_name = f'divergence{next(numbers)}'
@@ -66,7 +66,7 @@ def training(tmp_path, monkeypatch):
         cfg.merge_from_dict(dict(options))
         cfg.dump(path)
         monkeypatch.setattr(sys, 'argv', ['train.py', str(path), '--work-dir', str(tmp_path / 'work')])
-        return kill_trainings.run_here(train.main)
+        return toy_training.run_here(train.main)
 
     return run
 

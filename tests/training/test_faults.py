@@ -19,7 +19,7 @@ from rmt_mm.tools.commands import test as test_tool
 from rmt_mm.tools.commands import train
 from rmt_mm.training.faults import NamingCompose, explaining_faults
 
-from support import kill_trainings
+from support import toy_training
 from support.toy import ToyConvNet
 
 numbers = itertools.count()
@@ -105,7 +105,7 @@ def training(tmp_path, monkeypatch):
         image, path = tmp_path / 'image.png', tmp_path / f'{next(numbers)}.py'
         if content is not None:
             image.write_bytes(content)
-        kill_trainings.config(path, workers, iterations)
+        toy_training.write_config(path, workers, iterations)
         cfg = Config.fromfile(path)
         cfg.experiment_name = f'faults{next(numbers)}'
         cfg.train_cfg.update(dict(max_iters=3) if iterations else dict(max_epochs=1))
@@ -113,7 +113,7 @@ def training(tmp_path, monkeypatch):
         cfg.train_dataloader.dataset = dict(type='OneImage', path=str(image), kill=kill, pipeline=pipeline)
         cfg.dump(path)
         monkeypatch.setattr(sys, 'argv', ['train.py', str(path), '--work-dir', str(tmp_path / 'work')])
-        return kill_trainings.run_here(train.main)
+        return toy_training.run_here(train.main)
 
     return run
 
@@ -185,7 +185,7 @@ def testing(tmp_path, monkeypatch):
     def run(content, workers=0, kill=False, options=()):
         (tmp_path / 'image.png').write_bytes(content)
         path = tmp_path / f'{next(numbers)}.py'
-        kill_trainings.config(path, workers)
+        toy_training.write_config(path, workers)
         cfg = Config.fromfile(path)
         cfg.experiment_name = f'faults{next(numbers)}'
         pipeline = [dict(type='LoadImageFromFile')]
@@ -198,7 +198,7 @@ def testing(tmp_path, monkeypatch):
         torch.save(dict(state_dict=ToyConvNet().state_dict()), tmp_path / 'a.pth')
         argv = ['test.py', str(path), str(tmp_path / 'a.pth'), '--work-dir', str(tmp_path / 'work'), *options]
         monkeypatch.setattr(sys, 'argv', argv)
-        return kill_trainings.run_here(test_tool.main)
+        return toy_training.run_here(test_tool.main)
 
     return run
 

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from rmt_mm.tools.commands import train
 
-from .. import kill_trainings, toy  # noqa: F401  # which registers the model and the data
+from .. import toy, toy_training  # noqa: F401  # which registers the model and the data
 from ..official_files import NANO
 from ..quick import speed_up_runners
 from . import values
@@ -43,7 +43,7 @@ class Configs:
     def __init__(self, folder: Path) -> None:
         speed_up_runners()
         mmengine.runner.runner.collect_env()  # which asks compilers for their version
-        kill_trainings.config(folder / 'config.py')
+        toy_training.write_config(folder / 'config.py')
         self.config = Config.fromfile(folder / 'config.py').to_dict()
         self.config['model'] = dict(type='ToyClassifier', backbone=dict(type='RMT', arch=NANO._asdict()))
         self.config['custom_imports'] = dict(imports=['rmt_mm'])

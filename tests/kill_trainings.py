@@ -1,6 +1,6 @@
 """Kill trainings of a toy model, resume them, and compare every logged loss with a training that was not interrupted.
 
-    PYTHONPATH=.:tests python tests/support/kill_trainings.py [--kills 100] [--iterations] [--workers N]
+    python tests/kill_trainings.py [--kills 100] [--iterations] [--workers N] [--seed N]
 
 Every second kill comes at a random time. The others come at a random event of a file below the work dir: before a file
 is opened to be written, moved or removed, or when a part of it is written. Each training is killed until it has ended.
@@ -18,62 +18,12 @@ import traceback
 from pathlib import Path
 
 import mmengine.runner
-from mmengine.config import Config
 
 from rmt_mm.tools.commands import train
 
 import support.toy  # noqa: F401  # before the forks
 from support.quick import speed_up_runners
-
-EPOCHS, LENGTH = 12, 3
-
-
-def config(path, workers=0, iterations=False):
-    """Write the config of a training with augmentation, dropped paths, and a validation whose score may be the best."""
-    loader = dict(
-        batch_size=2,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        dataset=dict(type='NoisyData'),
-        collate_fn=dict(type='default_collate'),
-    )
-    loop = dict(max_iters=EPOCHS * LENGTH, val_interval=LENGTH) if iterations else dict(max_epochs=EPOCHS)
-    Config(
-        dict(
-            custom_imports=dict(imports=['rmt_mm', 'support.toy']),
-            model=dict(type='ToyConvNet', dropout=0.3),
-            train_dataloader=dict(
-                loader, sampler=dict(type='InfiniteSampler' if iterations else 'DefaultSampler', shuffle=True)
-            ),
-            val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-            train_cfg=dict(by_epoch=not iterations, **loop),
-            val_cfg=dict(),
-            val_evaluator=dict(type='ToyMetric'),
-            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.001)),
-            randomness=dict(seed=1),
-            default_hooks=dict(
-                logger=dict(type='LoggerHook', interval=1),
-                checkpoint=dict(
-                    type='CheckpointHook',
-                    interval=LENGTH if iterations else 1,
-                    by_epoch=not iterations,
-                    max_keep_ckpts=1,
-                    save_best='sum',
-                    rule='greater',
-                ),
-            ),
-            log_processor=dict(by_epoch=not iterations, window_size=1),
-        )
-    ).dump(path)
-
-
-def run_here(main):
-    """Call a tool with the command line in ``sys.argv``; return the text of its exit, '' for success."""
-    try:
-        main()
-    except SystemExit as exit:
-        return str(exit.code)
-    return ''
+from support.toy_training import EPOCHS, LENGTH, write_config
 
 
 def die_at(event_number, work_dir):
@@ -140,7 +90,7 @@ def run(folder, kills, workers=0, iterations=False, seed=0):
     generator = random.Random(seed)
     mmengine.runner.runner.collect_env()  # kept for the forks
     path = Path(folder, 'config.py')
-    config(path, workers, iterations)
+    write_config(path, workers, iterations)
     whole = Path(folder, 'whole')
     began = time.monotonic()
     assert os.waitpid(start(path, whole, whole.with_suffix('.log')), 0)[1] == 0, whole.with_suffix('.log').read_text()
@@ -173,8 +123,9 @@ def run(folder, kills, workers=0, iterations=False, seed=0):
         left += sum(1 for _ in work_dir.glob('[ei]*.pth')) - 1
     kind = 'iterations' if iterations else 'epochs'
     return (
-        f'{done} kills in {trainings} trainings ({kind}, {workers} workers): all ended, all {len(expected)} losses of '
-        f'each are those of the uninterrupted training; {passed} files passed over, {left} older ones left'
+        f'seed {seed}: {done} kills in {trainings} trainings ({kind}, {workers} workers): all ended, all '
+        f'{len(expected)} losses of each are those of the uninterrupted training; {passed} files passed over, {left} '
+        'older ones left'
     )
 
 
