@@ -27,6 +27,7 @@ class Call(NamedTuple):
     needs_grad: bool  # the map needs a gradient
     compiled: bool  # torch.compile or torch.export traces the call
     exported: bool  # torch.export traces it; an older torch that cannot tell answers for torch.compile too
+    hides_symbols: bool  # torch.export traces it in strict mode, in which symbols of sizes look like integers
     traced: bool  # torch.jit.trace, the older ONNX exporter or a torch.func transform handles it
     plain: bool  # every layer is of a known class and without hooks
 
@@ -34,13 +35,16 @@ class Call(NamedTuple):
     def of(cls, x: Tensor, *layers: nn.Module) -> 'Call':
         """Describe a call with a map ``x`` and the ``layers`` that the operator applies to it."""
         compiled = is_compiling()
+        can_tell = hasattr(torch.compiler, 'is_exporting')
+        exported = compiled and (torch.compiler.is_exporting() if can_tell else True)
         return cls(
             device=x.device.type,
             dtype=x.dtype,
             grad=torch.is_grad_enabled(),
             needs_grad=x.requires_grad,
             compiled=compiled,
-            exported=compiled and getattr(torch.compiler, 'is_exporting', is_compiling)(),
+            exported=exported,
+            hides_symbols=exported and can_tell and torch.compiler.is_dynamo_compiling(),
             traced=not compiled and is_traced(),
             plain=all(type(layer) in _KNOWN and not has_hooks(layer) for layer in layers),
         )

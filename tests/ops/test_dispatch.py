@@ -61,6 +61,16 @@ def test_a_pinned_kernel_takes_calls_of_which_another_is_better():
         assert chosen(q, q, q, tables, operator='attend_map').kernel == 'by_row'
 
 
+def test_a_bias_that_is_large_is_not_held():
+    """float64, which the compiled kernel does not take: it holds no bias."""
+    for size, kernel in (((4, 6), 'plain'), ((64, 65), 'by_row')):
+        q = torch.rand(1, *size, 1, 8, dtype=torch.float64)
+        tables = ops.PositionTables((-0.1,), *size, 8, q.device)
+        choice = chosen(q, q, q, tables, operator='attend_map')
+        assert choice.kernel == kernel
+        assert ('small enough to be held' in str(choice.reasons)) == (kernel == 'plain')
+
+
 @pytest.mark.parametrize(
     'pins, words',
     [

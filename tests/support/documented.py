@@ -221,6 +221,7 @@ NOT_RUN = {
         'make test-slow',
         'make test-zoo',
         'make test-strangers',
+        'make test-kills',
         'make mutants',
         'make fuzz',
         'make fuzz SEED=1',

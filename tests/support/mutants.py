@@ -52,6 +52,7 @@ PROPERTIES = 'tests/backbone/test_properties.py'
 FAULTS = 'tests/training/test_faults.py'
 COCO_CHECK = 'tests/training/test_coco_check.py'
 FUZZ = 'tests/test_fuzz.py'
+EXPORTED = 'tests/ops/test_exported.py'
 
 _MODELS, _DATASETS, _SCHEDULES = (f'configs/_base_/{folder}' for folder in ('models', 'datasets', 'schedules'))
 
@@ -308,8 +309,8 @@ MUTANTS = [
         ('plain rotation: the other way', 'u0 * cos - u1 * sin', 'u0 * cos + u1 * sin'),
         (
             'plain rotation in the dtype of the model',
-            'torch.promote_types(x.dtype, phases.dtype)',
-            'x.dtype',
+            'cos, sin = phases.unbind(-1)',
+            'cos, sin = phases.to(x.dtype).unbind(-1)',
             f'{KERNELS} -k in_bf16',
         ),
         ('plain FFN without GELU', 'fc2(dwconv(F.gelu(fc1(x))))', 'fc2(dwconv(fc1(x)))'),
@@ -317,7 +318,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/ops/eager.py',
         KERNELS,
-        ('large maps: no limit of memory', 'heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS', 'True'),
+        ('large maps: no limit of memory', 'heads * (height * width) ** 2 <= MAX_BIAS_ELEMENTS', 'True', DISPATCH),
         (
             'large maps: keys are not counted backward',
             '(t.flip(1).flatten(1, 2).transpose(1, 2) for t in (k, v))',
@@ -327,8 +328,9 @@ MUTANTS = [
             'large maps: a program for one size alone',
             'isinstance(q.shape[1], int) else',
             'True else',
-            'tests/deployment',
+            EXPORTED,
         ),
+        ('large maps: a strict program for one size alone', 'if call.hides_symbols:', 'if False:', EXPORTED),
         (
             'complex rotation: the other way',
             '* torch.view_as_complex(phases.to(pairs.dtype))',
