@@ -37,6 +37,16 @@ def test_outputs_stay_the_same(norm):
     assert not any('gamma' in name for name, _ in model.named_parameters())
 
 
+def test_a_batchnorm_of_the_batch_alone_stays():
+    model, x = RMT(OWN, norm_cfg=dict(type='BN', track_running_stats=False)).eval(), torch.randn(2, 3, 50, 61)
+    with torch.no_grad():
+        expected = model(x)
+        model.switch_to_deploy()
+        for out, reference in zip(model(x), expected):
+            torch.testing.assert_close(out, reference)
+    assert any(isinstance(m, _BatchNorm) for m in model.modules())
+
+
 def test_twice_is_once():
     model, x = trained(), torch.randn(1, 3, 32, 32)
     model.switch_to_deploy()

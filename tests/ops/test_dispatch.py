@@ -68,7 +68,16 @@ def test_a_bias_that_is_large_is_not_held():
         tables = ops.PositionTables((-0.1,), *size, 8, q.device)
         choice = chosen(q, q, q, tables, operator='attend_map')
         assert choice.kernel == kernel
+        before = ops.PRIORITY['attend_map'][: ops.PRIORITY['attend_map'].index(kernel)]
+        assert tuple(name for name, _ in choice.reasons) == tuple(before) and len(before) > 1
         assert ('small enough to be held' in str(choice.reasons)) == (kernel == 'plain')
+
+
+def test_tables_are_of_the_dtype_that_is_asked_for():
+    tables = ops.PositionTables((-0.1,), 3, 4, 8, torch.device('cpu'))
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        for table in (tables.line(2, dtype), tables.line(1, dtype), tables.whole(dtype), tables.by_row(dtype)):
+            assert table.dtype == dtype
 
 
 @pytest.mark.parametrize(

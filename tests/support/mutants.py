@@ -454,7 +454,7 @@ MUTANTS = [
             'reasons are forgotten',
             'reasons = (*reasons, (name, reason))',
             'reasons = ((name, reason),)',
-            f'{DISPATCH} {KERNELS}',
+            DISPATCH,
         ),
     ),
     *_group(
@@ -480,7 +480,7 @@ MUTANTS = [
             f'{BACKBONE} -k tables',
         ),
         ('tables: rows for columns', "('row', self.width) if dim == 2", "('row', self.height) if dim == 2", KERNELS),
-        ('tables: of the first dtype', ' or self._tables[name].dtype != dtype', '', f'{DISPATCH} {KERNELS} {BACKBONE}'),
+        ('tables: of the first dtype', ' or self._tables[name].dtype != dtype', '', DISPATCH),
     ),
     *_group(
         'rmt_mm/backbone/stem.py',
@@ -667,7 +667,7 @@ MUTANTS = [
         TOKEN_CLASSIFIER,
         ('MixToken: another Beta', 'np.random.beta(alpha, alpha)', 'np.random.beta(2 * alpha, 2 * alpha)'),
         ('MixToken: always Beta(1, 1)', 'np.random.beta(alpha, alpha)', 'np.random.beta(1., 1.)'),
-        ('MixToken: the rest is pasted', 'rand_bbox((height, width), lam)', 'rand_bbox((height, width), 1 - lam)'),
+        ('MixToken: larger boxes', 'rand_bbox((height, width), lam)', 'rand_bbox((height, width), lam / 2)'),
         ('MixToken: height and width exchanged', 'rand_bbox((height, width), lam)', 'rand_bbox((width, height), lam)'),
         (
             'MixToken: the batch is not flipped',
