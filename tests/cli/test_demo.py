@@ -499,7 +499,8 @@ def test_mistakes_are_one_sentence(args, words, models, scene, tmp_path, monkeyp
 def test_other_channels_are_read_as_the_pipeline_reads_them(channels, color_type, mode, tmp_path):
     cfg = Config.fromfile(ROOT / f'configs/{CONFIGS["mmseg"]}.py')
     cfg.model.backbone.in_channels = channels
-    cfg.model.data_preprocessor.update(mean=[120.0] * channels, std=[60.0] * channels, bgr_to_rgb=False)
+    # One mean for all channels: the mmseg of the continuation takes one or three.
+    cfg.model.data_preprocessor.update(mean=[120.0], std=[60.0], bgr_to_rgb=False)
     cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
     pytest.importorskip('mmseg.utils').register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope('mmseg'):

@@ -262,6 +262,14 @@ def test_logs_of_resumed_runs_are_one(tmp_path):
     assert environment['MMEngine'] == '0.10.0' and environment['seed'] == '7' and len(environment) == 5
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have no names that are no text')
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    """Python reads the bytes of such a name as halves of surrogate pairs."""
+    folder = make_work_dir(tmp_path / os.fsdecode(b'w\xff'), {})
+    done = call('tools/analysis_tools/report.py', folder, '--no-eval')
+    assert 'Report: ' in done.stdout and 'w\\udcff' in (folder / 'report.html').read_text()
+
+
 @pytest.mark.parametrize('number', ['9' * 400, '1e308', '"\\ud800"'])
 def test_odd_numbers_of_a_log_are_a_page(number, tmp_path):
     line = '{"loss": 1.0, "iter": 90, "step": 90, "time": %s, "memory": %s}\n{"mIoU": %s, "step": 90}\n'

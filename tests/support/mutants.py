@@ -1400,6 +1400,11 @@ MUTANTS = [
         'rmt_mm/tools/report/run_config.py', REPORT, ('report: lists of lists', 'any(map(_holds_dict, node))', 'False')
     ),
     *_group(
+        'rmt_mm/tools/commands/report.py',
+        REPORT,
+        ('report: halves of surrogates', ", errors='backslashreplace'", ''),
+    ),
+    *_group(
         'rmt_mm/tools/report/evaluation.py',
         REPORT,
         (
@@ -1551,7 +1556,6 @@ MUTANTS = [
         'rmt_mm/tools/report/logs.py',
         REPORT,
         ('report: ints beyond floats', 'int(digits) if len(digits) < 300 else float(digits)', 'int(digits)'),
-        ('report: halves of surrogates', 'json.dumps(scalars, ensure_ascii=False).encode()', 'pass'),
     ),
     *_group(
         'rmt_mm/tools/report/sections.py',

@@ -218,7 +218,7 @@ def write(args: argparse.Namespace) -> None:
     subtitle = f'{run.folder}, written {time.strftime("%Y-%m-%d %H:%M")}'
     # Names of files may be no text: Python reads their bytes as halves of surrogate pairs.
     args.out.write_text(render(run.name, subtitle, page), encoding='utf-8', errors='backslashreplace')
-    print(f'Report: {args.out}')
+    print(f'Report: {printable(args.out)}')
     if evaluation is None:
         print(f'note: {origin}', file=sys.stderr)
         return
@@ -227,14 +227,14 @@ def write(args: argparse.Namespace) -> None:
         title = f'{run.name}: validation scenes by {evaluation.score_note}'
         groups = {name: [add_caption(picture, text) for text, picture in pairs[:2]] for name, pairs in drawn.items()}
         contact_sheet(groups, title).save(sheet)
-        print(f'Best, median and worst scenes: {sheet}')
+        print(f'Best, median and worst scenes: {printable(sheet)}')
     if args.show_dir:
         args.show_dir.mkdir(parents=True, exist_ok=True)
         for rank, scene in enumerate(evaluation.ranked(), start=1):
             add_caption(scene.draw(), scene.caption).save(
                 args.show_dir / f'{rank:04}_{Path(scene.name).stem}.jpg', quality=90
             )
-        print(f'All scenes, the best first: {args.show_dir}')
+        print(f'All scenes, the best first: {printable(args.show_dir)}')
 
 
 def name_runs(runs: Any) -> dict:

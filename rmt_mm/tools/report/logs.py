@@ -115,7 +115,6 @@ def _read_lines(path: Path, notes: List[str]) -> Iterator[dict]:
     for number, line in enumerate(path.read_text(errors='replace').splitlines(), start=1):
         try:
             scalars = json.loads(line, parse_int=_int)
-            json.dumps(scalars, ensure_ascii=False).encode()  # half a surrogate pair is no text of a page
         except (ValueError, RecursionError):
             scalars = None
         if isinstance(scalars, dict):
