@@ -87,6 +87,12 @@ def evaluate(folder, *options):
 # The page.
 
 
+@pytest.mark.parametrize('task', ['detector', 'segmentor', 'classifier'])
+def test_names_of_classes_have_no_control_characters(task, request):
+    text = (request.getfixturevalue(task) / 'report.html').read_text()
+    assert '\x1b' not in text and '\u202e' not in text
+
+
 @pytest.fixture(scope='module')
 def browser():
     with open_browser() as chromium:
