@@ -101,6 +101,9 @@ def test_amp(built, capfd):
     if torch.cuda.is_available():
         assert built('train.py', DETECTOR, '--amp').cfg.optim_wrapper.type == 'AmpOptimWrapper'
         return
+    # DDP cannot train a SyncBN on CPUs. mmengine replaces it only where there is a single process.
+    norm = built('train.py', DETECTOR, options=('model.backbone.norm_cfg.type=SyncBN',)).cfg.model.backbone.norm_cfg
+    assert norm.type == 'BN'
     for args, said in ((), False), (('--amp',), True):
         assert built('train.py', DETECTOR, *args).cfg.optim_wrapper.type == 'OptimWrapper'
         assert ('fp32 instead of AMP' in ''.join(capfd.readouterr())) == said
