@@ -408,8 +408,8 @@ def test_config_by_name(root):
         'mask-rcnn_rmt-l_fpn_amp-ms-crop-3x_coco',
     ]
     assert not any('runtime' in name for name in rmt_mm.list_configs())
-    with pytest.raises(FileNotFoundError, match="no config 'det_1x'"):  # a base is not a config
-        rmt_mm.get_config_path('det_1x')
+    with pytest.raises(FileNotFoundError, match="no config 'cls_runtime'"):  # a base is not a config
+        rmt_mm.get_config_path('cls_runtime')
 
 
 def test_every_package_is_installed(root):
