@@ -12,8 +12,8 @@ CLS := configs/classification/rmt-digits
 FROM_CLASSIFIER = --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.prefix=backbone. \
 	model.backbone.init_cfg.checkpoint="$$(cat $(DEMO)-classification/last_checkpoint)"
 
-.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers test-kills fuzz compatibility mutants ablation docs lint \
-	demo webui demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
+.PHONY: help setup test test-torch2.1 test-slow test-zoo test-strangers test-kills fuzz compatibility mutants ablation \
+	docs lint demo webui demo-full demo-resnet18 demo-segmentation demo-classifier demo-classification demo-transfer clean
 
 help:
 	@echo 'make setup      the environment in $(VENV): minutes the first time, seconds later'
@@ -24,7 +24,7 @@ help:
 	@echo 'make demo-transfer  detection and segmentation again, from the classifier instead of from nothing'
 	@echo 'make test       the fast tests       make lint   the linters'
 	@echo 'make test-slow, make test-zoo, make test-strangers   the long ones'
-	@echo 'make test-kills   170 kills of trainings at random times and while files are written, each resumed: 20 minutes'
+	@echo 'make test-kills   170 kills of trainings at random times and while files are written, each resumed'
 	@echo 'make fuzz       a thousand damaged and odd files for all readers, backbones of drawn settings: 20 minutes on one core'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'

@@ -32,8 +32,6 @@ SETTINGS = dict(
     recomputed=dict(with_cp=True, drop_path_rate=0.3),
     unused=dict(out_indices=(0, 3)),
 )
-
-
 MODEL_CONFIGS = dict(
     detector='mask-rcnn_rmt-mini_fpn_digits',
     fcos='fcos_rmt-t_fpn_gn-head_amp-1x_coco',
@@ -62,9 +60,9 @@ class LossOfModel(nn.Module):
     def __init__(self, name):
         super().__init__()
         cfg = Config.fromfile(get_config_path(MODEL_CONFIGS[name])).model
-        # Only without drop path and BatchNorm's means of the batch can halves be compared with the joint batch.
-        alike = name == 'fcos'
-        cfg.backbone.update(arch=LEAST_ARCH, init_cfg=None, drop_path_rate=0.0 if alike else 0.1, norm_eval=alike)
+        # Drop path and the statistics of a BatchNorm differ between halves and the joint batch.
+        joint = name == 'fcos'
+        cfg.backbone.update(arch=LEAST_ARCH, init_cfg=None, drop_path_rate=0.0 if joint else 0.1, norm_eval=joint)
         for part in ('neck', 'head'):
             channels = cfg.get(part, {}).get('in_channels')
             if channels:
@@ -73,20 +71,22 @@ class LossOfModel(nn.Module):
         if name == 'segmentor':
             cfg.decode_head.loss_decode.class_weight = None  # mmseg's loss takes no ignored pixels beside it
         self.model = revert_sync_batchnorm(MODELS.build(cfg))  # as the tools do without a GPU
-        self.make_batch = dict(segmentor=self.label_maps, classifier=self.labels).get(name, self.objects)
+        self.make_samples = dict(segmentor=self.label_maps, classifier=self.labels).get(name, self.objects)
 
     def forward(self, **batch):
         return self.model.parse_losses(self.model(**batch, mode='loss'))[0]
 
     def batch(self, half):
-        return self.model.data_preprocessor(self.make_batch(half), training=True)
+        batch = dict(inputs=list(torch.randint(256, (2, 3, *SIZE))), data_samples=self.make_samples(half))
+        return self.model.data_preprocessor(batch, training=True)
 
     @staticmethod
     def objects(half):
         """One image of two has no object."""
         from mmdet.testing import demo_mm_inputs
 
-        return demo_mm_inputs(2, [[3, *SIZE]] * 2, num_items=[3, 0 if half else 2], num_classes=10, with_mask=True)
+        items = [3, 0 if half else 2]
+        return demo_mm_inputs(2, [[3, *SIZE]] * 2, num_items=items, num_classes=10, with_mask=True)['data_samples']
 
     @staticmethod
     def label_maps(half):
@@ -100,14 +100,13 @@ class LossOfModel(nn.Module):
         samples = [SegDataSample(gt_sem_seg=PixelData(data=labels)) for labels in maps]
         for sample in samples:
             sample.set_metainfo(dict(img_shape=SIZE))
-        return dict(inputs=list(torch.randint(256, (2, 3, *SIZE))), data_samples=samples)
+        return samples
 
     @staticmethod
     def labels(half):
         from mmpretrain.structures import DataSample
 
-        samples = [DataSample().set_gt_label(label) for label in torch.randint(10, (2,))]
-        return dict(inputs=torch.randint(256, (2, 3, *SIZE)), data_samples=samples)
+        return [DataSample().set_gt_label(label) for label in torch.randint(10, (2,))]
 
 
 def gradients(model, loss_of):

@@ -35,8 +35,7 @@ class Call(NamedTuple):
     def of(cls, x: Tensor, *layers: nn.Module) -> 'Call':
         """Describe a call with a map ``x`` and the ``layers`` that the operator applies to it."""
         compiled = is_compiling()
-        can_tell = hasattr(torch.compiler, 'is_exporting')
-        exported = compiled and (torch.compiler.is_exporting() if can_tell else True)
+        exported = compiled and getattr(torch.compiler, 'is_exporting', is_compiling)()
         return cls(
             device=x.device.type,
             dtype=x.dtype,
@@ -44,7 +43,7 @@ class Call(NamedTuple):
             needs_grad=x.requires_grad,
             compiled=compiled,
             exported=exported,
-            hides_symbols=exported and can_tell and torch.compiler.is_dynamo_compiling(),
+            hides_symbols=exported and hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_dynamo_compiling(),
             traced=not compiled and is_traced(),
             plain=all(type(layer) in _KNOWN and not has_hooks(layer) for layer in layers),
         )

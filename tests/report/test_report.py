@@ -21,6 +21,7 @@ pytest.importorskip('matplotlib', reason='the extra [report] is not installed')
 
 from rmt_mm.errors import DataError, UsageError
 from rmt_mm.tools.commands import report
+from rmt_mm.tools.pictures import choose_colours
 from rmt_mm.tools.report.detection import match
 from rmt_mm.tools.report.logs import read_environment, read_logs
 from rmt_mm.tools.report.predictions import read_predictions
@@ -29,7 +30,6 @@ from rmt_mm.tools.report.scenes import (
     Instances,
     _find_place,
     add_caption,
-    choose_colours,
     contact_sheet,
     draw_instances,
     draw_label_map,
@@ -235,6 +235,7 @@ def test_a_class_has_one_colour_in_truth_and_prediction():
     drawn = [np.array(draw_label_map(image, part, colours, [0])) for part in (labels, np.roll(labels, 4, 1))]
     assert (drawn[0][160, 160] == drawn[1][160, 224]).all() and (drawn[0][5, 5] == 90).all()
     assert len(set(choose_colours(200))) > 150 and choose_colours(2, [[1, 2, 3], [4, 5, 6]]) == [(1, 2, 3), (4, 5, 6)]
+    assert choose_colours(2, [[1, 2, 3], [4, 5, float('nan')]]) == choose_colours(2, 'ab') == colours
 
 
 def test_sheets_hold_pictures_of_any_size():

@@ -819,13 +819,11 @@ MUTANTS = [
         ),
         (
             'names of classes: control characters',
-            '[printable(name) for name in classes]',
-            '[str(name) for name in classes]',
+            'list(map(printable, classes))',
+            'list(map(str, classes))',
             'tests/webui/test_page.py -k are_text',
         ),
         ('names of classes: dollars are TeX', ".replace('$', r'\\$')", '', 'tests/webui/test_page.py -k are_text'),
-        ('colours: any number', 'and 0 <= value <= 255', '', 'tests/webui/test_page.py -k colours'),
-        ('colours: of any length', 'and len(colour) == 3', '', 'tests/webui/test_page.py -k colours'),
     ),
     # The page to try a model
     *_group(
@@ -1391,6 +1389,13 @@ MUTANTS = [
         ('report: an object is found twice', 'free[row.argmax()] = False', 'pass'),
         ('report: AP at one IoU', "{'AP': slice(None)", "{'AP': slice(0, 1)"),
         ('report: other classes match', 'np.where(same, overlaps, 0)', 'overlaps'),
+        ('report: names of classes as they are', 'list(map(printable,', 'list(map(str,'),
+    ),
+    *_group(
+        'rmt_mm/tools/pictures.py',
+        'tests/webui/test_page.py -k colours',
+        ('colours: any number', 'and 0 <= value <= 255', ''),
+        ('colours: of any length', 'and len(colour) == 3', ''),
     ),
     *_group('rmt_mm/tools/report/scenes.py', REPORT, ('report: names on masks', 'cost = hidden + 4', 'cost = 4')),
     *_group(
@@ -1403,19 +1408,6 @@ MUTANTS = [
         'rmt_mm/tools/commands/report.py',
         REPORT,
         ('report: halves of surrogates', ", errors='backslashreplace'", ''),
-    ),
-    *_group(
-        'rmt_mm/tools/report/evaluation.py',
-        REPORT,
-        (
-            'report: names of classes as they are',
-            '[printable(name) for name in names]',
-            '[str(name) for name in names]',
-        ),
-    ),
-    *_group(
-        'rmt_mm/tools/commands/report.py',
-        REPORT,
         ('report: any class is built', "in ('', scope) else []", "in ('', scope, 'mmengine.dataset') else []"),
     ),
     *_group(

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Optional
 
 import mmengine.runner
 import torch
@@ -29,18 +30,16 @@ HEAVY = (
 def run_script(*command, cwd=None, env=None) -> subprocess.CompletedProcess:
     """Run a Python script as ``subprocess.run([sys.executable, *command], capture_output=True, text=True)`` would.
 
-    Where there is a GPU, that is what it does: CUDA cannot be used after a fork from a process that imports mmengine.
     ``env`` does not reach what is read at the import of the heavy packages.
     """
-    command = list(map(str, command))
-    if torch.cuda.is_available():
-        command = [sys.executable, *command]
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
     return _server().run(command, cwd, env)
 
 
 class ForkServer:
-    """A process from which scripts fork, one at a time; it ends with this one.
+    """A process from which scripts fork, one at a time; it starts with the first of them and ends with this process.
+
+    Where there is a GPU, scripts are started in the ordinary way: CUDA cannot be used after a fork from a process that
+    imports mmengine.
 
     Args:
         modules (str): what it imports besides :data:`HEAVY`.
@@ -48,13 +47,8 @@ class ForkServer:
     """
 
     def __init__(self, *modules: str, own_session: bool = False) -> None:
-        self._command = [sys.executable, __file__, *modules]
-        self._own_session = own_session
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen:
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        return subprocess.Popen(self._command, text=True, start_new_session=self._own_session, **pipes)
+        self._modules, self._own_session = modules, own_session
+        self._process: Optional[subprocess.Popen] = None
 
     def run(self, command, cwd=None, env=None, timeout=None) -> subprocess.CompletedProcess:
         """Run a script.
@@ -63,6 +57,12 @@ class ForkServer:
             subprocess.TimeoutExpired: it takes longer than ``timeout`` seconds; it is killed with all that it started.
         """
         command = list(map(str, command))
+        if torch.cuda.is_available():
+            ordinary = dict(capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, check=False)
+            return subprocess.run([sys.executable, *command], **ordinary)
+        if self._process is None:
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=self._own_session)
+            self._process = subprocess.Popen([sys.executable, __file__, *self._modules], text=True, **pipes)
         with tempfile.TemporaryDirectory() as folder:
             outputs = [f'{folder}/stdout', f'{folder}/stderr']
             env = dict(os.environ if env is None else env)
@@ -70,7 +70,7 @@ class ForkServer:
             print(json.dumps(request), file=self._process.stdin, flush=True)
             if timeout and not select.select([self._process.stdout], [], [], timeout)[0]:
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process = self._start()
+                self._process = None
                 raise subprocess.TimeoutExpired(command, timeout)
             status = int(self._process.stdout.readline())
             return subprocess.CompletedProcess(command, status, *(Path(path).read_text() for path in outputs))

@@ -20,7 +20,6 @@ of which costs the clearing of memory.
 """
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -64,9 +63,12 @@ def parse_args() -> argparse.Namespace:
         help=f'of --scaling: sides of the squares (default {" ".join(map(str, SCALING_SIZES))})',
     )
     parser.add_argument(
-        '--max-gmac', type=float, default=math.inf, metavar='N',
-        help='of --scaling: only count, and do not run, what takes more multiply-adds than N 10^9 for its images',
-    )  # fmt: skip
+        '--max-gmac',
+        type=float,
+        default=math.inf,
+        metavar='N',
+        help='of --scaling: count, but do not run, what takes more than N * 10^9 multiply-adds (default: run all)',
+    )
     parser.add_argument('--memory-of', help=argparse.SUPPRESS)  # the tool starts itself with it in a fresh process
     args = parser.parse_args()
     if args.device.startswith('cuda') and not torch.cuda.is_available():
@@ -236,21 +238,19 @@ def scaling(args: argparse.Namespace) -> dict:
 
     tokens = [(-(-size // 4)) ** 2 for size in args.sizes]
     found = {impl: dict(tokens=tokens, gmac=[], seconds=[], peak_mb=[]) for impl in args.impl}
-    for impl, size in itertools.product(args.impl, args.sizes):
-        args.shape = (size, size)
-        found[impl]['gmac'].append(count_gmac(impl, args))
-        if size == args.sizes[1] and found[impl]['gmac'][-1] > args.max_gmac:
+    squares = [argparse.Namespace(**{**vars(args), 'shape': (size, size)}) for size in args.sizes]
+    for impl, values in found.items():
+        values['gmac'] = [count_gmac(impl, square) for square in squares]
+        if sum(gmac <= args.max_gmac for gmac in values['gmac']) < 2:
             raise UsageError(f'--max-gmac {args.max_gmac:g} leaves less than two sizes of {impl} to run.')
-    for i, size in enumerate(args.sizes):
-        args.shape, every = (size, size), args.impl
-        args.impl = [impl for impl in every if found[impl]['gmac'][i] <= args.max_gmac]
-        if args.impl:
-            report = measure(args)
+    for i, square in enumerate(squares):
+        square.impl = [impl for impl in args.impl if found[impl]['gmac'][i] <= args.max_gmac]
+        if square.impl:
+            report = measure(square)
             print(describe(report), file=sys.stderr)
             for impl, measured in report['impls'].items():
                 for key in ('seconds', 'peak_mb'):
                     found[impl][key].append(measured[key])
-        args.impl = every
     labels = dict(gmac='multiply-adds, $10^9$', seconds='seconds', peak_mb='peak memory above the weights, MB')
     figure, axes = plt.subplots(1, len(labels), figsize=(15, 4))
     for impl, values in found.items():

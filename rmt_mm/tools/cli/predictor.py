@@ -18,6 +18,7 @@ from ...errors import UsageError, printable
 from ...ops import keep_freed_memory
 from ...training.image_size import DECODE_ERRORS, explain
 from ..flops import input_channels
+from ..pictures import choose_colours
 from .cfg_options import apply_options
 from .config import find_config, read_config
 from .images import read_image
@@ -103,14 +104,6 @@ def _turn_channels(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 and image.shape[2] == 3 else image
 
 
-def _is_colour(colour: Any) -> bool:
-    return (
-        isinstance(colour, (list, tuple))
-        and len(colour) == 3
-        and all(isinstance(value, (int, float, np.number)) and 0 <= value <= 255 for value in colour)
-    )
-
-
 def as_shown(image: np.ndarray) -> np.ndarray:
     """Return (H, W, 3), RGB, uint8, of an image of any channels: of more than three the first ones, as B, G, R."""
     if image.ndim == 2 or image.shape[2] < 3:
@@ -153,14 +146,11 @@ class Predictor(ABC):
 
         They may come from a file of any kind: names are made printable, and colours that are none are replaced.
         """
-        classes, palette = meta['classes'], meta['palette']
+        classes = meta['classes']
         if not isinstance(classes, (list, tuple)) or len(classes) != self.num_classes:
             classes = range(self.num_classes)
-        self.classes = [printable(name) for name in classes]
-        if not isinstance(palette, (list, tuple)) or len(palette) != len(classes) or not all(map(_is_colour, palette)):
-            palette = np.random.RandomState(1).randint(0, 256, (len(classes), 3)).tolist()
-        colours = [tuple(map(int, colour)) for colour in palette]
-        self.model.dataset_meta = dict(classes=self.classes, palette=colours)
+        self.classes = list(map(printable, classes))
+        self.model.dataset_meta = dict(classes=self.classes, palette=choose_colours(len(classes), meta['palette']))
 
     @property
     def drawn_classes(self) -> List[str]:

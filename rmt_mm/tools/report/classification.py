@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...errors import DataError
+from ...errors import DataError, printable
 from ..pictures import scale_to
-from .evaluation import Curve, Evaluation, Scene, check_order, class_names
+from .evaluation import Curve, Evaluation, Scene, check_order
 from .scenes import SIDE, draw_probabilities, shorten, side_by_side
 
 MAX_CURVES = 20
@@ -36,7 +36,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
         raise DataError('the report takes classifiers of one class per image.')
     scores = [sample.get('pred_score') for sample in samples]
     shapes = {tuple(getattr(score, 'shape', ())) for score in scores}
-    classes = class_names(dataset.metainfo.get('classes') or range(max(shapes)[0] if max(shapes) else 0))
+    classes = list(map(printable, dataset.metainfo.get('classes') or range(max(shapes)[0] if max(shapes) else 0)))
     if shapes != {(len(classes),)}:
         raise DataError(f'the predictions are of other classes than the {len(classes)} of the data set.')
     probabilities = torch.stack(scores).float()  # type: ignore[arg-type]

@@ -12,9 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ...errors import DataError
-from .evaluation import Curve, Evaluation, Scene, class_names
-from .scenes import Instances, choose_colours, draw_instances, side_by_side
+from ...errors import DataError, printable
+from ..pictures import choose_colours
+from .evaluation import Curve, Evaluation, Scene
+from .scenes import Instances, draw_instances, side_by_side
 
 MATCH = 0.5  # least IoU of a prediction and the truth that it finds
 MISSED, NOTHING = 'missed', 'nothing there'
@@ -32,7 +33,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     Raises:
         DataError: the predictions are of other images or classes.
     """
-    classes = class_names(dataset.metainfo['classes'])
+    classes = list(map(printable, dataset.metainfo['classes']))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(dataset.ann_file)
     unknown = sorted({str(sample.get('img_id')) for sample in samples} - set(map(str, coco.imgs)))

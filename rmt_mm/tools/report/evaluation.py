@@ -1,12 +1,12 @@
 """What an evaluation finds, for detectors, segmentors and classifiers alike."""
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
-from ...errors import DataError, UsageError, printable
+from ...errors import DataError, UsageError
 
 Drawn = Tuple[str, Image.Image]
 
@@ -96,11 +96,6 @@ def draw_selected(evaluation: Evaluation, each: int) -> Tuple[Dict[str, List[Dra
             except UsageError as error:
                 problems.append(str(error))
     return {heading: pictures for heading, pictures in groups.items() if pictures}, problems
-
-
-def class_names(names: Iterable) -> List[str]:
-    """Return names of classes as text that pages and pictures can show: they may come from a file of any kind."""
-    return [printable(name) for name in names]
 
 
 def check_order(names: Sequence[str], samples: Sequence[dict]) -> None:

@@ -4,7 +4,6 @@ Images are (H, W, 3), RGB, uint8. Every picture is scaled so that its longer sid
 same colour in truth and prediction.
 """
 
-import colorsys
 from functools import cache
 from pathlib import Path
 from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -14,25 +13,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pictures import scale_to
+from ..pictures import Colour, scale_to
 
 SIDE = 480
 GAP = 12
 INK, FAINT, PAPER = (28, 31, 36), (104, 111, 120), (255, 255, 255)
-# Bright colours that are told apart on photographs, for data sets of few classes that have no palette.
-BRIGHT = (
-    (64, 128, 255),
-    (255, 150, 20),
-    (30, 190, 110),
-    (255, 65, 95),
-    (165, 105, 255),
-    (195, 125, 75),
-    (255, 115, 215),
-    (125, 220, 50),
-    (215, 205, 0),
-    (25, 205, 230),
-)
-Colour = Tuple[int, int, int]
 
 
 class Instances(NamedTuple):
@@ -49,19 +34,6 @@ class Instances(NamedTuple):
     labels: np.ndarray
     masks: Optional[List[np.ndarray]] = None
     scores: Optional[np.ndarray] = None
-
-
-def choose_colours(count: int, palette: object = None) -> List[Colour]:
-    """Return a colour for each of ``count`` classes: the data set's palette if it has as many, else distinct ones."""
-    if isinstance(palette, (list, tuple)) and len(palette) == count:
-        return [(int(r), int(g), int(b)) for r, g, b in palette]
-    if count <= len(BRIGHT):
-        return list(BRIGHT[:count])
-    colours = []
-    for i in range(count):  # steps of the golden ratio around the circle of hues
-        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.55 + 0.3 * (i % 2), 1.0 - 0.25 * (i % 3 == 2))
-        colours.append((int(rgb[0] * 255), int(rgb[1] * 255), int(rgb[2] * 255)))
-    return colours
 
 
 @cache

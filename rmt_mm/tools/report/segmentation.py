@@ -6,9 +6,10 @@ from typing import Any, List, Sequence
 import numpy as np
 import torch
 
-from ...errors import DataError
-from .evaluation import Evaluation, Scene, check_order, class_names
-from .scenes import choose_colours, draw_label_map, side_by_side
+from ...errors import DataError, printable
+from ..pictures import choose_colours
+from .evaluation import Evaluation, Scene, check_order
+from .scenes import draw_label_map, side_by_side
 
 IGNORED = 255
 BACKGROUNDS = ('background', 'unlabeled', 'void')
@@ -29,7 +30,7 @@ def evaluate(dataset: Any, samples: List[dict], threshold: float, read: Any) -> 
     from mmseg.datasets.transforms import LoadAnnotations
     from mmseg.evaluation import IoUMetric
 
-    classes = class_names(dataset.metainfo['classes'])
+    classes = list(map(printable, dataset.metainfo['classes']))
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     names = [osp.basename(info['img_path']) for info in infos]
     result = Evaluation(classes, len(samples))
