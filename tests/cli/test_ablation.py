@@ -1,7 +1,6 @@
 """The scenes in which position decides the class, and the tool that trains on them without a part of RMT."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -44,18 +43,19 @@ def test_runs_are_kept_and_listed(relations, tmp_path):
         return done
 
     run('no LCE')
-    store = tmp_path / 'results-1-epochs.json'
+    store = tmp_path / 'side, no LCE, seed 3.json'
     first = json.loads(store.read_text())
-    assert list(first) == ['side/no LCE/3'] and list(first['side/no LCE/3']) == ['32', '48', '64', '96']
-    assert all(0 <= top1 <= 100 for top1 in first['side/no LCE/3'].values())
-    store.write_text(json.dumps({'side/no LCE/3': dict.fromkeys(('32', '48', '64', '96'), 12.5)}))
-    done = run('no LCE', "RMT-Swin's stem")
-    assert '| side | no LCE | 1 | 12.5 | 12.5 | 12.5 | 12.5 |' in done.stdout  # not trained again
+    assert list(first) == ['48 px', 'resized to 32', 'resized to 64', 'resized to 96', 'padded to 64', 'padded to 96']
+    assert all(0 <= top1 <= 100 for top1 in first.values())
+    store.write_text(json.dumps(dict.fromkeys(first, 12.5)))
+    done = run('no LCE', "RMT-Swin's stem", '--sizes', '32', '56')
+    assert '| side | no LCE | 1 | 12.5 |' in done.stdout  # not trained again
     assert "| side | RMT-Swin's stem | 1 |" in done.stdout
+    tested = json.loads((tmp_path / "side, RMT-Swin's stem, seed 3.json").read_text())
+    assert list(tested) == ['48 px', 'resized to 32', 'resized to 56', 'padded to 56']
     assert (tmp_path / 'table.md').read_text() in done.stdout and (tmp_path / 'ablation.png').stat().st_size > 5000
-    # The form reaches the model: the config that mmengine wrote beside the log.
-    (config,) = Path(tmp_path, 'run').glob('*.py')
-    assert "stem='swin'" in config.read_text()
+    # The form reaches the model: RMT-Swin's stem says so in the config of the log.
+    assert "stem='swin'" in done.stdout + done.stderr
 
 
 def test_missing_data_is_named(tmp_path):

@@ -5,10 +5,11 @@
 
 Data sets are those of tools/dataset_converters/make_relations.py (data/relations): scenes of a 0 and another digit. In
 `side` the class is where the other digit lies from the 0, in `digit` it is the other digit. Every run trains
-configs/classification/rmt-digits-relations.py with another form and seed, about 4 minutes of one core. It is tested on
-the validation scenes as they are (48 pixels), and resized to other sizes, which the model has not seen in training.
-Results are written to WORK_DIR/results.json after every run: call the tool again after an interruption, and it goes on
-with the run that is missing.
+configs/classification/rmt-digits-relations.py with another form and seed, about 3 minutes of one core for scenes of 48
+pixels. It is tested on the validation scenes as they are, and at sizes that it has not seen in training: resized, so
+that digits change with the scene, and padded at the right and the bottom, so that they do not.
+Every result is a file of WORK_DIR, NAME.json: call the tool again after an interruption, and it goes on with the run
+that is missing. Two calls at once may share a WORK_DIR when their --data, --forms or --seeds differ.
 
 At the end, a table (mean and range of top-1 over the seeds) and a figure of all results so far are written to
 WORK_DIR/table.md and WORK_DIR/ablation.png.
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Dict, List
 
+import cv2
 import matplotlib
 
 matplotlib.use('Agg')
@@ -39,6 +41,8 @@ FORMS: Dict[str, dict] = {
     'no decay': dict(decay='none'),
     'no rotation': dict(rotation=False),
     'no decay, no rotation': dict(decay='none', rotation=False),
+    'no rotation, LCE, CPE': dict(rotation=False, lce=False, cpe=False),
+    'no decay, rotation, LCE, CPE': dict(decay='none', rotation=False, lce=False, cpe=False),
     'no LCE': dict(lce=False),
     'no CPE': dict(cpe=False),
     'decomposed in all stages': dict(decomposed=LINES),
@@ -47,8 +51,7 @@ FORMS: Dict[str, dict] = {
     'Eq. 5 (decay outside)': dict(decay='outside'),
     'learned decay': dict(decay='learned'),
 }
-SIZES = (32, 48, 64, 96)  # pixels of the tested scenes
-TRAINED = 48
+INK = 45  # mean of the scenes' background, which pads them
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,7 +61,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', nargs='+', choices=DATA, default=list(DATA), help='default: both')
     parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS), help='default: all')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
-    parser.add_argument('--epochs', type=int, help='for a short trial; the results are kept apart by this number')
+    parser.add_argument(
+        '--sizes', type=int, nargs='+', metavar='PIXELS', help='of the tested scenes; default: 2/3, 4/3 and 2 of theirs'
+    )
+    parser.add_argument(
+        '--epochs', type=int, help='default: those of the config; a short trial needs a WORK_DIR of its own'
+    )
     args = parser.parse_args()
     for name in args.data:
         if not (args.data_root / name / 'train').is_dir():
@@ -69,16 +77,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, data: str, form: str, seed: int) -> Dict[str, float]:
-    """Train and test a model; return top-1 by the size of the tested scenes."""
+def run(args: argparse.Namespace, data: str, form: str, seed: int, folder: Path) -> Dict[str, float]:
+    """Train and test a model; return top-1 by what was done to the tested scenes."""
     cfg = Config.fromfile(rmt_mm.get_config_path('rmt-digits-relations'))
-    folder = args.work_dir / 'run'
     shutil.rmtree(folder, ignore_errors=True)
     classes = DATA[data]
     cfg.merge_from_dict(
         {
             'work_dir': str(folder),
-            'experiment_name': f'{data}-{form}-{seed}',  # of which mmengine keeps one logger each
+            'experiment_name': folder.name,  # of which mmengine keeps one logger each
             'randomness.seed': seed,
             'model.backbone.arch_options': FORMS[form],
             'model.head.num_classes': classes,
@@ -96,50 +103,57 @@ def run(args: argparse.Namespace, data: str, form: str, seed: int) -> Dict[str, 
     runner = Runner.from_cfg(cfg)
     runner.train()
     found = {}
-    for size in SIZES:
+    for name, transform in changes(args, data).items():
         loader = copy.deepcopy(cfg.test_dataloader)
-        loader.dataset.pipeline.insert(1, dict(type='Resize', scale=size))
-        found[str(size)] = TestLoop(runner, loader, cfg.test_evaluator).run()['accuracy/top1']
+        loader.dataset.pipeline[1:1] = transform
+        found[name] = TestLoop(runner, loader, cfg.test_evaluator).run()['accuracy/top1']
+    shutil.rmtree(folder)
     return found
 
 
-def make_table(results: Dict[str, dict]) -> str:
-    """Return a Markdown table of all results: data set and form, number of seeds, and top-1 by size."""
-    lines = [f'| data | form | seeds | {" | ".join(f"{size} px" for size in SIZES)} |', '| --- | --- |' + ' ---: |' * 5]
-    for (data, form), runs in by_form(results).items():
+def changes(args: argparse.Namespace, data: str) -> Dict[str, List[dict]]:
+    """Return what is done to the tested scenes, transforms by name; first nothing."""
+    trained = cv2.imread(str(next((args.data_root / data / 'train').glob('*/*.png')))).shape[0]
+    sizes = args.sizes or (trained * 2 // 3, trained * 4 // 3, trained * 2)
+    found: Dict[str, List[dict]] = {f'{trained} px': []}
+    found.update({f'resized to {size}': [dict(type='Resize', scale=size)] for size in sizes if size != trained})
+    pads = {f'padded to {size}': [dict(type='Pad', size=(size, size), pad_val=INK)] for size in sizes if size > trained}
+    return {**found, **pads}
+
+
+def make_table(results: Dict[tuple, List[dict]]) -> str:
+    """Return a Markdown table of all results: data set and form, number of seeds, and top-1 by what was tested."""
+    tested = list(dict.fromkeys(name for runs in results.values() for run in runs for name in run))
+    lines = [f'| data | form | seeds | {" | ".join(tested)} |', '| --- | --- |' + ' ---: |' * (1 + len(tested))]
+    for (data, form), runs in results.items():
         cells = []
-        for size in SIZES:
-            values = [values[str(size)] for values in runs]
+        for name in tested:
+            values = [run[name] for run in runs if name in run]
             spread = f' ({min(values):.1f} to {max(values):.1f})' if len(values) > 1 else ''
-            cells.append(f'{sum(values) / len(values):.1f}{spread}')
+            cells.append(f'{sum(values) / len(values):.1f}{spread}' if values else '')
         lines.append(f'| {data} | {form} | {len(runs)} | {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
-def by_form(results: Dict[str, dict]) -> Dict[tuple, List[dict]]:
+def read_results(work_dir: Path) -> Dict[tuple, List[dict]]:
     """Return the runs of each data set and form, in the order of the tables above."""
-    found: Dict[tuple, List[dict]] = {(data, form): [] for data in DATA for form in FORMS}
-    for key, values in results.items():
-        data, form, _ = key.split('/')
-        found[data, form].append(values)
-    return {key: runs for key, runs in found.items() if runs}
+    found = {(data, form): sorted(work_dir.glob(f'{data}, {form}, seed *.json')) for data in DATA for form in FORMS}
+    return {key: [json.loads(path.read_text()) for path in paths] for key, paths in found.items() if paths}
 
 
-def draw(results: Dict[str, dict], path: Path) -> None:
-    """Draw a point a run, and a line at the mean, for every form and data set at the trained size."""
-    groups = by_form(results)
-    names = [name for name in DATA if any(data == name for data, _ in groups)]
+def draw(results: Dict[tuple, List[dict]], path: Path) -> None:
+    """Draw a point a run, and a line at the mean, for every form and data set, of the scenes as they are."""
+    names = [name for name in DATA if any(data == name for data, _ in results)]
     figure, axes = plt.subplots(1, len(names), figsize=(6 * len(names), 4), squeeze=False)
     for axis, name in zip(axes[0], names):
-        forms = [form for data, form in groups if data == name]
+        forms = [form for data, form in results if data == name]
         for i, form in enumerate(forms):
-            values = [runs[str(TRAINED)] for runs in groups[name, form]]
+            values = [next(iter(run.values())) for run in results[name, form]]
             axis.plot(values, [i] * len(values), 'o', color='tab:blue', alpha=0.6)
             axis.plot([sum(values) / len(values)] * 2, [i - 0.3, i + 0.3], color='tab:red')
-        axis.axvline(100 / DATA[name], color='gray', linestyle=':')
         axis.set_yticks(range(len(forms)), forms)
         axis.invert_yaxis()
-        axis.set(xlabel='top-1 on the validation scenes, %; dotted: guessing', title=name)
+        axis.set(xlabel='top-1 on the validation scenes, %', title=f'{name}: guessing gives {100 / DATA[name]:.0f} %')
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -149,16 +163,16 @@ def draw(results: Dict[str, dict], path: Path) -> None:
 def main() -> None:
     args = parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    store = args.work_dir / (f'results-{args.epochs}-epochs.json' if args.epochs else 'results.json')
-    results = json.loads(store.read_text()) if store.exists() else {}
     wanted = [(data, form, seed) for seed in args.seeds for data in args.data for form in args.forms]
     for i, (data, form, seed) in enumerate(wanted):
-        key = f'{data}/{form}/{seed}'
-        if key not in results:
-            results[key] = run(args, data, form, seed)
+        name = f'{data}, {form}, seed {seed}'
+        store = args.work_dir / f'{name}.json'
+        if not store.exists():
+            found = run(args, data, form, seed, args.work_dir / name)
             with replacing(str(store)) as path:
-                Path(path).write_text(json.dumps(results, indent=1))
-        print(f'{i + 1} of {len(wanted)}: {key}: {results[key]}', file=sys.stderr, flush=True)
+                Path(path).write_text(json.dumps(found, indent=1))
+        print(f'{i + 1} of {len(wanted)}: {name}: {json.loads(store.read_text())}', file=sys.stderr, flush=True)
+    results = read_results(args.work_dir)
     table = make_table(results)
     (args.work_dir / 'table.md').write_text(table)
     draw(results, args.work_dir / 'ablation.png')
