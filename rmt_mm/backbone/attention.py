@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..arch import log_decay
+from .layers import LCE
 
 
 class MaSA(nn.Module):
@@ -58,7 +59,7 @@ class MaSA(nn.Module):
         self.log_rate = nn.Parameter(torch.tensor(self.log_decay).neg().log()) if decay == 'learned' else None
         self.decomposed, self.prior = decomposed, ops.Prior(rotation, decay, distance)
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.lce = nn.Conv2d(dim, dim, 5, padding=2, groups=dim) if lce else None
+        self.lce = LCE(dim) if lce else None
         self.proj = nn.Linear(dim, dim)
 
     def position_tables(self, x: Tensor) -> ops.PositionTables:

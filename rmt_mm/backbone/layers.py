@@ -22,7 +22,19 @@ class ResidualDWConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = ops.to_image(x)
-        out = super().forward(x)
-        # Add in place to the convolution's own result, not to a view of it: a view's backward would copy the map.
-        return ops.to_map(out.add_(x) if self.residual else out)
+        return ops.dwconv(x, self.weight, self.bias, self.residual)
+
+
+class LCE(nn.Conv2d):
+    """5x5 depthwise convolution of MaSA's values: local context enhancement.
+
+    Args:
+        dim (int): channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 5, padding=2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a channels-last image (B, C, H, W) to the same: a layer for Grad-CAM, which expects this order."""
+        return ops.to_image(ops.dwconv(ops.to_map(x), self.weight, self.bias))

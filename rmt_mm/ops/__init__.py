@@ -6,7 +6,7 @@ operator computes. :mod:`rmt_mm.ops.dispatch` chooses the kernel: :func:`explain
 not weights, so that hooks, quantisation and adapters keep working.
 """
 
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ __all__ = [
     'attend_map',
     'choose',
     'compute_batch',
+    'dwconv',
     'explain',
     'ffn',
     'keep_freed_memory',
@@ -104,6 +105,22 @@ def attend_lines(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: i
 def attend_map(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
     """Attend over the whole map, with the decay in the Manhattan distance. Arguments as in :func:`attend_lines`."""
     return run('attend_map', Call.of(q), q, k, v, tables)
+
+
+def dwconv(x: Tensor, weight: Tensor, bias: Optional[Tensor], residual: bool = False, gelu: bool = False) -> Tensor:
+    """Convolve each channel of a map by itself.
+
+    Args:
+        x (Tensor): (B, H, W, C).
+        weight (Tensor): (C, 1, K, K), K odd: the map keeps its size.
+        bias (Tensor, optional): (C).
+        residual (bool): add what is convolved. Default False.
+        gelu (bool): convolve GELU(x). Default False.
+
+    Returns:
+        Tensor: (B, H, W, C).
+    """
+    return run('dwconv', Call.of(x), x, weight, bias, residual, gelu)
 
 
 def ffn(fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, with_cp: bool = True) -> Tensor:

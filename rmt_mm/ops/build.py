@@ -30,15 +30,14 @@ BUILD_COMMAND = 'python -m rmt_mm.build_ops'
 SOURCES = Path(__file__).parent / 'csrc'
 # What every source is compiled with. Not -ffast-math: NaN and infinity must propagate.
 FLAGS = ('-O3', '-fPIC', '-fvisibility=hidden', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-w')
-OPERATORS = 'masa.cpp'
-# What is compiled once for each instruction set: lanes of a vector, and vectors that are summed in registers at a time,
-# beside the operands.
-KERNELS = 'masa_kernel.cpp'
-BASE = ('-DMASA_LANES=4', '-DMASA_SUMS=12')  # 16 registers of 16 bytes (x86), or 32 (arm64)
+OPERATORS = ('masa', 'dwconv')  # X.cpp holds an operator, and X_kernel.cpp its arithmetic
+# The arithmetic is compiled once for each instruction set: lanes of a vector, and vectors that are summed in registers
+# at a time, beside the operands.
+BASE = ('-DRMT_LANES=4', '-DRMT_SUMS=12')  # 16 registers of 16 bytes (x86), or 32 (arm64)
 X86 = {
-    'avx2': ('-DMASA_LANES=8', '-DMASA_SUMS=12', '-mavx2', '-mfma'),
+    'avx2': ('-DRMT_LANES=8', '-DRMT_SUMS=12', '-mavx2', '-mfma'),
     'avx512': (
-        *('-DMASA_LANES=16', '-DMASA_SUMS=24', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma'),
+        *('-DRMT_LANES=16', '-DRMT_SUMS=24', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma'),
         '-mprefer-vector-width=512',
     ),
 }
@@ -135,24 +134,20 @@ def compile_all(folder: Path) -> Path:
     """
     compiler = [*find_compiler(), *FLAGS, *shlex.split(os.environ.get('CXXFLAGS', ''))]
     compiling, linking = torch_flags()
-    operators = [*compiling, '-DMASA_X86'] if is_x86() else compiling
-    jobs = [('operators', OPERATORS, [*operators, '-O1'])]  # these are slow to compile, and do no arithmetic
-    for isa, flags in instruction_sets().items():
-        jobs.append((isa, KERNELS, ['-std=c++17', f'-DMASA_ISA={isa}', *flags]))
-    # The slowest first
-    jobs.sort(key=lambda job: ['operators', 'avx512', 'avx2', 'base'].index(job[0]))
+    flags = [*compiling, *(['-DRMT_X86'] if is_x86() else []), '-O1']  # slow to compile, and no arithmetic
+    jobs = [(f'{name}.o', f'{name}.cpp', flags) for name in OPERATORS]
+    for isa, of_isa in reversed(instruction_sets().items()):  # the slowest first
+        flags = ['-std=c++17', f'-DRMT_ISA={isa}', *of_isa]
+        jobs += [(f'{name}-{isa}.o', f'{name}_kernel.cpp', flags) for name in OPERATORS]
 
     def run(command: List[str]) -> str:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
         return f'{shlex.join(command)}\n{done.stdout}' if done.returncode else ''
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        errors = list(
-            pool.map(lambda job: run([*compiler, *job[2], '-c', str(SOURCES / job[1]), '-o', f'{job[0]}.o']), jobs)
-        )
+        errors = list(pool.map(lambda job: run([*compiler, *job[2], '-c', str(SOURCES / job[1]), '-o', job[0]]), jobs))
     if not any(errors):
-        objects = [f'{job[0]}.o' for job in jobs]
-        errors = [run([*compiler, '-shared', *objects, '-o', 'library.so', *linking])]
+        errors = [run([*compiler, '-shared', *(job[0] for job in jobs), '-o', 'library.so', *linking])]
     if any(errors):
         (folder / 'log').write_text('\n'.join(errors))
         raise BuildError('the C++ compiler failed')

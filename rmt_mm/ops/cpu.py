@@ -4,13 +4,13 @@ Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of
 with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
 """
 
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import masa
+from . import dwconv, masa
 from .dispatch import kernel, run
 from .eager import attend_map_by_row, holds_bias
 from .plain import attend_lines, attend_map, to_image
@@ -20,11 +20,6 @@ from .tables import PositionTables
 # A batch is computed image by image if an image has this many pixels for each thread: maps of smaller images stay in
 # the cache, and fewer of them are so large that the C library returns them to the system after each use.
 MIN_SEPARATE_PIXELS = 2**17
-# Hidden maps of FFNs above MAX_MAP_BYTES are computed in strips of about STRIP_BYTES. With fewer rows than
-# MIN_STRIP_ROWS, the rows that two strips share would cost too much.
-MAX_MAP_BYTES = 2**24
-STRIP_BYTES = 2**22
-MIN_STRIP_ROWS = 8
 
 
 def _not_onednn(call: Call) -> str:
@@ -108,53 +103,12 @@ def _in_float32(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, 
         return attend(q.float(), k.float(), v.float(), *args).to(q.dtype)
 
 
-def _not_strips(call: Call, *args: Any) -> Optional[str]:
-    reason = _not_onednn(call) or _not_plain(call) or call.why_not_run()
-    return reason or ('gradients need the whole map' if call.grad else None)
+def _not_dwconv(call: Call, x: Tensor, weight: Tensor, bias: Optional[Tensor], *args: Any) -> Optional[str]:
+    recorded = call.why_not_run() if call.exported or call.traced else None
+    return recorded or dwconv.why_not(x, weight, bias)
 
 
-def _too_small_for_strips(
-    call: Call, fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Module, x: Tensor, with_cp: bool
-) -> Optional[str]:
-    is_small = x.shape[0] * x.shape[1] * _row_bytes(fc1, x) <= MAX_MAP_BYTES
-    return 'the hidden map is small' if is_small else None
-
-
-def _row_bytes(fc1: nn.Linear, x: Tensor) -> int:
-    """Return the bytes of a row of the hidden map."""
-    return x.shape[2] * fc1.out_features * x.element_size()
-
-
-@kernel('ffn', 'strips', _not_strips, _too_small_for_strips)
-def ffn_in_strips(
-    fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, with_cp: bool, rows: Optional[int] = None
-) -> Tensor:
-    """Compute an FFN in strips of rows of an image, or of as many whole images as make a strip.
-
-    Strips stay in the processor's cache, and the C library reuses their memory, which it would return to the system
-    after each use of a large map. The depthwise convolution needs one more row on either side, so two strips compute
-    the rows at their border.
-    """
-    out: Optional[Tensor] = None
-    rows = rows or max(MIN_STRIP_ROWS, STRIP_BYTES // _row_bytes(fc1, x))
-    for part, top in _strips(len(x), x.shape[1], rows):
-        start = max(0, top - 1)
-        hidden = linear_by_convolution(fc1, x[part, start : top + rows + 1])
-        hidden = dwconv(F.gelu(hidden, out=hidden))  # type: ignore[call-arg]  # torch's stub lacks `out`
-        strip = linear_by_convolution(fc2, hidden[:, top - start : top - start + rows])
-        if out is None:  # autocast decides its dtype
-            out = strip.new_empty(x.shape)
-        out[part, top : top + rows] = strip
-    assert out is not None
-    return out
-
-
-def _strips(batch: int, height: int, rows: int) -> Iterator[Tuple[slice, int]]:
-    """Yield the images of each strip of ``rows`` rows, and its first row."""
-    images = max(1, rows // height)
-    for first in range(0, batch, images):
-        for top in range(0, height, rows):
-            yield slice(first, first + images), top
+kernel('dwconv', 'fused', _not_dwconv)(dwconv.dwconv)
 
 
 def _not_one_by_one(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:

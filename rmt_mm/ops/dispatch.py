@@ -17,7 +17,8 @@ PRIORITY = {
     'rotate': ('complex', 'plain'),
     'attend_lines': ('masa', 'float32', 'triton', 'plain'),
     'attend_map': ('masa', 'float32', 'flex', 'by_row', 'plain'),
-    'ffn': ('strips', 'layers', 'plain'),
+    'dwconv': ('fused', 'plain'),
+    'ffn': ('layers', 'plain'),
 }
 # Pins for the whole process: 'plain', or pairs such as 'attend=plain,ffn=plain'.
 VARIABLE = 'RMT_MM_OPS'

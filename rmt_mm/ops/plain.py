@@ -3,13 +3,14 @@
 Maps are (B, H, W, C) or, with heads, (B, H, W, heads, head_dim).
 """
 
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import kernel
+from .dispatch import kernel, run
+from .recorders import Call
 from .tables import PositionTables
 
 
@@ -68,6 +69,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, tables: Position
         return (scores.softmax(-1) * log_decay.exp()) @ v
     # The fused kernels need a bias of four dimensions: with three, torch silently takes the slow path.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=log_decay.unsqueeze(0))
+
+
+@kernel('dwconv', 'plain')
+def dwconv(x: Tensor, weight: Tensor, bias: Optional[Tensor], residual: bool, gelu: bool) -> Tensor:
+    """Convolve each channel of a map (B, H, W, C), or of GELU(x), by itself, with stride 1; add it if ``residual``."""
+    image = run('to_image', Call.of(x), F.gelu(x) if gelu else x)
+    out = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    # Add in place to the convolution's own result, not to a view of it: a view's backward would copy the map.
+    return (out.add_(image) if residual else out).permute(0, 2, 3, 1).contiguous()
 
 
 @kernel('ffn', 'plain')

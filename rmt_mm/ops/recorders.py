@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 # Classes whose forward pass a kernel may compute from their weights. Quantised, parametrised and adapted layers are of
 # another class.
-_KNOWN: Set[Type[nn.Module]] = {nn.Linear, nn.Conv2d}
+_KNOWN: Set[Type[nn.Module]] = {nn.Linear}
 
 
 class Call(NamedTuple):

@@ -96,6 +96,8 @@ class MacCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         op = func._overloadpacket
         inside = self._inside[-1] if self._inside else None
+        if func.name() == 'rmt_mm::dwconv':  # which torch has no formula for
+            self._add('convolution', out.numel() * args[1].shape[-1] ** 2, out.numel())
         if op in _FORMULAS:
             result = out[0] if isinstance(out, tuple) else out
             kind = inside if inside in ('convolution', 'linear') else _KIND_OF_OP.get(op, 'attention')

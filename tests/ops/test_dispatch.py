@@ -84,7 +84,7 @@ def test_tables_are_of_the_dtype_that_is_asked_for():
     'pins, words',
     [
         (dict(attention='plain'), "no operator 'attention'.*attend_map"),
-        (dict(ffn='fast'), "ffn has no kernel 'fast'.*strips"),
+        (dict(ffn='fast'), "ffn has no kernel 'fast'.*layers"),
         (dict(every='fast'), "'fast'"),
     ],
 )
@@ -123,4 +123,4 @@ def test_the_whole_model_in_plain_torch_and_its_explanation():
     for out, wanted in zip(outs, expected):
         torch.testing.assert_close(out, wanted)
     text = ops.explain(model, x)
-    assert 'convolution' in text and 'not strips' in text and 'the hidden map is small' in text
+    assert 'convolution' in text and 'not one_by_one' in text and 'the images are small' in text

@@ -11,7 +11,7 @@ from rmt_mm.arch import log_decay
 from rmt_mm.backbone.ffn import FFN
 from rmt_mm.backbone.layers import ResidualDWConv
 from rmt_mm.errors import UsageError
-from rmt_mm.ops import cpu, cuda, eager, masa, tables
+from rmt_mm.ops import cuda, dispatch, eager, masa, tables
 from rmt_mm.reference import log_line, log_manhattan
 from rmt_mm.reference import rotate as explicit_rotation
 
@@ -74,6 +74,7 @@ CALLS = {
     'attend_map': lambda: Attention(ops.attend_map),
     'rotate': lambda: Rotation(ops.rotate),
     'linear': lambda: Layers(ops.linear, nn.Linear(16, 24)),
+    'dwconv': lambda: Layers(lambda layer, x: layer(x), ResidualDWConv(16)),
     'ffn': lambda: Layers(ops.ffn, nn.Linear(16, 48), ResidualDWConv(48), nn.Linear(48, 16)),
     'batch': lambda: Backbone(None, RMT({**SMALL_ARCH, 'depths': (1, 1, 1, 1)}).eval()),
 }
@@ -92,7 +93,7 @@ def error(out, expected):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('call, kernel', KERNELS)
 def test_values_and_gradients_of_plain(call, kernel, size):
-    if kernel == 'masa' and not masa.is_loaded():
+    if kernel in ('masa', 'fused') and not masa.is_loaded():
         pytest.skip('the kernel in C++ is not built')
     operator, compute = call.split()[0], CALLS[call]()
     given = compute.inputs(size)
@@ -344,45 +345,28 @@ def test_a_layer_that_is_not_plain_is_called(adapt):
         torch.testing.assert_close(ops.linear(layer, x), layer(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('size', [(1, 10, 6), (2, 9, 5), (1, 3, 4), (3, 2, 4), (5, 1, 7), (1, 4, 1)])
-@pytest.mark.parametrize('rows', [1, 3, 5])
-@pytest.mark.parametrize('residual', [True, False])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_strips_of_an_ffn(size, rows, residual, dtype):
-    """Strips of any height have the values and the precision of the whole map."""
-    ffn, x = FFN(8, 3).eval(), torch.randn(*size, 8)
-    ffn.dwconv.residual = residual
-    layers = ffn.fc1, ffn.dwconv, ffn.fc2
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
-        with ops.use(ffn='plain'):
-            expected = ffn(x)
-        out = cpu.ffn_in_strips(*layers, x, True, rows)
-    assert out.dtype == expected.dtype
-    if dtype == torch.float32:
-        torch.testing.assert_close(out, expected)
-    else:
-        assert error(out, expected) < 1e-2
+def test_gelu_goes_into_the_convolution_unless_somebody_watches_it():
+    ffn, x = FFN(16, 3), torch.randn(1, 5, 7, 16)
 
-
-def test_large_ffns_take_strips_unless_somebody_needs_the_whole_map():
-    ffn, x = FFN(64, 4).eval(), torch.randn(1, 129, 128, 64)
-    assert x.numel() * 4 * 4 > cpu.MAX_MAP_BYTES
-
-    def kernels(x):
+    def calls():
         with ops.record() as choices:
-            ffn(x)
-        return {choice.kernel for choice in choices if choice.operator == 'ffn'}
+            out = ffn(x)
+        return sum(choices[choice] for choice in choices if choice.operator == 'dwconv'), out
 
-    assert kernels(x) == {'layers'}  # gradients are enabled
-    with torch.no_grad():
-        assert kernels(x) == {'strips'} and kernels(x[:, :128]) == {'layers'}
-        for layer in (ffn.fc1, ffn.dwconv, ffn.fc2):
-            seen = []
-            handle = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.shape[1]))
-            assert kernels(x) == {'layers'}
-            handle.remove()
-            assert seen == [129]
-        torch.jit.trace(ffn, x, check_trace=False)  # a check would run it untraced
-        with ops.record() as choices:
-            torch.jit.trace(ffn, x, check_trace=False)
-        assert {choice.kernel for choice in choices} == {'plain'}
+    arguments = []
+    original = dispatch._KERNELS['dwconv', 'plain']
+
+    def watch(*args):
+        arguments.append(args[-1])
+        return original.run(*args)
+
+    with pytest.MonkeyPatch.context() as patch, ops.use(dwconv='plain'):
+        patch.setitem(dispatch._KERNELS, ('dwconv', 'plain'), original._replace(run=watch))
+        count, expected = calls()
+        assert count == 1 and arguments == [True]
+        seen = []
+        ffn.dwconv.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+        count, out = calls()
+    assert count == 1 and arguments == [True, False]
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(seen[0], F.gelu(ffn.fc1(x)))  # a hook sees what the layer convolves

@@ -1,8 +1,6 @@
 """The C++ kernel of MaSA against its formula in double."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,25 +9,14 @@ import torch
 from rmt_mm.ops import build, masa
 from rmt_mm.ops.tables import manhattan_bias, rotary_phases
 
-from support import ROOT
+from support.kernels import FOLDERS, error, run_cases
 from support.scripts import run_script
 
 ERRORS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (4e-3, 1e-2)}  # of values, of gradients
 SIZES = [(1, 1), (1, 7), (7, 1), (7, 7), (14, 14), (5, 33), (2, 97), (17, 50), (400, 3), (3, 400)]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def library():
-    try:
-        build.find_compiler()
-    except build.BuildError as error:
-        if build.find_library() is None:
-            pytest.skip(str(error))
-    build.build()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('library')
 
 
 def decay(heads):
@@ -67,11 +54,6 @@ def projection(batch, height, width, heads, head_dim, dtype=torch.float32, seed=
     """q, k and v as views of one tensor, logits of several units."""
     torch.manual_seed(seed)
     return torch.randn(batch, height, width, 3, heads, head_dim).mul_(1.5).to(dtype).requires_grad_()
-
-
-def error(found, expected):
-    found, expected = found.detach().double(), expected.detach()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 def compare(tensors, leaf, log_decay, dim, phases=None, slack=1):
@@ -233,7 +215,6 @@ def test_build_failures_are_one_sentence(tmp_path):
 
 
 # Other processes: each compares a few cases on its own.
-FOLDERS = [str(ROOT / 'tests/ops'), str(ROOT / 'tests')]  # of this file and of support
 CASES = """
 import sys, torch
 from test_masa_kernel import compare, decay, projection
@@ -244,16 +225,9 @@ for dim in (0, 1, 2):
 """
 
 
-def run_cases(code=CASES, **environment):
-    path = os.pathsep.join([*FOLDERS, str(ROOT)])
-    env = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **environment}
-    done = subprocess.run([sys.executable, '-c', code], env=env, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize('capability', ['default', 'avx2'])
 def test_processors(capability):
-    run_cases(ATEN_CPU_CAPABILITY=capability)
+    run_cases(CASES, ATEN_CPU_CAPABILITY=capability)
 
 
 def test_fork(tmp_path):

@@ -285,11 +285,7 @@ MUTANTS = [
             'ops.attend_lines(q, k, rows, tables, dim=1)',
             'ops.attend_lines(q, k, v, tables, dim=1)',
         ),
-        (
-            'LCE of another size',
-            'nn.Conv2d(dim, dim, 5, padding=2, groups=dim)',
-            'nn.Conv2d(dim, dim, 3, padding=1, groups=dim)',
-        ),
+        ('LCE of what is attended to', 'ops.to_image(v.flatten(3))', 'ops.to_image(out)'),
     ),
     *_group(
         'rmt_mm/ops/plain.py',
@@ -369,20 +365,6 @@ MUTANTS = [
             'if len(x) == 0',
             'tests/backbone/test_compile.py -m slow -k strides',
         ),
-        ('strips of the FFN: no row above', 'max(0, top - 1)', 'top'),
-        ('strips of the FFN: no row below', 'top + rows + 1]', 'top + rows]'),
-        ('strips of the FFN: with gradients', "('gradients need the whole map' if call.grad else None)", 'None'),
-        (
-            'strips of the FFN: hooks see them',
-            '_not_onednn(call) or _not_plain(call) or call.why_not_run()',
-            '_not_onednn(call) or call.why_not_run()',
-        ),
-        (
-            'strips of the FFN: in a trace',
-            '_not_onednn(call) or _not_plain(call) or call.why_not_run()',
-            '_not_onednn(call) or _not_plain(call)',
-        ),
-        ('strips of the FFN: small maps too', 'if is_small else None', 'if False else None'),
         (
             'large images: separate with gradients',
             'if call.grad or call.compiled or call.traced:',
@@ -409,6 +391,23 @@ MUTANTS = [
             "return 'never'\n\n\n@kernel('attend_lines', 'float32'",
             f'{KERNELS} -k float32',
         ),
+    ),
+    *_group(
+        'rmt_mm/ops/eager.py',
+        KERNELS,
+        (
+            'hooks of the FFN see no GELU',
+            '    if call.plain:\n        return run(',
+            '    if True:\n        return run(',
+        ),
+        ('FFN without GELU', 'dwconv.residual, True)', 'dwconv.residual, False)'),
+        ('FFN without the residual', 'dwconv.bias, dwconv.residual, True)', 'dwconv.bias, False, True)'),
+    ),
+    *_group(
+        'rmt_mm/ops/plain.py',
+        KERNELS,
+        ('depthwise convolution without GELU', 'F.gelu(x) if gelu else x)', 'x)'),
+        ('depthwise convolution without the residual', 'out.add_(image) if residual else out', 'out'),
     ),
     *_group(
         'rmt_mm/ops/cuda.py',

@@ -2,9 +2,8 @@
 // masa_kernel.cpp, compiled once for each instruction set. rmt_mm/ops/masa.py describes arguments and results.
 
 #include "masa.h"
+#include "operators.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -13,24 +12,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <string>
 #include <tuple>
 #include <vector>
 
 namespace rmt_mm {
 
-namespace base {
-extern const Kernels kernels;
-}
-#ifdef MASA_X86
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-#endif
+RMT_DECLARE(MasaKernels, masa_kernels)
 
 namespace {
 
@@ -47,19 +34,9 @@ constexpr int64_t MANY_THREADS = 64;    // the backward pass has work for so man
 constexpr int64_t SMALLEST_CHUNK = 96;  // keys
 constexpr int64_t GRAIN = 1 << 19;      // multiply-adds that are worth a thread
 
-// Follow ATen's choice of processor, which the environment variable ATEN_CPU_CAPABILITY lowers.
-const Kernels& choose_kernels() {
-#ifdef MASA_X86
-  const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return avx512::kernels;
-  if (capability == "AVX2") return avx2::kernels;
-#endif
-  return base::kernels;
-}
-
-const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels();
-  return chosen;
+const MasaKernels& kernels() {
+  static const MasaKernels* chosen = RMT_CHOOSE(masa_kernels);
+  return *chosen;
 }
 
 // Checks and memory --------------------------------------------------------------------------------------------------
@@ -143,12 +120,7 @@ struct Task {
   void run(void (*function)(const Problem&, int64_t, int64_t, float*), int64_t parts, int64_t products) const {
     const int64_t tokens = p.height * p.width, cost = tokens * tokens * p.dim * products / parts;
     const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(cost, 1));
-    const int64_t size = kernels().scratch_size(p), alignment = 16;  // numbers
-    at::parallel_for(0, problems() * parts, grain, [&](int64_t begin, int64_t end) {
-      std::unique_ptr<float[]> memory(new float[size + alignment]);
-      const uintptr_t start = reinterpret_cast<uintptr_t>(memory.get()), bytes = alignment * sizeof(float);
-      function(p, begin, end, reinterpret_cast<float*>((start + bytes - 1) / bytes * bytes));
-    });
+    run_parallel(function, p, problems() * parts, grain, kernels().scratch_size(p));
   }
 };
 

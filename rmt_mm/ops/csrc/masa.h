@@ -34,7 +34,7 @@ static inline int64_t line_bias_size(int64_t width) { return 2 * width - 1 + MAX
 
 // The functions of one instruction set. Each computes units [begin, end), which are independent of each other and may
 // be computed by several threads. `scratch` is memory of one thread, aligned to 64 bytes.
-struct Kernels {
+struct MasaKernels {
   int64_t (*tiles)(const Problem&);         // tiles of queries in a map
   int64_t (*partial_size)(const Problem&);  // numbers
   int64_t (*scratch_size)(const Problem&);  // numbers, for any of the functions below

@@ -8,7 +8,7 @@
 #include "simd.h"
 
 namespace rmt_mm {
-namespace MASA_ISA {
+namespace RMT_ISA {
 namespace {
 
 constexpr int MAX_VECTORS = 3;  // of a tile
@@ -19,7 +19,7 @@ constexpr float LN_2 = 0.69314718f, LOG2_E = 1.44269504f;
 
 // Rows of a product at a time: as many sums as stay in registers beside the operands.
 constexpr int max_rows(int vectors) {
-  int rows = MASA_SUMS / vectors;
+  int rows = RMT_SUMS / vectors;
   return rows < 14 ? rows : 14;
 }
 
@@ -160,7 +160,7 @@ struct Tile {
 
   // Tiles of three vectors; the last ones have fewer, and one that is alone would be slow: 3 3 1 becomes 3 2 2.
   Tile(const Problem& p, int64_t index) {
-    int64_t all = rmt_mm::MASA_ISA::vectors(p), before = index * MAX_VECTORS;
+    int64_t all = rmt_mm::RMT_ISA::vectors(p), before = index * MAX_VECTORS;
     vectors = least(MAX_VECTORS, all - before);
     if (all % MAX_VECTORS == 1 && all > 1) {
       if (index >= tiles(p) - 2) vectors = 2;
@@ -582,8 +582,8 @@ int64_t scratch_size(const Problem& p) {
 
 }  // namespace
 
-extern const Kernels kernels;
-const Kernels kernels = {tiles, partial_size, scratch_size, OF_DTYPE(forward), OF_DTYPE(backward), OF_DTYPE(reduce)};
+extern const MasaKernels masa_kernels;
+const MasaKernels masa_kernels = {tiles, partial_size, scratch_size, OF_DTYPE(forward), OF_DTYPE(backward), OF_DTYPE(reduce)};
 
-}  // namespace MASA_ISA
+}  // namespace RMT_ISA
 }  // namespace rmt_mm

@@ -1,6 +1,6 @@
-// Vectors of MASA_LANES floats, in the vector extensions of GCC and clang: no intrinsics, so any processor will do.
+// Vectors of RMT_LANES floats, in the vector extensions of GCC and clang: no intrinsics, so any processor will do.
 //
-// Every source that includes this file is compiled for one instruction set and names it in MASA_ISA, a namespace. All
+// Every source that includes this file is compiled for one instruction set and names it in RMT_ISA, a namespace. All
 // functions are in that namespace, and only headers without functions are included: the linker merges functions of one
 // name, and would otherwise have the whole program run one that was compiled for another processor.
 
@@ -16,9 +16,9 @@
 #endif
 
 namespace rmt_mm {
-namespace MASA_ISA {
+namespace RMT_ISA {
 
-constexpr int LANES = MASA_LANES;
+constexpr int LANES = RMT_LANES;
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * LANES)));
 typedef float UnalignedVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -146,5 +146,5 @@ INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to
   for (int i = 0; i < LANES; i++) store(to + i * to_row, rows[i]);
 }
 
-}  // namespace MASA_ISA
+}  // namespace RMT_ISA
 }  // namespace rmt_mm

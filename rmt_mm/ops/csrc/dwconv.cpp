@@ -1,0 +1,201 @@
+// The operator of the depthwise convolution on the CPU: its checks, memory, threads and gradients. The arithmetic is in
+// dwconv_kernel.cpp, compiled once for each instruction set. rmt_mm/ops/dwconv.py describes arguments and results.
+
+#include "dwconv.h"
+#include "operators.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+namespace rmt_mm {
+
+RMT_DECLARE(DWConvKernels, dwconv_kernels)
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t MANY_UNITS = 16;      // are enough for the threads
+constexpr int64_t SMALLEST_STRIP = 16;  // rows: those beside a strip are read, and activated, twice
+constexpr int64_t GRAIN = 1 << 15;      // outputs that are worth a thread
+
+const DWConvKernels& kernels() {
+  static const DWConvKernels* chosen = RMT_CHOOSE(dwconv_kernels);
+  return *chosen;
+}
+
+void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  TORCH_CHECK(x.dim() == 4, "dwconv: x must be (batch, height, width, channels), got ", x.dim(), " dimensions");
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
+              "dwconv: x must be float32 or bfloat16, got ", x.scalar_type());
+  TORCH_CHECK(x.size(3) % 8 == 0 && x.size(3) > 0, "dwconv: channels must be a multiple of 8, got ", x.size(3));
+  TORCH_CHECK(weight.dim() == 4 && weight.size(0) == x.size(3) && weight.size(1) == 1 &&
+                  weight.size(2) == weight.size(3) && (weight.size(2) == 3 || weight.size(2) == 5),
+              "dwconv: weight must be (", x.size(3), ", 1, 3, 3) or (", x.size(3), ", 1, 5, 5), got ", weight.sizes());
+  TORCH_CHECK(bias.dim() == 1 && bias.size(0) == x.size(3), "dwconv: bias must be (", x.size(3), "), got ",
+              bias.sizes());
+}
+
+// A convolution with the tables that it points to.
+struct Task {
+  DWConv p = {};
+  Tensor x, weight, bias;
+
+  Task(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, bool gelu, bool residual) : x(x_.contiguous()) {
+    p.is_bfloat16 = x.scalar_type() == at::kBFloat16;
+    p.gelu = gelu;
+    p.batch = x.size(0);
+    p.height = x.size(1);
+    p.width = x.size(2);
+    p.channels = x.size(3);
+    p.kernel = weight_.size(2);
+    weight = at::empty({p.kernel * p.kernel, p.channels}, x.options().dtype(at::kFloat));
+    weight.copy_(weight_.reshape({p.channels, p.kernel * p.kernel}).t());
+    if (residual) weight.select(0, p.kernel * p.kernel / 2).add_(1);
+    bias = bias_.to(at::kFloat).contiguous();
+    p.x = x.const_data_ptr();
+    p.weight = weight.const_data_ptr<float>();
+    p.bias = bias.const_data_ptr<float>();
+    p.rows = p.height;
+    if (x.numel() > 0 && kernels().units(p) < MANY_UNITS) p.rows = std::min(p.height, SMALLEST_STRIP);
+  }
+
+  void run(void (*function)(const DWConv&, int64_t, int64_t, float*)) const {
+    const int64_t units = kernels().units(p), grain = GRAIN * units / std::max<int64_t>(x.numel(), 1) + 1;
+    run_parallel(function, p, units, grain, kernels().scratch_size(p));
+  }
+};
+
+// The operator -------------------------------------------------------------------------------------------------------
+
+Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+  return at::empty_symint(x.sym_sizes(), x.options());
+}
+
+Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+  check(x, weight, bias);
+  const Tensor out = at::empty(x.sizes(), x.options());
+  if (x.numel() > 0) {
+    Task task(x, weight, bias, gelu, residual);
+    task.p.out = out.data_ptr();
+    task.run(kernels().forward);
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_meta(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                 const Tensor& bias, bool gelu, bool residual) {
+  return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_symint(weight.sym_sizes(), weight.options()),
+          at::empty_symint(bias.sym_sizes(), bias.options())};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_, const Tensor& x, const Tensor& weight,
+                                                const Tensor& bias, bool gelu, bool residual) {
+  check(x, weight, bias);
+  TORCH_CHECK(grad_.sizes() == x.sizes() && grad_.scalar_type() == x.scalar_type(),
+              "dwconv_backward: grad must have the shape and the dtype of x");
+  Task task(x, weight, bias, gelu, residual);
+  DWConv& p = task.p;
+  const Tensor grad = grad_.contiguous(), grad_x = at::empty(x.sizes(), x.options());
+  const int64_t taps = p.kernel * p.kernel, units = x.numel() > 0 ? kernels().units(p) : 0;
+  const Tensor partial = at::empty({units, taps + 1, p.channels}, task.weight.options());
+  if (units > 0) {
+    p.grad = grad.const_data_ptr();
+    p.grad_x = grad_x.data_ptr();
+    p.partial = partial.data_ptr<float>();
+    task.run(kernels().backward);
+  }
+  const Tensor sums = partial.sum(0);
+  return {grad_x, sums.slice(0, 0, taps).t().reshape(weight.sizes()).to(weight.scalar_type()),
+          sums.select(0, taps).to(bias.scalar_type())};
+}
+
+// Gradients and autocast ---------------------------------------------------------------------------------------------
+
+Tensor forward_op(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rmt_mm::dwconv", "").typed<decltype(forward_op)>();
+  return op.call(x, weight, bias, gelu, residual);
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                               const Tensor& bias, bool gelu, bool residual) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rmt_mm::dwconv_backward", "").typed<decltype(backward_op)>();
+  return op.call(grad, x, weight, bias, gelu, residual);
+}
+
+struct Function : torch::autograd::Function<Function> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu,
+                        bool residual) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x, weight, bias});
+    ctx->saved_data["gelu"] = gelu;
+    ctx->saved_data["residual"] = residual;
+    return forward_op(x, weight, bias, gelu, residual);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    auto [x, weight, bias] = backward_op(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["gelu"].toBool(),
+                                         ctx->saved_data["residual"].toBool());
+    return {x, weight, bias, Tensor(), Tensor()};
+  }
+};
+
+Tensor forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+  return Function::apply(x, weight, bias, gelu, residual);
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                     const Tensor& bias, bool gelu, bool residual) {
+  const bool is_tracked = grad.requires_grad() || x.requires_grad() || weight.requires_grad();
+  TORCH_CHECK(!(at::GradMode::is_enabled() && is_tracked),
+              "dwconv: the kernel has no second derivatives (create_graph=True); plain torch has them: pin "
+              "dwconv=plain and ffn=plain");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_op(grad, x, weight, bias, gelu, residual);
+}
+
+// As torch's convolutions: in autocast's dtype.
+Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  return forward_op(x.to(at::autocast::get_autocast_cpu_dtype()), weight, bias, gelu, residual);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(rmt_mm, m) {
+  m.def("dwconv(Tensor x, Tensor weight, Tensor bias, bool gelu=False, bool residual=False) -> Tensor");
+  m.def(
+      "dwconv_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool gelu, bool residual) -> "
+      "(Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(rmt_mm, CPU, m) {
+  m.impl("dwconv", forward_cpu);
+  m.impl("dwconv_backward", backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(rmt_mm, Meta, m) {
+  m.impl("dwconv", forward_meta);
+  m.impl("dwconv_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(rmt_mm, Autograd, m) {
+  m.impl("dwconv", forward_autograd);
+  m.impl("dwconv_backward", backward_autograd);
+}
+
+TORCH_LIBRARY_IMPL(rmt_mm, AutocastCPU, m) { m.impl("dwconv", forward_autocast); }
+
+}  // namespace rmt_mm

@@ -1,0 +1,290 @@
+// The depthwise convolution, with GELU before it, for one instruction set: see dwconv.h for what is computed, simd.h for
+// how it is compiled.
+//
+// Channels are in lanes. The rows that the kernel covers are kept in a ring, as floats, GELU applied and zeros beside
+// them: every number of a map is read once and activated once in a strip, and the borders are no special case.
+
+#include "dwconv.h"
+#include "simd.h"
+
+namespace rmt_mm {
+namespace RMT_ISA {
+namespace {
+
+constexpr int64_t BLOCK = 32;      // channels that are convolved together: their rows stay in the first cache
+constexpr int64_t RING = 1 << 17;  // numbers that stay in the second cache
+constexpr int TILE = 4;        // outputs in registers at a time
+static_assert(BLOCK % LANES == 0, "a block is whole vectors");
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Phi(x), the normal distribution, with a relative error of 4e-7, and exp(-x^2 / 2). NaN gives NaN.
+INLINE Vec normal(Vec x, Vec& bell) {
+  const Vec size = x < 0 ? -x : x;
+  bell = exp2(x * x * -0.72134752f);
+  const Vec t = 1 / (size * 0.3f + 1);  // Phi(-|x|) exp(x^2 / 2) = t P(t), P of least relative error, 1.3e-7
+  Vec p = splat(0.03593151007f);
+  p = p * t - 0.1582748169f;
+  p = p * t + 0.208204146f;
+  p = p * t - 0.055391246f;
+  p = p * t + 0.1294677046f;
+  p = p * t + 0.09963795661f;
+  p = p * t + 0.120798287f;
+  p = p * t + 0.119626394f;
+  const Vec tail = p * t * bell;
+  return x > 0 ? 1 - tail : tail;
+}
+
+INLINE Vec gelu(Vec x) {
+  Vec bell;
+  return x * normal(x, bell);
+}
+
+INLINE Vec gelu_slope(Vec x) {
+  Vec bell;
+  const Vec phi = normal(x, bell);
+  return phi + x * bell * 0.39894228f;
+}
+
+INLINE int64_t blocks(const DWConv& p) { return ceil_div(p.channels, BLOCK); }
+INLINE int64_t strips(const DWConv& p) { return ceil_div(p.height, p.rows); }
+
+// Columns of a unit, which has all channels: its rows are whole pages of memory. Equal parts of the width.
+INLINE int64_t columns(const DWConv& p) {
+  const int64_t fit = RING / (p.kernel * blocks(p) * BLOCK) - (p.kernel - 1);
+  return ceil_div(p.width, ceil_div(p.width, fit > 16 ? fit : 16));
+}
+
+INLINE int64_t parts(const DWConv& p) { return ceil_div(p.width, columns(p)); }
+int64_t units(const DWConv& p) { return p.batch * strips(p) * parts(p); }
+
+// Numbers of a row of a block: outputs in whole tiles, and the columns beside them that the kernel covers.
+INLINE int64_t row_size(const DWConv& p) { return (ceil_div(columns(p), TILE) * TILE + p.kernel - 1) * BLOCK; }
+
+struct Unit {
+  int64_t image, top, bottom, left, width;
+
+  Unit(const DWConv& p, int64_t index) {
+    left = index % parts(p) * columns(p);
+    width = least(columns(p), p.width - left);
+    top = index / parts(p) % strips(p) * p.rows;
+    bottom = least(top + p.rows, p.height);
+    image = index / parts(p) / strips(p);
+  }
+
+  int64_t offset(const DWConv& p, int64_t y, int64_t x) const {
+    return ((image * p.height + y) * p.width + x) * p.channels;
+  }
+};
+
+// Read a row of a map, and `margin` columns beside it: block after block, `step` numbers apart. What is outside the map
+// is zero.
+template <class T>
+INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t y, int64_t margin, float* row,
+                     int64_t step) {
+  for (int64_t i = 0; i < unit.width + 2 * margin; i++) {
+    const int64_t x = unit.left + i - margin;
+    if (y < 0 || y >= p.height || x < 0 || x >= p.width) {
+      for (int64_t b = 0; b < blocks(p); b++) {
+        for (int64_t c = 0; c < BLOCK; c += EIGHT) store8(row + b * step + i * BLOCK + c, Vec8{});
+      }
+      continue;
+    }
+    const T* from = static_cast<const T*>(map) + unit.offset(p, y, x);
+    for (int64_t b = 0; b < blocks(p); b++) {
+      const int64_t end = least(BLOCK, p.channels - b * BLOCK);
+      for (int64_t c = 0; c < end; c += EIGHT) store8(row + b * step + i * BLOCK + c, load8(from + b * BLOCK + c));
+    }
+  }
+}
+
+template <class T>
+INLINE void write_row(const DWConv& p, const Unit& unit, const float* row, int64_t step, int64_t y, void* map) {
+  for (int64_t i = 0; i < unit.width; i++) {
+    T* to = static_cast<T*>(map) + unit.offset(p, y, unit.left + i);
+    for (int64_t b = 0; b < blocks(p); b++) {
+      const int64_t end = least(BLOCK, p.channels - b * BLOCK);
+      for (int64_t c = 0; c < end; c += EIGHT) store8(to + b * BLOCK + c, load8(row + b * step + i * BLOCK + c));
+    }
+  }
+}
+
+// out[x] = bias + sum of weight[i][j] * rows[i][x + j], for a block of channels.
+template <int KERNEL>
+INLINE void convolve(const float* const* rows, const float* weight, const float* bias, int64_t width, float* out) {
+  for (int64_t c = 0; c < BLOCK; c += LANES) {
+    for (int64_t x = 0; x < width; x += TILE) {
+      Vec sums[TILE];
+      UNROLL
+      for (int t = 0; t < TILE; t++) sums[t] = load(bias + c);
+      UNROLL
+      for (int i = 0; i < KERNEL; i++) {
+        const float* row = rows[i] + x * BLOCK + c;
+        UNROLL
+        for (int j = 0; j < KERNEL; j++) {
+          const Vec w = load(weight + (i * KERNEL + j) * BLOCK + c);
+          UNROLL
+          for (int t = 0; t < TILE; t++) sums[t] += w * load(row + (t + j) * BLOCK);
+        }
+      }
+      UNROLL
+      for (int t = 0; t < TILE; t++) store(out + (x + t) * BLOCK + c, sums[t]);
+    }
+  }
+}
+
+// sums[i][j] += sum over x of grad[x] * rows[i][x + j]; then the sum of grad.
+template <int KERNEL>
+INLINE void correlate(const float* const* rows, const float* grad, int64_t width, float* sums) {
+  for (int64_t c = 0; c < BLOCK; c += LANES) {
+    Vec total{};
+    for (int64_t x = 0; x < width; x++) total += load(grad + x * BLOCK + c);
+    float* last = sums + KERNEL * KERNEL * BLOCK + c;
+    store(last, load(last) + total);
+    UNROLL
+    for (int i = 0; i < KERNEL; i++) {
+      Vec products[KERNEL] = {};
+      for (int64_t x = 0; x < width; x++) {
+        const Vec g = load(grad + x * BLOCK + c);
+        UNROLL
+        for (int j = 0; j < KERNEL; j++) products[j] += g * load(rows[i] + (x + j) * BLOCK + c);
+      }
+      UNROLL
+      for (int j = 0; j < KERNEL; j++) {
+        float* sum = sums + (i * KERNEL + j) * BLOCK + c;
+        store(sum, load(sum) + products[j]);
+      }
+    }
+  }
+}
+
+// Rows y - KERNEL / 2 to y + KERNEL / 2 of a unit, of all blocks. It starts as zeros, which fill up blocks and tiles.
+template <int KERNEL>
+struct Ring {
+  float* memory;
+  int64_t row, step;  // numbers of a row, and from block to block
+
+  Ring(const DWConv& p, float*& free) : memory(free), row(row_size(p)), step(KERNEL * row) {
+    free += step * blocks(p);
+    for (float* at = memory; at < free; at++) *at = 0;
+  }
+
+  float* slot(int64_t y, int64_t block = 0) { return memory + block * step + (y + KERNEL) % KERNEL * row; }  // y >= -KERNEL
+
+  void around(int64_t y, int64_t block, const float** rows) {
+    for (int i = 0; i < KERNEL; i++) rows[i] = slot(y + i - KERNEL / 2, block);
+  }
+};
+
+// Copy parameters, `numbers` of each channel, block after block, `step` numbers apart.
+INLINE void read_parameters(const DWConv& p, const float* from, int64_t numbers, float* to, int64_t step) {
+  for (int64_t b = 0; b < blocks(p); b++) {
+    for (int64_t i = 0; i < numbers; i++) {
+      for (int64_t c = 0; c < BLOCK; c++) {
+        const int64_t channel = b * BLOCK + c;
+        to[b * step + i * BLOCK + c] = channel < p.channels ? from[i * p.channels + channel] : 0;
+      }
+    }
+  }
+}
+
+template <int KERNEL, class T>
+void forward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
+  constexpr int MARGIN = KERNEL / 2, TAPS = KERNEL * KERNEL;
+  Ring<KERNEL> inputs(p, scratch);
+  const int64_t row_step = row_size(p), step = (TAPS + 1) * BLOCK;
+  float *weight = scratch, *bias = weight + TAPS * BLOCK, *out = weight + blocks(p) * step;
+  const float* rows[KERNEL];
+  read_parameters(p, p.weight, TAPS, weight, step);
+  read_parameters(p, p.bias, 1, bias, step);
+  for (int64_t index = begin; index < end; index++) {
+    const Unit unit(p, index);
+    for (int64_t y = unit.top - MARGIN; y < unit.bottom + MARGIN; y++) {
+      const int64_t done = y - MARGIN;
+      read_row<T>(p, unit, p.x, y, MARGIN, inputs.slot(y), inputs.step);
+      for (int64_t b = 0; b < blocks(p); b++) {
+        float* row = inputs.slot(y, b);
+        for (int64_t i = 0; p.gelu && i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) {
+          store(row + i, gelu(load(row + i)));
+        }
+        if (done < unit.top) continue;
+        inputs.around(done, b, rows);
+        convolve<KERNEL>(rows, weight + b * step, bias + b * step, unit.width, out + b * row_step);
+      }
+      if (done >= unit.top) write_row<T>(p, unit, out, row_step, done, p.out);
+    }
+  }
+}
+
+template <int KERNEL, class T>
+void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
+  constexpr int MARGIN = KERNEL / 2, TAPS = KERNEL * KERNEL;
+  Ring<KERNEL> inputs(p, scratch), slopes(p, scratch), grads(p, scratch);
+  const int64_t row_step = row_size(p), step = (TAPS + 1) * BLOCK;
+  float *weight = scratch, *sums = weight + blocks(p) * step, *out = sums + blocks(p) * step;
+  const float zeros[BLOCK] = {};
+  const float* rows[KERNEL];
+  read_parameters(p, p.weight, TAPS, weight, step);
+  for (int64_t b = 0; b < blocks(p); b++) {
+    for (int64_t i = 0; i < TAPS / 2; i++) {  // what takes gradients back is turned by half a turn
+      for (int64_t c = 0; c < BLOCK; c++) {
+        float &one = weight[b * step + i * BLOCK + c], &other = weight[b * step + (TAPS - 1 - i) * BLOCK + c];
+        const float kept = one;
+        one = other;
+        other = kept;
+      }
+    }
+  }
+  for (int64_t index = begin; index < end; index++) {
+    const Unit unit(p, index);
+    for (int64_t i = 0; i < blocks(p) * step; i++) sums[i] = 0;
+    for (int64_t y = unit.top - MARGIN; y < unit.bottom + MARGIN; y++) {
+      const int64_t done = y - MARGIN;
+      read_row<T>(p, unit, p.x, y, MARGIN, inputs.slot(y), inputs.step);
+      read_row<T>(p, unit, p.grad, y, MARGIN, grads.slot(y), grads.step);
+      for (int64_t b = 0; b < blocks(p); b++) {
+        float *row = inputs.slot(y, b), *slope = slopes.slot(y, b);
+        for (int64_t i = 0; p.gelu && i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) {
+          const Vec x = load(row + i);
+          store(slope + i, gelu_slope(x));
+          store(row + i, gelu(x));
+        }
+        if (done < unit.top) continue;
+        inputs.around(done, b, rows);
+        correlate<KERNEL>(rows, grads.slot(done, b) + MARGIN * BLOCK, unit.width, sums + b * step);
+        grads.around(done, b, rows);
+        float* result = out + b * row_step;
+        convolve<KERNEL>(rows, weight + b * step, zeros, unit.width, result);
+        slope = slopes.slot(done, b) + MARGIN * BLOCK;
+        for (int64_t i = 0; p.gelu && i < unit.width * BLOCK; i += LANES) {
+          store(result + i, load(result + i) * load(slope + i));
+        }
+      }
+      if (done >= unit.top) write_row<T>(p, unit, out, row_step, done, p.grad_x);
+    }
+    float* partial = p.partial + index * (TAPS + 1) * p.channels;
+    for (int64_t i = 0; i <= TAPS; i++) {
+      for (int64_t c = 0; c < p.channels; c++) partial[i * p.channels + c] = sums[c / BLOCK * step + i * BLOCK + c % BLOCK];
+    }
+  }
+}
+
+int64_t scratch_size(const DWConv& p) {
+  return blocks(p) * ((3 * p.kernel + 1) * row_size(p) + 2 * (p.kernel * p.kernel + 1) * BLOCK);
+}
+
+#define OF_KERNEL_AND_DTYPE(function)                                                  \
+  [](const DWConv& p, int64_t begin, int64_t end, float* scratch) {                    \
+    auto of_kernel = p.kernel == 3 ? (p.is_bfloat16 ? function<3, BFloat16> : function<3, float>) \
+                                   : (p.is_bfloat16 ? function<5, BFloat16> : function<5, float>); \
+    of_kernel(p, begin, end, scratch);                                                 \
+  }
+
+}  // namespace
+
+extern const DWConvKernels dwconv_kernels;
+const DWConvKernels dwconv_kernels = {units, scratch_size, OF_KERNEL_AND_DTYPE(forward), OF_KERNEL_AND_DTYPE(backward)};
+
+}  // namespace RMT_ISA
+}  // namespace rmt_mm
