@@ -58,7 +58,7 @@ build_ops() {
     printf '%s' "$sources" >"$env/.ops"
   else
     tail -n 1 "$log" >&2
-    say 'attention is computed in plain torch: run the same command again once that is mended'
+    say 'attention and depthwise convolutions are computed in plain torch: run the same command again once that is mended'
   fi
 }
 

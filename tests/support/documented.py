@@ -128,8 +128,8 @@ RUN = {
     'python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain': Run(
         values=TINY, add='--rounds 1', slow=True, says='attend=plain'
     ),
-    'python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain ffn=layers': Run(
-        values=TINY, add='--rounds 1', slow=True, says='ffn=layers'
+    'python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain dwconv=plain': Run(
+        values=TINY, add='--rounds 1', slow=True, says='dwconv=plain'
     ),
 }
 

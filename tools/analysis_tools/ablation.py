@@ -62,6 +62,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS), help='default: all')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument(
+        '--size',
+        type=int,
+        metavar='PIXELS',
+        help='resize the training scenes to this; needs a WORK_DIR of its own',
+    )
+    parser.add_argument(
         '--sizes', type=int, nargs='+', metavar='PIXELS', help='of the tested scenes; default: 2/3, 4/3 and 2 of theirs'
     )
     parser.add_argument(
@@ -98,6 +104,8 @@ def run(args: argparse.Namespace, data: str, form: str, seed: int, folder: Path)
             },
         }
     )
+    if args.size:
+        cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=args.size))
     if args.epochs:
         cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = args.epochs
     runner = Runner.from_cfg(cfg)
@@ -113,12 +121,15 @@ def run(args: argparse.Namespace, data: str, form: str, seed: int, folder: Path)
 
 def changes(args: argparse.Namespace, data: str) -> Dict[str, List[dict]]:
     """Return what is done to the tested scenes, transforms by name; first nothing."""
-    trained = cv2.imread(str(next((args.data_root / data / 'train').glob('*/*.png')))).shape[0]
+    trained = args.size or cv2.imread(str(next((args.data_root / data / 'train').glob('*/*.png')))).shape[0]
     sizes = args.sizes or (trained * 2 // 3, trained * 4 // 3, trained * 2)
-    found: Dict[str, List[dict]] = {f'{trained} px': []}
+    as_trained = [dict(type='Resize', scale=args.size)] if args.size else []
+    found: Dict[str, List[dict]] = {f'{trained} px': as_trained}
     found.update({f'resized to {size}': [dict(type='Resize', scale=size)] for size in sizes if size != trained})
-    pads = {f'padded to {size}': [dict(type='Pad', size=(size, size), pad_val=INK)] for size in sizes if size > trained}
-    return {**found, **pads}
+    for size in sizes:
+        if size > trained:
+            found[f'padded to {size}'] = [*as_trained, dict(type='Pad', size=(size, size), pad_val=INK)]
+    return found
 
 
 def make_table(results: Dict[tuple, List[dict]]) -> str:

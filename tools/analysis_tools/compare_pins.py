@@ -1,6 +1,6 @@
 """Compare kernels within a whole model, in one process: the time with each of several pins.
 
-    python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain ffn=layers plain
+    python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain dwconv=plain plain
 
 Passes with the pins (see rmt_mm.ops.use; `default` pins nothing) take turns. Prints, for each, the median of its times,
 and the median of the ratios to the first pin's time in the same round, with their middle half.
