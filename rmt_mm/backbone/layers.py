@@ -22,7 +22,7 @@ class ResidualDWConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        return ops.dwconv(x, self.weight, self.bias, self.residual)
+        return ops.dwconv(self, x, self.residual)
 
 
 class LCE(nn.Conv2d):
@@ -37,4 +37,4 @@ class LCE(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a channels-last image (B, C, H, W) to the same: a layer for Grad-CAM, which expects this order."""
-        return ops.to_image(ops.dwconv(ops.to_map(x), self.weight, self.bias))
+        return ops.to_image(ops.dwconv(self, ops.to_map(x)))

@@ -6,7 +6,7 @@ operator computes. :mod:`rmt_mm.ops.dispatch` chooses the kernel: :func:`explain
 not weights, so that hooks, quantisation and adapters keep working.
 """
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, Tuple
 
 from torch import Tensor, nn
 
@@ -107,20 +107,19 @@ def attend_map(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tenso
     return run('attend_map', Call.of(q), q, k, v, tables)
 
 
-def dwconv(x: Tensor, weight: Tensor, bias: Optional[Tensor], residual: bool = False, gelu: bool = False) -> Tensor:
-    """Convolve each channel of a map by itself.
+def dwconv(layer: nn.Conv2d, x: Tensor, residual: bool = False, gelu: bool = False) -> Tensor:
+    """Convolve each channel of a map by itself. The forward pass of depthwise layers calls it.
 
     Args:
+        layer (nn.Conv2d): a depthwise convolution of stride 1 that keeps the map's size.
         x (Tensor): (B, H, W, C).
-        weight (Tensor): (C, 1, K, K), K odd: the map keeps its size.
-        bias (Tensor, optional): (C).
         residual (bool): add what is convolved. Default False.
         gelu (bool): convolve GELU(x). Default False.
 
     Returns:
         Tensor: (B, H, W, C).
     """
-    return run('dwconv', Call.of(x), x, weight, bias, residual, gelu)
+    return run('dwconv', Call.of(x), layer, x, residual, gelu)
 
 
 def ffn(fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, with_cp: bool = True) -> Tensor:

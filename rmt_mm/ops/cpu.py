@@ -103,12 +103,16 @@ def _in_float32(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, 
         return attend(q.float(), k.float(), v.float(), *args).to(q.dtype)
 
 
-def _not_dwconv(call: Call, x: Tensor, weight: Tensor, bias: Optional[Tensor], *args: Any) -> Optional[str]:
+def _not_dwconv(call: Call, layer: nn.Conv2d, x: Tensor, *args: Any) -> Optional[str]:
     recorded = call.why_not_run() if call.exported or call.traced else None
-    return recorded or dwconv.why_not(x, weight, bias)
+    return recorded or dwconv.why_not(x, layer.weight, layer.bias)
 
 
-kernel('dwconv', 'fused', _not_dwconv)(dwconv.dwconv)
+@kernel('dwconv', 'fused', _not_dwconv)
+def dwconv_fused(layer: nn.Conv2d, x: Tensor, residual: bool, gelu: bool) -> Tensor:
+    """Convolve by the kernel in C++, with GELU before and the residual after it."""
+    assert layer.bias is not None
+    return dwconv.dwconv(x, layer.weight, layer.bias, residual, gelu)
 
 
 def _not_one_by_one(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:

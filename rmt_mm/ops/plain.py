@@ -3,7 +3,7 @@
 Maps are (B, H, W, C) or, with heads, (B, H, W, heads, head_dim).
 """
 
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -72,10 +72,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, tables: Position
 
 
 @kernel('dwconv', 'plain')
-def dwconv(x: Tensor, weight: Tensor, bias: Optional[Tensor], residual: bool, gelu: bool) -> Tensor:
+def dwconv(layer: nn.Conv2d, x: Tensor, residual: bool, gelu: bool) -> Tensor:
     """Convolve each channel of a map (B, H, W, C), or of GELU(x), by itself, with stride 1; add it if ``residual``."""
     image = run('to_image', Call.of(x), F.gelu(x) if gelu else x)
-    out = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    out = nn.Conv2d.forward(layer, image)  # not layer(image): a forward pass of the layer calls this function
     # Add in place to the convolution's own result, not to a view of it: a view's backward would copy the map.
     return (out.add_(image) if residual else out).permute(0, 2, 3, 1).contiguous()
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmt_mm import ops
 from rmt_mm.ops import build
 from rmt_mm.ops.dwconv import dwconv, why_not
-from rmt_mm.ops.plain import dwconv as plain
 
 from support.kernels import error, run_cases
 
@@ -35,6 +33,13 @@ def case(shape, kernel, dtype=torch.float32, seed=0):
     x = torch.randn(shape) * torch.rand(shape).gt(0.8).mul(4).add(1)
     tensors = x.to(dtype), torch.randn(shape[3], 1, kernel, kernel), torch.randn(shape[3])
     return [t.requires_grad_() for t in tensors]
+
+
+def plain(x, weight, bias, residual, gelu):
+    """Convolve by torch."""
+    x = (F.gelu(x) if gelu else x).permute(0, 3, 1, 2)
+    out = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+    return (out + x if residual else out).permute(0, 2, 3, 1)
 
 
 def compare(tensors, residual, gelu, slack=1):
@@ -164,8 +169,6 @@ def test_second_derivatives_are_refused():
 )
 def test_why_not(tensors, words):
     assert words in why_not(*tensors)
-    if 'meta' not in words:
-        assert ops.dwconv(*(t if t is None else t.to(tensors[0].dtype) for t in tensors)).shape == tensors[0].shape
 
 
 @pytest.mark.parametrize(

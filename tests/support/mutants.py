@@ -400,8 +400,8 @@ MUTANTS = [
             '    if call.plain:\n        return run(',
             '    if True:\n        return run(',
         ),
-        ('FFN without GELU', 'dwconv.residual, True)', 'dwconv.residual, False)'),
-        ('FFN without the residual', 'dwconv.bias, dwconv.residual, True)', 'dwconv.bias, False, True)'),
+        ('FFN without GELU', 'dwconv, x, dwconv.residual, True)', 'dwconv, x, dwconv.residual, False)'),
+        ('FFN without the residual', 'dwconv, x, dwconv.residual, True)', 'dwconv, x, False, True)'),
     ),
     *_group(
         'rmt_mm/ops/plain.py',

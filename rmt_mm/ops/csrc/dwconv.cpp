@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_, const Tenso
     task.run(kernels().backward);
   }
   const Tensor sums = partial.sum(0);
-  return {grad_x, sums.slice(0, 0, taps).t().reshape(weight.sizes()).to(weight.scalar_type()),
+  return {grad_x, sums.slice(0, 0, taps).t().contiguous().view(weight.sizes()).to(weight.scalar_type()),
           sums.select(0, taps).to(bias.scalar_type())};
 }
 
