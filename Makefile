@@ -28,7 +28,7 @@ help:
 	@echo 'make fuzz       a thousand damaged and odd files for all readers, backbones of drawn settings: 20 minutes on one core'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
-	@echo 'make ablation   small models without one part of RMT at a time, on scenes of digits: over 4 hours on one core, resumable'
+	@echo 'make ablation   small models without one part of RMT at a time, on scenes of digits: about 4 hours of one core, resumable'
 	@echo 'make docs       the site of these docs, in work_dirs/site'
 	@echo 'make mutants    break the code on purpose, one edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'

@@ -274,7 +274,7 @@ MUTANTS = [
             'if tables is None',
             FORMS,
         ),
-        ('LCE is always there', 'groups=dim) if lce else None', 'groups=dim)', FORMS),
+        ('LCE is always there', 'LCE(dim) if lce else None', 'LCE(dim)', FORMS),
         (
             'decomposed attention: rows twice',
             'ops.attend_lines(q, k, rows, tables, dim=1)',
@@ -500,7 +500,7 @@ MUTANTS = [
     *_group(
         'rmt_mm/backbone/layers.py',
         PARITY,
-        ('a depthwise convolution without x', 'out.add_(x) if self.residual else out', 'out'),
+        ('a depthwise convolution without x', 'ops.dwconv(self, x, self.residual)', 'ops.dwconv(self, x)'),
         ('kernels call every depthwise convolution', '@ops.known\n', '', KERNELS),
     ),
     *_group(
@@ -1434,7 +1434,7 @@ MUTANTS = [
         ('by_row: the first image for all', '(t[image].expand(', '(t[0].expand('),
         ('by_row: all rows at once', 'q[image].split(rows)', 'q[0].split(rows)'),
         ('rotation: by the conjugate', '* torch.view_as_complex(phases.to', '* torch.view_as_complex(-phases.to'),
-        ('FFN by layers: no GELU', 'fc2, dwconv(F.gelu(x)))', 'fc2, dwconv(x))'),
+        ('FFN by layers: no GELU', 'fc2, activate(dwconv, x))', 'fc2, dwconv(x))'),
     ),
     *_group(
         'rmt_mm/ops/plain.py',
