@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import dwconv, masa
+from . import depthwise, masa
 from .dispatch import kernel, run
 from .eager import attend_map_by_row, holds_bias
 from .plain import attend_lines, attend_map, to_image
@@ -105,14 +105,14 @@ def _in_float32(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, 
 
 def _not_dwconv(call: Call, layer: nn.Conv2d, x: Tensor, *args: Any) -> Optional[str]:
     recorded = call.why_not_run() if call.exported or call.traced else None
-    return recorded or dwconv.why_not(x, layer.weight, layer.bias)
+    return recorded or depthwise.why_not(x, layer.weight, layer.bias)
 
 
 @kernel('dwconv', 'fused', _not_dwconv)
 def dwconv_fused(layer: nn.Conv2d, x: Tensor, residual: bool, gelu: bool) -> Tensor:
     """Convolve by the kernel in C++, with GELU before and the residual after it."""
     assert layer.bias is not None
-    return dwconv.dwconv(x, layer.weight, layer.bias, residual, gelu)
+    return depthwise.dwconv(x, layer.weight, layer.bias, residual, gelu)
 
 
 def _not_one_by_one(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rmt_mm.ops import build
-from rmt_mm.ops.dwconv import dwconv, why_not
+from rmt_mm.ops.depthwise import dwconv, why_not
 
 from support.kernels import error, run_cases
 

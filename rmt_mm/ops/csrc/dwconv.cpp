@@ -1,5 +1,5 @@
 // The operator of the depthwise convolution on the CPU: its checks, memory, threads and gradients. The arithmetic is in
-// dwconv_kernel.cpp, compiled once for each instruction set. rmt_mm/ops/dwconv.py describes arguments and results.
+// dwconv_kernel.cpp, compiled once for each instruction set. rmt_mm/ops/depthwise.py describes arguments and results.
 
 #include "dwconv.h"
 #include "operators.h"
