@@ -27,6 +27,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 
 BUILD_COMMAND = 'python -m rmt_mm.build_ops'
+NOT_BUILT = f'the kernel is not built: `{BUILD_COMMAND}` builds it'
 SOURCES = Path(__file__).parent / 'csrc'
 # What every source is compiled with. Not -ffast-math: NaN and infinity must propagate.
 FLAGS = ('-O3', '-fPIC', '-fvisibility=hidden', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-w')
@@ -93,6 +94,27 @@ def load_library() -> bool:
                 torch.ops.load_library(str(path))
                 _loaded = True
     return _loaded
+
+
+def is_loaded() -> bool:
+    """Load the library if it is built; tell whether it is there."""
+    return load_library()
+
+
+# torch.compile cannot trace what loads a library: it calls this function and takes the answer for a constant. The
+# decorator for it, torch.compiler.assume_constant_result, sets this attribute, but imports all of torch's compiler.
+is_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def operator(name: str) -> torch._ops.OpOverload:
+    """Return an operator of the library.
+
+    Raises:
+        RuntimeError: the library is not built.
+    """
+    if not is_loaded():
+        raise RuntimeError(NOT_BUILT)
+    return getattr(torch.ops.rmt_mm, name).default
 
 
 def find_compiler() -> List[str]:
@@ -186,7 +208,7 @@ def main() -> None:
     try:
         path = find_library()
         if path is None:
-            print('rmt-mm: compiling the C++ operators, about a minute ...', flush=True)
+            print('rmt-mm: compiling the C++ operators, a minute or two ...', flush=True)
             path = build()
     except (BuildError, OSError) as error:
         sys.exit(f'rmt-mm: the C++ operators were not built: {error}')

@@ -22,16 +22,6 @@ from .tables import PositionTables
 MIN_SEPARATE_PIXELS = 2**17
 
 
-def _not_onednn(call: Call) -> str:
-    if (call.device, call.dtype) != ('cpu', torch.float32):
-        return f'oneDNN is for fp32 on the CPU, and the map is {call.dtype} on {call.device}'
-    return '' if torch.backends.mkldnn.enabled else 'torch.backends.mkldnn is switched off'
-
-
-def _not_plain(call: Call) -> str:
-    return '' if call.plain else 'a layer has hooks, or is of another class (quantised, parametrised, adapted)'
-
-
 def _not_strided(call: Call, x: Tensor) -> Optional[str]:
     if not call.compiled or call.exported or call.grad:
         return 'it is for torch.compile without gradients'
@@ -51,9 +41,15 @@ def to_strided_image(x: Tensor) -> Tensor:
 
 
 def _not_convolution(call: Call, layer: nn.Module, x: Tensor) -> Optional[str]:
-    if not (call.plain and isinstance(layer, nn.Linear)):
-        return _not_plain(call) or 'the layer is not nn.Linear'
-    return _not_onednn(call) or (call.why_not_run() if call.traced else None)
+    if not call.plain:
+        return 'a layer has hooks, or is of another class (quantised, parametrised, adapted)'
+    if not isinstance(layer, nn.Linear):
+        return 'the layer is not nn.Linear'
+    if (call.device, call.dtype) != ('cpu', torch.float32):
+        return f'oneDNN is for fp32 on the CPU, and the map is {call.dtype} on {call.device}'
+    if not torch.backends.mkldnn.enabled:
+        return 'torch.backends.mkldnn is switched off'
+    return call.why_not_run() or None if call.traced else None
 
 
 @kernel('linear', 'convolution', _not_convolution)

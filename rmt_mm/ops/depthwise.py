@@ -1,6 +1,6 @@
 """The depthwise convolutions of RMT by the kernel in C++, on the CPU.
 
-    rmt_mm::dwconv(x, weight, bias, gelu=False, residual=False) -> out
+    rmt_mm::dwconv(x, weight, bias, residual=False, gelu=False) -> out
 
 ``gelu`` convolves GELU(x) (the exact one, with erf) in place of x; ``residual`` adds what is convolved, by adding one
 to the kernel's centre, as ``switch_to_deploy`` does. The backward pass keeps ``x`` alone, and computes GELU again.
@@ -14,8 +14,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .build import BUILD_COMMAND
-from .masa import is_loaded
+from .build import NOT_BUILT, is_loaded, operator
 
 
 def dwconv(x: Tensor, weight: Tensor, bias: Tensor, residual: bool = False, gelu: bool = False) -> Tensor:
@@ -34,9 +33,7 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor, residual: bool = False, gelu
     Raises:
         RuntimeError: :func:`why_not` has a reason, or shapes do not agree.
     """
-    if not is_loaded():
-        raise RuntimeError(f'the kernel is not built: `{BUILD_COMMAND}` builds it')
-    return torch.ops.rmt_mm.dwconv.default(x, weight, bias, gelu, residual)
+    return operator('dwconv')(x, weight, bias, residual, gelu)
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Optional[str]:
@@ -49,4 +46,4 @@ def why_not(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Optional[str]:
         return 'the kernel takes depthwise kernels of 3x3 or 5x5, with bias'
     if x.shape[-1] % 8:
         return f'the kernel takes channels that are a multiple of 8, and there are {x.shape[-1]}'
-    return None if is_loaded() else f'the kernel is not built: `{BUILD_COMMAND}` builds it'
+    return None if is_loaded() else NOT_BUILT

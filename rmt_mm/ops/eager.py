@@ -87,8 +87,8 @@ def attend_map_by_row(
     return torch.cat(outs).unflatten(0, (batch, height)).transpose(2, 3).contiguous()
 
 
-def activate(dwconv: nn.Module, x: Tensor) -> Tensor:
-    """Compute dwconv(GELU(x)) of a map, in one kernel if nobody watches the layer."""
+def gelu_dwconv(dwconv: nn.Module, x: Tensor) -> Tensor:
+    """Compute dwconv(GELU(x)) of a map (B, H, W, C), in one kernel if nobody watches the layer."""
     call = Call.of(x, dwconv)
     if call.plain:
         return run('dwconv', call, dwconv, x, dwconv.residual, True)
@@ -109,7 +109,7 @@ def ffn_by_layers(fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, 
     """
 
     def rest(x: Tensor) -> Tensor:
-        return run('linear', Call.of(x, fc2), fc2, activate(dwconv, x))
+        return run('linear', Call.of(x, fc2), fc2, gelu_dwconv(dwconv, x))
 
     x = run('linear', Call.of(x, fc1), fc1, x)
     call = Call.of(x, dwconv, fc2)

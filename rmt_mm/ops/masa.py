@@ -17,7 +17,7 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor
 
-from .build import BUILD_COMMAND, load_library
+from .build import NOT_BUILT, is_loaded, operator
 
 ROWS, COLUMNS, WHOLE_MAP = 2, 1, 0
 
@@ -43,12 +43,12 @@ def attend_lines(
     """
     if dim not in (ROWS, COLUMNS):
         raise RuntimeError(f'attend_lines: dim must be 1 or 2, got {dim}')
-    return _operator()(q, k, v, log_decay, dim, phases)[0]
+    return operator('masa')(q, k, v, log_decay, dim, phases)[0]
 
 
 def attend_map(q: Tensor, k: Tensor, v: Tensor, log_decay: Sequence[float], phases: Optional[Tensor] = None) -> Tensor:
     """Attend over the whole map. Arguments, result and errors are those of :func:`attend_lines`."""
-    return _operator()(q, k, v, log_decay, WHOLE_MAP, phases)[0]
+    return operator('masa')(q, k, v, log_decay, WHOLE_MAP, phases)[0]
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> Optional[str]:
@@ -59,20 +59,4 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> Optional[str]:
         return f'the kernel takes float32 or bfloat16, and the tensors are {q.dtype}, {k.dtype} and {v.dtype}'
     if q.shape[-1] % 8:
         return f'the kernel takes head_dim that is a multiple of 8, and it is {q.shape[-1]}'
-    return None if is_loaded() else f'the kernel is not built: `{BUILD_COMMAND}` builds it'
-
-
-def is_loaded() -> bool:
-    """Load the library if it is built; tell whether it is there."""
-    return load_library()
-
-
-# torch.compile cannot trace what loads a library: it calls this function and takes the answer for a constant. The
-# decorator for it, torch.compiler.assume_constant_result, sets this attribute, but imports all of torch's compiler.
-is_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _operator() -> torch._ops.OpOverload:
-    if not is_loaded():
-        raise RuntimeError(f'the kernel is not built: `{BUILD_COMMAND}` builds it')
-    return torch.ops.rmt_mm.masa.default
+    return None if is_loaded() else NOT_BUILT

@@ -73,7 +73,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, tables: Position
 
 @kernel('dwconv', 'plain')
 def dwconv(layer: nn.Conv2d, x: Tensor, residual: bool, gelu: bool) -> Tensor:
-    """Convolve each channel of a map (B, H, W, C), or of GELU(x), by itself, with stride 1; add it if ``residual``."""
+    """Convolve each channel of a map (B, H, W, C), or of its GELU, by itself; add what is convolved if ``residual``."""
     image = run('to_image', Call.of(x), F.gelu(x) if gelu else x)
     out = nn.Conv2d.forward(layer, image)  # not layer(image): a forward pass of the layer calls this function
     # Add in place to the convolution's own result, not to a view of it: a view's backward would copy the map.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from rmt_mm import RMT, convert_official_state_dict, ops  # noqa: E402
 from rmt_mm.arch import resolve_arch  # noqa: E402
+from rmt_mm.backbone.layers import LCE, ResidualDWConv  # noqa: E402
 from rmt_mm.errors import UsageError  # noqa: E402
 from rmt_mm.ops import masa  # noqa: E402
 from rmt_mm.reference import PlainRMT  # noqa: E402
@@ -116,7 +117,15 @@ OPERATORS = {
     'attend_map': ops.attend_map,
     'attend_lines': lambda *args: ops.attend_lines(*args, 2),
     'rotate': lambda q, k, v, positions: ops.rotate(q, positions),
+    'dwconv': lambda q, k, v, positions: convolve(q.flatten(3)),
 }
+
+
+def convolve(x):
+    """Convolve a map (B, H, W, C) by CPE's layer and LCE's, the second after GELU."""
+    torch.manual_seed(1)
+    layers = ResidualDWConv(x.shape[3]), LCE(x.shape[3])
+    return ops.dwconv(layers[1], layers[0](x), gelu=True)
 
 
 @bounded

@@ -43,7 +43,8 @@ def test_runs_are_kept_and_listed(relations, tmp_path):
         return done
 
     run('no LCE')
-    store = tmp_path / 'side, no LCE, seed 3.json'
+    folder = tmp_path / 'epochs-1'
+    store = folder / 'side, no LCE, seed 3.json'
     first = json.loads(store.read_text())
     assert list(first) == ['48 px', 'resized to 32', 'resized to 64', 'resized to 96', 'padded to 64', 'padded to 96']
     assert all(0 <= top1 <= 100 for top1 in first.values())
@@ -51,9 +52,9 @@ def test_runs_are_kept_and_listed(relations, tmp_path):
     done = run('no LCE', "RMT-Swin's stem", '--sizes', '32', '56')
     assert '| side | no LCE | 1 | 12.5 |' in done.stdout  # not trained again
     assert "| side | RMT-Swin's stem | 1 |" in done.stdout
-    tested = json.loads((tmp_path / "side, RMT-Swin's stem, seed 3.json").read_text())
+    tested = json.loads((folder / "side, RMT-Swin's stem, seed 3.json").read_text())
     assert list(tested) == ['48 px', 'resized to 32', 'resized to 56', 'padded to 56']
-    assert (tmp_path / 'table.md').read_text() in done.stdout and (tmp_path / 'ablation.png').stat().st_size > 5000
+    assert (folder / 'table.md').read_text() in done.stdout and (folder / 'ablation.png').stat().st_size > 5000
     # The form reaches the model: RMT-Swin's stem says so in the config of the log.
     assert "stem='swin'" in done.stdout + done.stderr
 
@@ -61,3 +62,6 @@ def test_runs_are_kept_and_listed(relations, tmp_path):
 def test_missing_data_is_named(tmp_path):
     done = run_script(ABLATION, tmp_path, '--data-root', tmp_path)
     assert done.returncode == 2 and 'make_relations.py' in done.stderr
+    for option in ('--size', '--epochs', '--sizes'):
+        done = run_script(ABLATION, tmp_path, '--data-root', tmp_path, option, '0')
+        assert done.returncode == 2 and f'{option} must be at least 1, got 0' in done.stderr

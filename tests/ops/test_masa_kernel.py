@@ -9,10 +9,9 @@ import torch
 from rmt_mm.ops import build, masa
 from rmt_mm.ops.tables import manhattan_bias, rotary_phases
 
-from support.kernels import FOLDERS, error, run_cases
+from support.kernels import ERRORS, FOLDERS, error, run_cases, run_wide_cases
 from support.scripts import run_script
 
-ERRORS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (4e-3, 1e-2)}  # of values, of gradients
 SIZES = [(1, 1), (1, 7), (7, 1), (7, 7), (14, 14), (5, 33), (2, 97), (17, 50), (400, 3), (3, 400)]
 
 
@@ -250,12 +249,4 @@ assert os.waitpid(child, 0)[1] == 0
 
 @pytest.mark.slow
 def test_wide_vectors_without_avx512(tmp_path):
-    """The code for 16 lanes, compiled for AVX2, which every x86 machine of today can run."""
-    if not build.is_x86():
-        pytest.skip('no x86')
-    wide = """
-from rmt_mm.ops import build
-build.X86['avx2'] = (*build.X86['avx512'][:2], '-mavx2', '-mfma')
-build.build()
-"""
-    run_cases(wide + CASES, RMT_MM_CACHE=str(tmp_path), ATEN_CPU_CAPABILITY='avx2')
+    run_wide_cases(CASES, tmp_path)

@@ -309,6 +309,8 @@ MUTANTS = [
             'cos, sin = phases.to(x.dtype).unbind(-1)',
             f'{KERNELS} -k in_bf16',
         ),
+        ('depthwise convolution without GELU', 'F.gelu(x) if gelu else x)', 'x)'),
+        ('depthwise convolution without the residual', 'out.add_(image) if residual else out', 'out'),
         ('plain FFN without GELU', 'fc2(dwconv(F.gelu(fc1(x))))', 'fc2(dwconv(fc1(x)))'),
     ),
     *_group(
@@ -349,16 +351,19 @@ MUTANTS = [
         ('hooks on the FFN fire twice', 'if with_cp and call.plain and', 'if with_cp and', OBSERVERS),
         ('the FFN keeps its maps', 'if with_cp and call.plain and', 'if False and', BACKBONE),
         ('the FFN in a trace', 'if call.exported or call.traced else None', 'if False else None', KERNELS),
+        ('hooks of the FFN see no GELU', '    if call.plain:\n', '    if True:\n', KERNELS),
+        ('the FFN by one kernel: no GELU', 'dwconv, x, dwconv.residual, True)', 'dwconv, x, dwconv.residual, False)'),
+        ('the FFN by one kernel: no residual', 'dwconv, x, dwconv.residual, True)', 'dwconv, x, False, True)'),
     ),
     *_group(
         'rmt_mm/ops/cpu.py',
         KERNELS,
         (
             'Linear on the CPU is a product',
-            'return _not_onednn(call) or (call.why_not_run() if call.traced else None)',
+            'return call.why_not_run() or None if call.traced else None',
             "return 'never'",
         ),
-        ('Linear of another class is not called', 'if not (call.plain and isinstance(layer, nn.Linear)):', 'if False:'),
+        ('Linear of another class is not called', 'if not call.plain:', 'if False:'),
         (
             'compiled maps of one image are copied',
             'if len(x) == 1 and x.is_contiguous()',
@@ -391,23 +396,6 @@ MUTANTS = [
             "return 'never'\n\n\n@kernel('attend_lines', 'float32'",
             f'{KERNELS} -k float32',
         ),
-    ),
-    *_group(
-        'rmt_mm/ops/eager.py',
-        KERNELS,
-        (
-            'hooks of the FFN see no GELU',
-            '    if call.plain:\n        return run(',
-            '    if True:\n        return run(',
-        ),
-        ('FFN without GELU', 'dwconv, x, dwconv.residual, True)', 'dwconv, x, dwconv.residual, False)'),
-        ('FFN without the residual', 'dwconv, x, dwconv.residual, True)', 'dwconv, x, False, True)'),
-    ),
-    *_group(
-        'rmt_mm/ops/plain.py',
-        KERNELS,
-        ('depthwise convolution without GELU', 'F.gelu(x) if gelu else x)', 'x)'),
-        ('depthwise convolution without the residual', 'out.add_(image) if residual else out', 'out'),
     ),
     *_group(
         'rmt_mm/ops/cuda.py',
@@ -1434,7 +1422,7 @@ MUTANTS = [
         ('by_row: the first image for all', '(t[image].expand(', '(t[0].expand('),
         ('by_row: all rows at once', 'q[image].split(rows)', 'q[0].split(rows)'),
         ('rotation: by the conjugate', '* torch.view_as_complex(phases.to', '* torch.view_as_complex(-phases.to'),
-        ('FFN by layers: no GELU', 'fc2, activate(dwconv, x))', 'fc2, dwconv(x))'),
+        ('FFN by layers: no GELU', 'fc2, gelu_dwconv(dwconv, x))', 'fc2, dwconv(x))'),
     ),
     *_group(
         'rmt_mm/ops/plain.py',

@@ -8,8 +8,9 @@ Data sets are those of tools/dataset_converters/make_relations.py (data/relation
 configs/classification/rmt-digits-relations.py with another form and seed, about 3 minutes of one core for scenes of 48
 pixels. It is tested on the validation scenes as they are, and at sizes that it has not seen in training: resized, so
 that digits change with the scene, and padded at the right and the bottom, so that they do not.
-Every result is a file of WORK_DIR, NAME.json: call the tool again after an interruption, and it goes on with the run
-that is missing. Two calls at once may share a WORK_DIR when their --data, --forms or --seeds differ.
+Every result is a file of WORK_DIR, NAME.json, or with --size or --epochs of a folder in it: call the tool again after
+an interruption, and it goes on with the run that is missing. Two calls at once may share a WORK_DIR when their --data,
+--forms or --seeds differ.
 
 At the end, a table (mean and range of top-1 over the seeds) and a figure of all results so far are written to
 WORK_DIR/table.md and WORK_DIR/ablation.png.
@@ -51,7 +52,7 @@ FORMS: Dict[str, dict] = {
     'Eq. 5 (decay outside)': dict(decay='outside'),
     'learned decay': dict(decay='learned'),
 }
-INK = 45  # mean of the scenes' background, which pads them
+BACKGROUND = 45  # its mean in the scenes, with which they are padded
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,19 +62,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', nargs='+', choices=DATA, default=list(DATA), help='default: both')
     parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS), help='default: all')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
-    parser.add_argument(
-        '--size',
-        type=int,
-        metavar='PIXELS',
-        help='resize the training scenes to this; needs a WORK_DIR of its own',
-    )
+    parser.add_argument('--size', type=int, metavar='PIXELS', help='resize the training scenes to this')
     parser.add_argument(
         '--sizes', type=int, nargs='+', metavar='PIXELS', help='of the tested scenes; default: 2/3, 4/3 and 2 of theirs'
     )
-    parser.add_argument(
-        '--epochs', type=int, help='default: those of the config; a short trial needs a WORK_DIR of its own'
-    )
+    parser.add_argument('--epochs', type=int, help='default: those of the config')
     args = parser.parse_args()
+    for option in ('size', 'epochs'):  # results of other trainings are kept apart
+        number = getattr(args, option)
+        if number is not None:
+            args.work_dir /= f'{option}-{number}'
+            if number < 1:
+                parser.error(f'--{option} must be at least 1, got {number}.')
+    if min(args.sizes or [1]) < 1:
+        parser.error(f'--sizes must be at least 1, got {min(args.sizes)}.')
     for name in args.data:
         if not (args.data_root / name / 'train').is_dir():
             parser.error(
@@ -128,7 +130,7 @@ def changes(args: argparse.Namespace, data: str) -> Dict[str, List[dict]]:
     found.update({f'resized to {size}': [dict(type='Resize', scale=size)] for size in sizes if size != trained})
     for size in sizes:
         if size > trained:
-            found[f'padded to {size}'] = [*as_trained, dict(type='Pad', size=(size, size), pad_val=INK)]
+            found[f'padded to {size}'] = [*as_trained, dict(type='Pad', size=(size, size), pad_val=BACKGROUND)]
     return found
 
 

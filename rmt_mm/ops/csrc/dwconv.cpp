@@ -50,7 +50,7 @@ struct Task {
   DWConv p = {};
   Tensor x, weight, bias;
 
-  Task(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, bool gelu, bool residual) : x(x_.contiguous()) {
+  Task(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, bool residual, bool gelu) : x(x_.contiguous()) {
     p.is_bfloat16 = x.scalar_type() == at::kBFloat16;
     p.gelu = gelu;
     p.batch = x.size(0);
@@ -77,15 +77,15 @@ struct Task {
 
 // The operator -------------------------------------------------------------------------------------------------------
 
-Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual, bool gelu) {
   return at::empty_symint(x.sym_sizes(), x.options());
 }
 
-Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual, bool gelu) {
   check(x, weight, bias);
   const Tensor out = at::empty(x.sizes(), x.options());
   if (x.numel() > 0) {
-    Task task(x, weight, bias, gelu, residual);
+    Task task(x, weight, bias, residual, gelu);
     task.p.out = out.data_ptr();
     task.run(kernels().forward);
   }
@@ -93,17 +93,17 @@ Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, bo
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_meta(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                 const Tensor& bias, bool gelu, bool residual) {
+                                                 const Tensor& bias, bool residual, bool gelu) {
   return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_symint(weight.sym_sizes(), weight.options()),
           at::empty_symint(bias.sym_sizes(), bias.options())};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_, const Tensor& x, const Tensor& weight,
-                                                const Tensor& bias, bool gelu, bool residual) {
+                                                const Tensor& bias, bool residual, bool gelu) {
   check(x, weight, bias);
   TORCH_CHECK(grad_.sizes() == x.sizes() && grad_.scalar_type() == x.scalar_type(),
               "dwconv_backward: grad must have the shape and the dtype of x");
-  Task task(x, weight, bias, gelu, residual);
+  Task task(x, weight, bias, residual, gelu);
   DWConv& p = task.p;
   const Tensor grad = grad_.contiguous(), grad_x = at::empty(x.sizes(), x.options());
   const int64_t taps = p.kernel * p.kernel, units = x.numel() > 0 ? kernels().units(p) : 0;
@@ -121,63 +121,63 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_, const Tenso
 
 // Gradients and autocast ---------------------------------------------------------------------------------------------
 
-Tensor forward_op(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+Tensor forward_op(const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual, bool gelu) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("rmt_mm::dwconv", "").typed<decltype(forward_op)>();
-  return op.call(x, weight, bias, gelu, residual);
+  return op.call(x, weight, bias, residual, gelu);
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                               const Tensor& bias, bool gelu, bool residual) {
+                                               const Tensor& bias, bool residual, bool gelu) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("rmt_mm::dwconv_backward", "").typed<decltype(backward_op)>();
-  return op.call(grad, x, weight, bias, gelu, residual);
+  return op.call(grad, x, weight, bias, residual, gelu);
 }
 
 struct Function : torch::autograd::Function<Function> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu,
-                        bool residual) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual,
+                        bool gelu) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, weight, bias});
     ctx->saved_data["gelu"] = gelu;
     ctx->saved_data["residual"] = residual;
-    return forward_op(x, weight, bias, gelu, residual);
+    return forward_op(x, weight, bias, residual, gelu);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    auto [x, weight, bias] = backward_op(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["gelu"].toBool(),
-                                         ctx->saved_data["residual"].toBool());
+    auto [x, weight, bias] = backward_op(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["residual"].toBool(),
+                                         ctx->saved_data["gelu"].toBool());
     return {x, weight, bias, Tensor(), Tensor()};
   }
 };
 
-Tensor forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
-  return Function::apply(x, weight, bias, gelu, residual);
+Tensor forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual, bool gelu) {
+  return Function::apply(x, weight, bias, residual, gelu);
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                     const Tensor& bias, bool gelu, bool residual) {
+                                                     const Tensor& bias, bool residual, bool gelu) {
   const bool is_tracked = grad.requires_grad() || x.requires_grad() || weight.requires_grad();
   TORCH_CHECK(!(at::GradMode::is_enabled() && is_tracked),
               "dwconv: the kernel has no second derivatives (create_graph=True); plain torch has them: pin "
               "dwconv=plain and ffn=plain");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return backward_op(grad, x, weight, bias, gelu, residual);
+  return backward_op(grad, x, weight, bias, residual, gelu);
 }
 
 // As torch's convolutions: in autocast's dtype.
-Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& bias, bool gelu, bool residual) {
+Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual, bool gelu) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  return forward_op(x.to(at::autocast::get_autocast_cpu_dtype()), weight, bias, gelu, residual);
+  return forward_op(x.to(at::autocast::get_autocast_cpu_dtype()), weight, bias, residual, gelu);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(rmt_mm, m) {
-  m.def("dwconv(Tensor x, Tensor weight, Tensor bias, bool gelu=False, bool residual=False) -> Tensor");
+  m.def("dwconv(Tensor x, Tensor weight, Tensor bias, bool residual=False, bool gelu=False) -> Tensor");
   m.def(
-      "dwconv_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool gelu, bool residual) -> "
+      "dwconv_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, bool residual, bool gelu) -> "
       "(Tensor, Tensor, Tensor)");
 }
 

@@ -2,7 +2,8 @@
 // how it is compiled.
 //
 // Channels are in lanes. The rows that the kernel covers are kept in a ring, as floats, GELU applied and zeros beside
-// them: every number of a map is read once and activated once in a strip, and the borders are no special case.
+// them: every number of a unit and its margin is read and activated once, and the borders are no special case (GELU of
+// zero is zero).
 
 #include "dwconv.h"
 #include "simd.h"
@@ -11,13 +12,10 @@ namespace rmt_mm {
 namespace RMT_ISA {
 namespace {
 
-constexpr int64_t BLOCK = 32;      // channels that are convolved together: their rows stay in the first cache
+constexpr int64_t BLOCK = 32;  // channels that are convolved together: their rows stay in the first cache
 constexpr int64_t RING = 1 << 17;  // numbers that stay in the second cache
-constexpr int TILE = 4;        // outputs in registers at a time
+constexpr int TILE = 4;  // outputs in registers at a time
 static_assert(BLOCK % LANES == 0, "a block is whole vectors");
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Phi(x), the normal distribution, with a relative error of 4e-7, and exp(-x^2 / 2). NaN gives NaN.
 INLINE Vec normal(Vec x, Vec& bell) {
@@ -205,8 +203,8 @@ void forward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
       read_row<T>(p, unit, p.x, y, MARGIN, inputs.slot(y), inputs.step);
       for (int64_t b = 0; b < blocks(p); b++) {
         float* row = inputs.slot(y, b);
-        for (int64_t i = 0; p.gelu && i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) {
-          store(row + i, gelu(load(row + i)));
+        if (p.gelu) {
+          for (int64_t i = 0; i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) store(row + i, gelu(load(row + i)));
         }
         if (done < unit.top) continue;
         inputs.around(done, b, rows);
@@ -245,10 +243,12 @@ void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
       read_row<T>(p, unit, p.grad, y, MARGIN, grads.slot(y), grads.step);
       for (int64_t b = 0; b < blocks(p); b++) {
         float *row = inputs.slot(y, b), *slope = slopes.slot(y, b);
-        for (int64_t i = 0; p.gelu && i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) {
-          const Vec x = load(row + i);
-          store(slope + i, gelu_slope(x));
-          store(row + i, gelu(x));
+        if (p.gelu) {
+          for (int64_t i = 0; i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) {
+            const Vec x = load(row + i);
+            store(slope + i, gelu_slope(x));
+            store(row + i, gelu(x));
+          }
         }
         if (done < unit.top) continue;
         inputs.around(done, b, rows);
@@ -256,9 +256,9 @@ void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
         grads.around(done, b, rows);
         float* result = out + b * row_step;
         convolve<KERNEL>(rows, weight + b * step, zeros, unit.width, result);
-        slope = slopes.slot(done, b) + MARGIN * BLOCK;
-        for (int64_t i = 0; p.gelu && i < unit.width * BLOCK; i += LANES) {
-          store(result + i, load(result + i) * load(slope + i));
+        if (p.gelu) {
+          slope = slopes.slot(done, b) + MARGIN * BLOCK;
+          for (int64_t i = 0; i < unit.width * BLOCK; i += LANES) store(result + i, load(result + i) * load(slope + i));
         }
       }
       if (done >= unit.top) write_row<T>(p, unit, out, row_step, done, p.grad_x);

@@ -23,8 +23,6 @@ constexpr int max_rows(int vectors) {
   return rows < 14 ? rows : 14;
 }
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 #define INLINE_LAMBDA __attribute__((always_inline))

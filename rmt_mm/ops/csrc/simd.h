@@ -35,6 +35,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
 INLINE Vec splat(float x) { return x - Vec{}; }  // 0 + x would not be x for -0
