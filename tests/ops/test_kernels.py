@@ -370,3 +370,12 @@ def test_gelu_goes_into_the_convolution_unless_somebody_watches_it():
     assert count == 1 and arguments == [True, False]
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(seen[0], F.gelu(ffn.fc1(x)))  # a hook sees what the layer convolves
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_a_trace_of_an_ffn_is_plain(grad):
+    ffn, x = FFN(16, 3), torch.randn(1, 5, 7, 16)
+    with torch.set_grad_enabled(grad), ops.record() as choices:
+        torch.jit.trace(ffn, x, check_trace=False)  # a check would run it untraced
+    assert {choice.operator for choice in choices} == {'ffn', 'dwconv', 'to_image'}
+    assert {choice.kernel for choice in choices} == {'plain'}
