@@ -110,6 +110,7 @@ def run(args: argparse.Namespace, data: str, form: str, seed: int, folder: Path)
         cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=args.size))
     if args.epochs:
         cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = args.epochs
+        cfg.param_scheduler[-1].update(T_max=args.epochs, end=args.epochs)
     runner = Runner.from_cfg(cfg)
     runner.train()
     found = {}

@@ -2,8 +2,9 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/Version.h>
+#include <ATen/ops/arange.h>
 
 #include <memory>
 #include <string>
@@ -27,15 +28,22 @@ namespace rmt_mm {
 
 // Call function(problem, begin, end, scratch) for parts of [0, units), in parallel, each with memory of `size` numbers.
 // No result depends on which thread computes it.
+// A TensorIterator runs torch's own threads. at::parallel_for, a template, would be serial here: it needs the compiler's
+// OpenMP, which must be the one that torch was built with.
 template <class Problem>
 void run_parallel(void (*function)(const Problem&, int64_t, int64_t, float*), const Problem& problem, int64_t units,
                   int64_t grain, int64_t size) {
   constexpr int64_t ALIGNMENT = 16;  // numbers
-  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+  const at::Tensor numbers = at::arange(units, at::kLong);
+  auto iterator =
+      at::TensorIteratorConfig().add_output(numbers).resize_outputs(false).check_all_same_dtype(false).build();
+  const auto part = [&](char** data, const int64_t*, int64_t count) {
+    const int64_t begin = *reinterpret_cast<const int64_t*>(data[0]);
     std::unique_ptr<float[]> memory(new float[size + ALIGNMENT]);
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory.get()), bytes = ALIGNMENT * sizeof(float);
-    function(problem, begin, end, reinterpret_cast<float*>((start + bytes - 1) / bytes * bytes));
-  });
+    function(problem, begin, begin + count, reinterpret_cast<float*>((start + bytes - 1) / bytes * bytes));
+  };
+  iterator.for_each(part, grain);
 }
 
 }  // namespace rmt_mm
