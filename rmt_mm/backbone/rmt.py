@@ -145,11 +145,6 @@ class RMT(OpenMMLabBackbone):
                 f'RMT was built with in_channels={self.in_channels} and takes '
                 f'(B, {self.in_channels}, H, W), got an input of shape {tuple(x.shape)}.'
             )
-        if mask is not None:
-            return self._compute(x, mask)
-        return ops.compute_batch(self, self._compute, x)
-
-    def _compute(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
         x = self.stem(ops.to_map(x).permute(0, 3, 1, 2))  # in channels-last format
         if mask is not None:
             x = self._replace_masked(x, mask)

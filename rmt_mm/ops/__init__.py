@@ -6,7 +6,7 @@ operator computes. :mod:`rmt_mm.ops.dispatch` chooses the kernel: :func:`explain
 not weights, so that hooks, quantisation and adapters keep working.
 """
 
-from typing import Callable, Tuple
+from typing import Tuple
 
 from torch import Tensor, nn
 
@@ -27,7 +27,6 @@ __all__ = [
     'attend_lines',
     'attend_map',
     'choose',
-    'compute_batch',
     'dwconv',
     'explain',
     'ffn',
@@ -132,14 +131,3 @@ def ffn(fc1: nn.Linear, dwconv: nn.Module, fc2: nn.Linear, x: Tensor, with_cp: b
             Default True.
     """
     return run('ffn', Call.of(x, fc1, dwconv, fc2), fc1, dwconv, fc2, x, with_cp)
-
-
-def compute_batch(model: nn.Module, compute: Callable[[Tensor], Tuple[Tensor, ...]], x: Tensor) -> Tuple[Tensor, ...]:
-    """Compute a model for a batch: together, or one image at a time where that is faster.
-
-    Args:
-        model (nn.Module): the model, whose modules may need the batch.
-        compute (Callable): computes the model's outputs, tensors of B items, from images.
-        x (Tensor): images, (B, C, H, W).
-    """
-    return run('batch', Call.of(x), model, compute, x)

@@ -4,7 +4,7 @@ Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of
 with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
 """
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,8 @@ from . import depthwise, masa
 from .dispatch import kernel, run
 from .eager import attend_map_by_row, holds_bias
 from .plain import attend_lines, attend_map, to_image
-from .recorders import Call, needs_batch
+from .recorders import Call
 from .tables import PositionTables
-
-# A batch is computed image by image if an image has this many pixels for each thread: maps of smaller images stay in
-# the cache, and fewer of them are so large that the C library returns them to the system after each use.
-MIN_SEPARATE_PIXELS = 2**17
 
 
 def _not_strided(call: Call, x: Tensor) -> Optional[str]:
@@ -52,7 +48,11 @@ def _not_convolution(call: Call, layer: nn.Module, x: Tensor) -> Optional[str]:
     return call.why_not_run() or None if call.traced else None
 
 
-@kernel('linear', 'convolution', _not_convolution)
+def _has_gradients(call: Call, *args: Any) -> Optional[str]:
+    return 'the gradients of a convolution take longer than those of a product' if call.grad else None
+
+
+@kernel('linear', 'convolution', _not_convolution, _has_gradients)
 def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
     """Compute a Linear layer of a map (B, H, W, C) as a 1x1 convolution."""
     image = run('to_image', Call.of(x), x)
@@ -109,31 +109,3 @@ def dwconv_fused(layer: nn.Conv2d, x: Tensor, residual: bool, gelu: bool) -> Ten
     """Convolve by the kernel in C++, with GELU before and the residual after it."""
     assert layer.bias is not None
     return depthwise.dwconv(x, layer.weight, layer.bias, residual, gelu)
-
-
-def _not_one_by_one(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:
-    if call.grad or call.compiled or call.traced:
-        return call.why_not_run() or 'gradients need the batch'
-    if any(map(needs_batch, list(model.modules())[1:])):
-        return 'a module has hooks, or a norm computes statistics of the batch'
-    return None if len(x) else 'there is no image'
-
-
-def _batch_is_small(call: Call, model: nn.Module, compute: Callable, x: Tensor) -> Optional[str]:
-    if call.device != 'cpu':
-        return f'it is for the CPU, and the images are on {call.device}'
-    if len(x) < 2 or x.shape[2] * x.shape[3] < MIN_SEPARATE_PIXELS * torch.get_num_threads():
-        return 'the images are small, or there is one'
-    return None
-
-
-@kernel('batch', 'one_by_one', _not_one_by_one, _batch_is_small)
-def compute_one_by_one(model: nn.Module, compute: Callable, x: Tensor) -> Tuple[Tensor, ...]:
-    """Compute the images of a batch one at a time, into outputs that are allocated once."""
-    outs: Tuple[Tensor, ...] = ()
-    for i, image in enumerate(x.split(1)):
-        levels = compute(image)
-        outs = outs or tuple(level.new_empty(len(x), *level.shape[1:]) for level in levels)
-        for out, level in zip(outs, levels):
-            out[i] = level[0]
-    return outs

@@ -11,7 +11,6 @@ from .recorders import Call
 # The kernels of each operator, the preferred one first. `plain` is the specification: it takes every call, and it is
 # what exporters and tracers record.
 PRIORITY = {
-    'batch': ('one_by_one', 'plain'),
     'to_image': ('strided', 'plain'),
     'linear': ('convolution', 'plain'),
     'rotate': ('complex', 'plain'),

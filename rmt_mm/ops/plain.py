@@ -3,8 +3,6 @@
 Maps are (B, H, W, C) or, with heads, (B, H, W, heads, head_dim).
 """
 
-from typing import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,12 +10,6 @@ from torch import Tensor, nn
 from .dispatch import kernel, run
 from .recorders import Call
 from .tables import PositionTables
-
-
-@kernel('batch', 'plain')
-def compute_batch(model: nn.Module, compute: Callable, x: Tensor):
-    """Compute all images of a batch (B, C, H, W) together."""
-    return compute(x)
 
 
 @kernel('to_image', 'plain')

@@ -9,7 +9,6 @@ from typing import NamedTuple, Set, Type
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -85,12 +84,3 @@ def has_hooks(module: nn.Module) -> bool:
         or torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
     )
-
-
-def needs_batch(module: nn.Module) -> bool:
-    """Tell whether a module needs the images of a batch together.
-
-    Hooks expect the whole batch. A BatchNorm in training mode, or without running statistics, computes those of it.
-    """
-    is_stateless = isinstance(module, _BatchNorm) and module.running_mean is None
-    return module.training or is_stateless or has_hooks(module)

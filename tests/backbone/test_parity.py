@@ -114,7 +114,7 @@ def test_every_way_of_computing_agrees_at_every_size(way, size):
     if way == 'plain':
         pins = dict.fromkeys(ops.PRIORITY, 'plain')
     elif way == 'fast':
-        pins = dict(batch='one_by_one', attend_map='by_row')
+        pins = dict(attend_map='by_row')
     elif way == 'deploy':
         model.switch_to_deploy()
     image = torch.from_numpy(weights.image('sizes', (2, 3, *size)))

@@ -25,7 +25,6 @@ def _group(file, tests, *rows):
 RECIPES = 'tests/configs/test_recipes_against_libraries.py'
 SCHEDULES = 'tests/configs/test_schedules.py'
 BACKBONE = 'tests/backbone/test_backbone.py'
-BATCHES = 'tests/ops/test_batches.py'
 FORMS = 'tests/backbone/test_forms.py'
 PARITY = 'tests/backbone/test_parity.py'
 KERNELS = 'tests/ops/test_kernels.py'
@@ -370,26 +369,7 @@ MUTANTS = [
             'if len(x) == 0',
             'tests/backbone/test_compile.py -m slow -k strides',
         ),
-        (
-            'large images: separate with gradients',
-            'if call.grad or call.compiled or call.traced:',
-            'if call.compiled or call.traced:',
-            BATCHES,
-        ),
-        (
-            'large images: separate in a trace',
-            'if call.grad or call.compiled or call.traced:',
-            'if call.grad:',
-            BATCHES,
-        ),
-        ('large images: threads', ' * torch.get_num_threads():', ':', BATCHES),
-        ('large images: hooks of the backbone itself', 'list(model.modules())[1:]', 'list(model.modules())', BATCHES),
-        (
-            'large images: the batch on a GPU',
-            "if call.device != 'cpu':\n        return f'it is for the CPU, and the images",
-            "if False:\n        return f'it is for the CPU, and the images",
-            BATCHES,
-        ),
+        ('gradients of a 1x1 convolution', 'if call.grad else None', 'if False else None', DISPATCH),
         (
             'gradients in bf16 stay in bf16',
             "return tables.why_plain() or call.why_not_run() or None\n\n\n@kernel('attend_lines', 'float32'",
@@ -590,26 +570,12 @@ MUTANTS = [
         ),
         ('hooks are not looked for', 'any(getattr(module, name, None) for name in _HOOKS)', 'False'),
         ('fake tables are cached', 'and _get_current_dispatch_mode() is None', ''),
-        ('large images: BatchNorm in training mode', 'module.training or is_stateless or', 'is_stateless or', BATCHES),
-        (
-            'large images: BatchNorm without statistics',
-            'module.training or is_stateless or',
-            'module.training or',
-            BATCHES,
-        ),
-        ('large images: hooks', 'is_stateless or has_hooks(module)', 'is_stateless', BATCHES),
         ('an adapted layer is known', 'type(layer) in _KNOWN', 'isinstance(layer, tuple(_KNOWN))', KERNELS),
     ),
     *_group(
         'rmt_mm/backbone/rmt.py',
         BACKBONE,
         ('eps of the output norms', 'nn.LayerNorm(dims[i]))', 'nn.LayerNorm(dims[i], eps=1e-6))'),
-        (
-            'large images: masks',
-            '        if mask is not None:\n            return self._compute(x, mask)\n',
-            '',
-            f'{BACKBONE} {BATCHES}',
-        ),
         ('drop path of a constant rate', 'drop_path_rate * i / max(1, num_blocks - 1)', 'drop_path_rate'),
         ('all stages run', 'range(self.out_indices[-1] + 1)', 'range(NUM_STAGES)'),
         (
