@@ -28,7 +28,7 @@ help:
 	@echo 'make fuzz       a thousand damaged and odd files for all readers, backbones of drawn settings: 20 minutes on one core'
 	@echo 'make test-torch2.1   the fast tests of backbone and safe reading on the oldest torch'
 	@echo 'make compatibility   the tests on torch 2.1 to 2.13, an environment of 5 to 8 GB each'
-	@echo 'make ablation   small models without one part of RMT at a time, on scenes of digits: about 4 hours of one core, resumable'
+	@echo 'make ablation   small models without one part of RMT at a time, on scenes of digits: about 6 hours of one core, resumable'
 	@echo 'make docs       the site of these docs, in work_dirs/site'
 	@echo 'make mutants    break the code on purpose, one edit at a time, and see whether the tests notice: an hour'
 	@echo 'STACK=onedl runs any of them on the maintained continuation of the OpenMMLab packages;'
@@ -85,7 +85,8 @@ $(RELATIONS): setup
 	$(PYTHON_ENV) tools/dataset_converters/make_relations.py $(RELATIONS)
 
 ablation: setup $(RELATIONS)
-	$(PYTHON_ENV) tools/analysis_tools/ablation.py work_dirs/ablation --data-root $(RELATIONS)
+	$(PYTHON_ENV) tools/analysis_tools/ablation.py work_dirs/ablation --data-root $(RELATIONS) --data side --epochs 16
+	$(PYTHON_ENV) tools/analysis_tools/ablation.py work_dirs/ablation --data-root $(RELATIONS) --data digit
 
 lint: setup
 	$(PYTHON_ENV) -m ruff check . && $(PYTHON_ENV) -m ruff format --check . && $(PYTHON_ENV) -m mypy

@@ -1,12 +1,13 @@
 """The scenes in which position decides the class, and the tool that trains on them without a part of RMT."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from support import ROOT
+from support import ROOT, load_tool
 from support.scripts import run_script
 
 MAKE = ROOT / 'tools/dataset_converters/make_relations.py'
@@ -32,6 +33,15 @@ def test_scenes(relations, tmp_path):
         assert np.array_equal(cv2.imread(str(path)), cv2.imread(str(again / path.relative_to(relations))))
     done = run_script(MAKE, again)
     assert done.returncode == 2 and 'exists: name another folder' in done.stderr
+
+
+@pytest.mark.parametrize('epochs', [None, 16])
+def test_the_learning_rate_falls_until_the_last_epoch(epochs, tmp_path):
+    args = SimpleNamespace(epochs=epochs, size=None, data_root=tmp_path)
+    cfg = load_tool('analysis_tools/ablation.py').make_config(args, 'digit', 'no LCE', 1, tmp_path)
+    last = cfg.param_scheduler[-1]
+    assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == last.T_max == last.end == (epochs or 8)
+    assert (cfg.model.head.num_classes, cfg.model.backbone.arch_options) == (9, dict(lce=False))
 
 
 @pytest.mark.slow
