@@ -6,8 +6,9 @@
 Data sets are those of tools/dataset_converters/make_relations.py (data/relations): scenes of a 0 and another digit. In
 `side` the class is where the other digit lies from the 0, in `digit` it is the other digit. Every run trains
 configs/classification/rmt-digits-relations.py with another form and seed, about 3 minutes of one core for 8 epochs of
-scenes of 48 pixels (in `side`, 8 epochs leave it to the seed whether a model finds the relation: take 16). It is tested on the validation scenes as they are, and at sizes that it has not seen in training: resized, so
-that digits change with the scene, and padded at the right and the bottom, so that they do not.
+scenes of 48 pixels (in `side`, 8 epochs leave it to the seed whether a model finds the relation: take 16). It is tested
+on the validation scenes as they are, and at sizes that it has not seen in training: resized, so that digits change with
+the scene, and padded at the right and the bottom, so that they do not.
 Every result is a file of WORK_DIR, NAME.json, or with --size or --epochs of a folder in it: call the tool again after
 an interruption, and it goes on with the run that is missing. Two calls at once may share a WORK_DIR when their --data,
 --forms or --seeds differ.
