@@ -265,7 +265,11 @@ NOT_RUN = {
         'python tools/analysis_tools/benchmark.py --device cuda --dtype bf16 --impl rmt_mm mmdet.SwinTransformer'
     ],
     'needs two environments with mmcv': ['python tools/analysis_tools/compare_ops.py OLD/bin/python NEW/bin/python'],
-    'measures for minutes': ['python tools/analysis_tools/compare_kernels.py'],
+    'measures for minutes': [
+        'python tools/analysis_tools/compare_kernels.py',
+        'python tools/analysis_tools/benchmark.py --impl decomposed rmt_mm whole --scaling whole.png '
+        '--sizes 224 320 512 800 1024 2048 --max-gmac 1000 --repeat 2',
+    ],
     'needs a trained model and its pictures': [
         'python tools/deployment/quantize.py MODEL.onnx TRAINING_PICTURES --val PICTURES'
     ],
