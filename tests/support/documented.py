@@ -122,8 +122,9 @@ RUN = {
     'mmdet.SwinTransformer': Run(values=TINY, add='--repeat 1', slow=True, says='mmdet.SwinTransformer'),
     'python tools/analysis_tools/benchmark.py --arch small --shape 800 1344 --impl reference rmt_mm deploy '
     'mmdet.SwinTransformer': Run(values=TINY, add='--repeat 1', slow=True, says='deploy'),
-    'python tools/analysis_tools/benchmark.py --arch small --impl decomposed rmt_mm whole': Run(
-        values=TINY, add='--shape 32 32 --repeat 1', slow=True, says='whole'
+    'python tools/analysis_tools/benchmark.py --impl decomposed rmt_mm whole --scaling whole.png '
+    '--sizes 224 320 512 800 1024 2048 --max-gmac 1000 --repeat 2': Run(
+        leaves=('whole.png',), values={'224 320 512 800 1024 2048': '32 64'}, slow=True, says='exponents'
     ),
     'python tools/analysis_tools/compare_pins.py --arch small --shape 800 1344 default attend=plain': Run(
         values=TINY, add='--rounds 1', slow=True, says='attend=plain'
@@ -267,8 +268,8 @@ NOT_RUN = {
     'needs two environments with mmcv': ['python tools/analysis_tools/compare_ops.py OLD/bin/python NEW/bin/python'],
     'measures for minutes': [
         'python tools/analysis_tools/compare_kernels.py',
-        'python tools/analysis_tools/benchmark.py --impl decomposed rmt_mm whole --scaling whole.png '
-        '--sizes 224 320 512 800 1024 2048 --max-gmac 1000 --repeat 2',
+        "python tools/analysis_tools/ablation.py work_dirs/ablation --data digit --forms full 'no rotation' --seeds 0 "
+        '--size 160 --sizes 96 128 224 320',
     ],
     'needs a trained model and its pictures': [
         'python tools/deployment/quantize.py MODEL.onnx TRAINING_PICTURES --val PICTURES'
