@@ -84,8 +84,8 @@ def find_library() -> Optional[Path]:
     return path if path.is_file() else None
 
 
-def load_library() -> bool:
-    """Load the library, once in a process; tell whether it is loaded."""
+def is_loaded() -> bool:
+    """Load the library if it is built, once in a process; tell whether it is loaded."""
     global _loaded
     if not _loaded:
         with _lock:
@@ -94,11 +94,6 @@ def load_library() -> bool:
                 torch.ops.load_library(str(path))
                 _loaded = True
     return _loaded
-
-
-def is_loaded() -> bool:
-    """Load the library if it is built; tell whether it is there."""
-    return load_library()
 
 
 # torch.compile cannot trace what loads a library: it calls this function and takes the answer for a constant. The

@@ -45,7 +45,7 @@ def _not_convolution(call: Call, layer: nn.Module, x: Tensor) -> Optional[str]:
         return f'oneDNN is for fp32 on the CPU, and the map is {call.dtype} on {call.device}'
     if not torch.backends.mkldnn.enabled:
         return 'torch.backends.mkldnn is switched off'
-    return call.why_not_run() or None if call.traced else None
+    return call.why_not_run() if call.traced else None
 
 
 def _has_gradients(call: Call, *args: Any) -> Optional[str]:

@@ -359,7 +359,7 @@ MUTANTS = [
         KERNELS,
         (
             'Linear on the CPU is a product',
-            'return call.why_not_run() or None if call.traced else None',
+            'return call.why_not_run() if call.traced else None',
             "return 'never'",
         ),
         ('Linear of another class is not called', 'if not call.plain:', 'if False:'),
