@@ -35,12 +35,14 @@ OPERATORS = ('masa', 'dwconv')  # X.cpp holds an operator, and X_kernel.cpp its 
 # The arithmetic is compiled once for each instruction set: lanes of a vector, and vectors that are summed in registers
 # at a time, beside the operands.
 BASE = ('-DRMT_LANES=4', '-DRMT_SUMS=12')  # 16 registers of 16 bytes (x86), or 32 (arm64)
+AVX512 = (
+    *('-DRMT_LANES=16', '-DRMT_SUMS=24', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma'),
+    '-mprefer-vector-width=512',
+)
 X86 = {
     'avx2': ('-DRMT_LANES=8', '-DRMT_SUMS=12', '-mavx2', '-mfma'),
-    'avx512': (
-        *('-DRMT_LANES=16', '-DRMT_SUMS=24', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma'),
-        '-mprefer-vector-width=512',
-    ),
+    'avx512': AVX512,
+    'avx512_bf16': (*AVX512, '-DRMT_PAIRS', '-mavx512bf16'),  # for tensors of bfloat16 alone
 }
 
 _lock = threading.Lock()

@@ -28,9 +28,9 @@ constexpr int64_t MANY_UNITS = 16;      // are enough for the threads
 constexpr int64_t SMALLEST_STRIP = 16;  // rows: those beside a strip are read, and activated, twice
 constexpr int64_t GRAIN = 1 << 15;      // outputs that are worth a thread
 
-const DWConvKernels& kernels() {
-  static const DWConvKernels* chosen = RMT_CHOOSE(dwconv_kernels);
-  return *chosen;
+const DWConvKernels& kernels(const DWConv& p) {
+  static const DWConvKernels* chosen[] = {RMT_CHOOSE(dwconv_kernels), RMT_CHOOSE_BFLOAT16(dwconv_kernels)};
+  return *chosen[p.is_bfloat16];
 }
 
 void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
@@ -66,12 +66,12 @@ struct Task {
     p.weight = weight.const_data_ptr<float>();
     p.bias = bias.const_data_ptr<float>();
     p.rows = p.height;
-    if (x.numel() > 0 && kernels().units(p) < MANY_UNITS) p.rows = std::min(p.height, SMALLEST_STRIP);
+    if (x.numel() > 0 && kernels(p).units(p) < MANY_UNITS) p.rows = std::min(p.height, SMALLEST_STRIP);
   }
 
   void run(void (*function)(const DWConv&, int64_t, int64_t, float*)) const {
-    const int64_t units = kernels().units(p), grain = GRAIN * units / std::max<int64_t>(x.numel(), 1) + 1;
-    run_parallel(function, p, units, grain, kernels().scratch_size(p));
+    const int64_t units = kernels(p).units(p), grain = GRAIN * units / std::max<int64_t>(x.numel(), 1) + 1;
+    run_parallel(function, p, units, grain, kernels(p).scratch_size(p));
   }
 };
 
@@ -87,7 +87,7 @@ Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, bo
   if (x.numel() > 0) {
     Task task(x, weight, bias, residual, gelu);
     task.p.out = out.data_ptr();
-    task.run(kernels().forward);
+    task.run(kernels(task.p).forward);
   }
   return out;
 }
@@ -106,13 +106,13 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_, const Tenso
   Task task(x, weight, bias, residual, gelu);
   DWConv& p = task.p;
   const Tensor grad = grad_.contiguous(), grad_x = at::empty(x.sizes(), x.options());
-  const int64_t taps = p.kernel * p.kernel, units = x.numel() > 0 ? kernels().units(p) : 0;
+  const int64_t taps = p.kernel * p.kernel, units = x.numel() > 0 ? kernels(p).units(p) : 0;
   const Tensor partial = at::empty({units, taps + 1, p.channels}, task.weight.options());
   if (units > 0) {
     p.grad = grad.const_data_ptr();
     p.grad_x = grad_x.data_ptr();
     p.partial = partial.data_ptr<float>();
-    task.run(kernels().backward);
+    task.run(kernels(p).backward);
   }
   const Tensor sums = partial.sum(0);
   return {grad_x, sums.slice(0, 0, taps).t().contiguous().view(weight.sizes()).to(weight.scalar_type()),

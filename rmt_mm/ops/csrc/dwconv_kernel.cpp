@@ -274,11 +274,14 @@ int64_t scratch_size(const DWConv& p) {
   return blocks(p) * ((3 * p.kernel + 1) * row_size(p) + 2 * (p.kernel * p.kernel + 1) * BLOCK);
 }
 
-#define OF_KERNEL_AND_DTYPE(function)                                                  \
-  [](const DWConv& p, int64_t begin, int64_t end, float* scratch) {                    \
-    auto of_kernel = p.kernel == 3 ? (p.is_bfloat16 ? function<3, BFloat16> : function<3, float>) \
-                                   : (p.is_bfloat16 ? function<5, BFloat16> : function<5, float>); \
-    of_kernel(p, begin, end, scratch);                                                 \
+#ifdef RMT_PAIRS  // this instruction set is for bfloat16 alone
+#define OF_DTYPE(function, kernel, p) function<kernel, BFloat16>
+#else
+#define OF_DTYPE(function, kernel, p) (p.is_bfloat16 ? function<kernel, BFloat16> : function<kernel, float>)
+#endif
+#define OF_KERNEL_AND_DTYPE(function)                                                              \
+  [](const DWConv& p, int64_t begin, int64_t end, float* scratch) {                                \
+    (p.kernel == 3 ? OF_DTYPE(function, 3, p) : OF_DTYPE(function, 5, p))(p, begin, end, scratch); \
   }
 
 }  // namespace

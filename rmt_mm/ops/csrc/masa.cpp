@@ -29,14 +29,13 @@ using OptionalTensor = decltype(c10::IValue().toOptional<Tensor>());  // c10's, 
 
 enum Dim : int64_t { MAP = 0, COLUMNS = 1, ROWS = 2 };
 
-constexpr double LOG2_E = 1.4426950408889634;
 constexpr int64_t MANY_THREADS = 64;    // the backward pass has work for so many, if there are keys enough
 constexpr int64_t SMALLEST_CHUNK = 96;  // keys
 constexpr int64_t GRAIN = 1 << 19;      // multiply-adds that are worth a thread
 
-const MasaKernels& kernels() {
-  static const MasaKernels* chosen = RMT_CHOOSE(masa_kernels);
-  return *chosen;
+const MasaKernels& kernels(const Problem& p) {
+  static const MasaKernels* chosen[] = {RMT_CHOOSE(masa_kernels), RMT_CHOOSE_BFLOAT16(masa_kernels)};
+  return *chosen[p.is_bfloat16];
 }
 
 // Checks and memory --------------------------------------------------------------------------------------------------
@@ -100,11 +99,12 @@ struct Task {
       p.phases.head = 0;
       p.phases.batch = 0;
     }
-    p.scale = float(1 / std::sqrt(double(p.dim)));
+    const double scale = 1 / std::sqrt(double(p.dim));
+    p.scale = float(scale);
     for (double slope : log_decay) {
-      slopes.push_back(float(slope * LOG2_E));
+      slopes.push_back(float(slope / scale));
       for (int64_t i = 0; p.height == 1 && i < line_bias_size(p.width); i++) {
-        line_bias.push_back(float(slope * LOG2_E * std::abs(double(i - (p.width - 1)))));
+        line_bias.push_back(float(slope / scale * std::abs(double(i - (p.width - 1)))));
       }
     }
     p.slopes = slopes.data();
@@ -120,7 +120,7 @@ struct Task {
   void run(void (*function)(const Problem&, int64_t, int64_t, float*), int64_t parts, int64_t products) const {
     const int64_t tokens = p.height * p.width, cost = tokens * tokens * p.dim * products / parts;
     const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(cost, 1));
-    run_parallel(function, p, problems() * parts, grain, kernels().scratch_size(p));
+    run_parallel(function, p, problems() * parts, grain, kernels(p).scratch_size(p));
   }
 };
 
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor> forward_cpu(const Tensor& q_, const Tensor& k_, const
   const Tensor logsum = at::empty(q.sizes().slice(0, 4), q.options().dtype(at::kFloat));
   if (q.numel() > 0) {
     const Task task(q, k, v, out, logsum, log_decay, dim, phases);
-    task.run(kernels().forward, kernels().tiles(task.p), 2);
+    task.run(kernels(task.p).forward, kernels(task.p).tiles(task.p), 2);
   }
   return {out, logsum};
 }
@@ -181,12 +181,12 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_, const Tenso
     p.chunks = (tokens + chunk - 1) / chunk;
     Tensor partial;
     if (p.chunks > 1) {
-      const int64_t size = kernels().partial_size(p);
+      const int64_t size = kernels(p).partial_size(p);
       partial = at::empty({task.problems() * p.chunks * size}, q.options().dtype(at::kFloat));
       p.partial = static_cast<float*>(partial.data_ptr());
     }
-    task.run(kernels().backward, p.chunks, 5);
-    if (p.chunks > 1) task.run(kernels().reduce, kernels().tiles(p), 1);
+    task.run(kernels(p).backward, p.chunks, 5);
+    if (p.chunks > 1) task.run(kernels(p).reduce, kernels(p).tiles(p), 1);
   }
   return {grad_q, grad_k, grad_v};
 }

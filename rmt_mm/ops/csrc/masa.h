@@ -20,7 +20,7 @@ struct Problem {
   View q, k, v, out, logsum;  // logsum: float, log2 of the sum of exp(logits); its channel is the head's
   View phases;                // float, (cos, sin) of every pair of channels; data may be null: then nothing is rotated
   float scale;                // of q k^T
-  const float* slopes;        // log_decay of every head, times log2(e)
+  const float* slopes;        // log_decay of every head over `scale`, which is applied to their sum with q k^T
   const float* line_bias;     // maps of one row: of every head, slope * |i - (width - 1)| for i < line_bias_size(width)
 
   // The backward pass

@@ -2,7 +2,8 @@
 //
 // Queries are in lanes: a tile of queries is one to three vectors for each channel, and every number of a key or value
 // is multiplied with all of them. Tiles meet keys in blocks, so that the weights of a block stay in the first cache.
-// All three products of the forward and the backward pass that have queries or channels in lanes are `product`.
+// All three products of the forward and the backward pass that have queries or channels in lanes are `product`. Its
+// operands are floats, or pairs of bfloat16 where the processor multiplies these (simd.h).
 
 #include "masa.h"
 #include "simd.h"
@@ -15,7 +16,6 @@ constexpr int MAX_VECTORS = 3;  // of a tile
 static_assert(MAX_VECTORS * LANES <= MAX_TILE, "line_bias is too short");
 constexpr int64_t MAX_BLOCK = 96;  // keys
 constexpr float LOWEST = -3.4e38f;
-constexpr float LN_2 = 0.69314718f, LOG2_E = 1.44269504f;
 
 // Rows of a product at a time: as many sums as stay in registers beside the operands.
 constexpr int max_rows(int vectors) {
@@ -73,12 +73,13 @@ struct FromMapBias {  // rows are keys of a map: the bias is that of the distanc
 };
 
 // A product of matrices, rows x n by n x (VECTORS * LANES), with a start. a(r, i) is at a + r * row + i if KIND is
-// ROWS, or at a + r + i * row if it is COLUMNS. `top`, if given, is raised to the largest result of each lane.
+// ROWS, or at a + r + i * row if it is COLUMNS. Of pairs, n is their number. `top`, if given, is raised to the largest
+// result of each lane.
 enum Kind { ROWS, COLUMNS };
 
-template <int VECTORS, Kind KIND, bool HAS_TOP = false, class Start>
-__attribute__((noinline)) void product(float* result, int64_t result_row, int64_t rows, const float* a, int64_t row,
-                                       const float* b, int64_t b_row, int64_t n, Start start, Vec* top = nullptr) {
+template <int VECTORS, Kind KIND, bool HAS_TOP = false, class N, class Start>
+__attribute__((noinline)) void product(float* result, int64_t result_row, int64_t rows, const N* a, int64_t row,
+                                       const N* b, int64_t b_row, int64_t n, Start start, Vec* top = nullptr) {
   constexpr int MAX = max_rows(VECTORS);
   Vec tops[VECTORS];
   UNROLL
@@ -94,16 +95,16 @@ __attribute__((noinline)) void product(float* result, int64_t result_row, int64_
         for (int v = 0; v < VECTORS; v++) sums[r][v] = start.get(v, result + r * result_row + v * LANES);
         start.next_row();
       }
-      const float *from_a = a, *from_b = b;
+      const N *from_a = a, *from_b = b;
       for (int64_t i = 0; i < n; i++) {
-        Vec x[VECTORS];
+        VecOf<N> x[VECTORS];
         UNROLL
         for (int v = 0; v < VECTORS; v++) x[v] = load(from_b + v * LANES);
         UNROLL
         for (int r = 0; r < R; r++) {
-          Vec factor = splat(from_a[KIND == ROWS ? r * row : r]);
+          VecOf<N> factor = splat(from_a[KIND == ROWS ? r * row : r]);
           UNROLL
-          for (int v = 0; v < VECTORS; v++) sums[r][v] += factor * x[v];
+          for (int v = 0; v < VECTORS; v++) sums[r][v] = multiply_add(factor, x[v], sums[r][v]);
         }
         from_a += KIND == ROWS ? 1 : row;
         from_b += b_row;
@@ -141,14 +142,18 @@ INLINE T* at(const View& view, const Place& place) {
 }
 
 INLINE int64_t tokens(const Problem& p) { return p.height * p.width; }
-INLINE int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANES); }
+// Numbers N that hold a token's channels, and a row of them.
+template <class N>
+INLINE int64_t numbers(const Problem& p) { return p.dim / CHANNELS<N>; }
+template <class N = float>
+INLINE int64_t padded(const Problem& p) { return round_up(numbers<N>(p), LANES); }
 INLINE int64_t vectors(const Problem& p) { return ceil_div(tokens(p), LANES); }
 INLINE int64_t chunk_size(const Problem& p) { return ceil_div(tokens(p), p.chunks); }
 
 // Keys at a time. Blocks of keys and values, and their weights, fit the first cache.
 INLINE int64_t block_size(const Problem& p, int64_t keys) {
   int64_t most = p.dim <= 32 ? MAX_BLOCK : p.dim <= 64 ? MAX_BLOCK / 2 : MAX_BLOCK / 4;
-  return ceil_div(keys, ceil_div(keys, most));
+  return round_up(ceil_div(keys, ceil_div(keys, most)), 2);  // whole pairs
 }
 
 int64_t tiles(const Problem& p) { return ceil_div(vectors(p), MAX_VECTORS); }
@@ -182,6 +187,19 @@ struct Walk {
       x = 0;
       offset += row_step;
     }
+  }
+};
+
+// Scratch memory, handed out piece by piece.
+struct Memory {
+  float* next;
+
+  template <class N = float>
+  N* take(int64_t count) {
+    static_assert(sizeof(N) == sizeof(float), "sizes are in numbers");
+    N* piece = reinterpret_cast<N*>(next);
+    next += round_up(count, 16);
+    return piece;
   }
 };
 
@@ -219,41 +237,45 @@ INLINE void visit_rows(const Problem& p, const View& view, const Place& place, i
   }
 }
 
-// Copy the channels of tokens [begin, end) to rows of padded_dim floats.
-template <class T>
+// Copy the channels of tokens [begin, end) to rows of padded<N> numbers.
+template <class T, class N>
 void load_rows(const Problem& p, const View& view, const Place& place, int64_t begin, int64_t end,
-               const Change& change, float* rows) {
-  const int64_t row = padded_dim(p);
+               const Change& change, N* rows) {
+  const int64_t row = padded<N>(p);
   const T* from = at<const T>(view, place);
   visit_rows(p, view, place, begin, end, change, [=](int64_t offset, int64_t n, int64_t c, auto changed) INLINE_LAMBDA {
-    store8(rows + n * row + c, changed(load8(from + offset + c)));
+    store8(channels(rows + n * row) + c, changed(load8(from + offset + c)));
   });
-  for (int64_t n = 0; row > p.dim && n < end - begin; n++) {
-    for (int64_t c = p.dim; c < row; c += EIGHT) store8(rows + n * row + c, Vec8{});
+  for (int64_t n = 0; n < end - begin; n++) {
+    for (int64_t c = p.dim; c < row * CHANNELS<N>; c += EIGHT) store8(channels(rows + n * row) + c, Vec8{});
   }
+}
+
+// Rows of `count` tokens for a product that adds over tokens. Numbers stay where they are. Of pairs of channels,
+// (count, padded<Pair>), make pairs of tokens, (count / 2, padded<float>), in `memory`; a last one is paired with zeros.
+INLINE const float* over_tokens(const Problem&, const float* rows, int64_t, Memory&) { return rows; }
+
+INLINE const Pair* over_tokens(const Problem& p, const Pair* rows, int64_t count, Memory& memory) {
+  const int64_t row = padded<Pair>(p), pair_row = padded<float>(p);
+  Pair* pairs = memory.take<Pair>(ceil_div(count, 2) * pair_row);
+  for (int64_t n = 0; n < count; n += 2) {
+    const BFloat16* first = channels(rows + n * row);
+    const BFloat16* second = n + 1 < count ? channels(rows + (n + 1) * row) : nullptr;
+    for (int64_t c = 0; c < pair_row; c += EIGHT) pair8(pairs + n / 2 * pair_row + c, first + c, second ? second + c : second);
+  }
+  return pairs;
 }
 
 // The reverse of load_rows.
 template <class T>
 void store_rows(const Problem& p, const View& view, const Place& place, int64_t begin, int64_t end,
                 const Change& change, const float* rows) {
-  const int64_t row = padded_dim(p);
+  const int64_t row = padded<float>(p);
   T* to = at<T>(view, place);
   visit_rows(p, view, place, begin, end, change, [=](int64_t offset, int64_t n, int64_t c, auto changed) INLINE_LAMBDA {
     store8(to + offset + c, changed(load8(rows + n * row + c)));
   });
 }
-
-// Scratch memory, handed out piece by piece.
-struct Memory {
-  float* next;
-
-  float* take(int64_t numbers) {
-    float* piece = next;
-    next += round_up(numbers, 16);
-    return piece;
-  }
-};
 
 // Tiles --------------------------------------------------------------------------------------------------------------
 
@@ -261,23 +283,23 @@ INLINE int64_t tile_end(const Problem& p, const Tile& tile) {
   return least(tile.first + tile.vectors * LANES, tokens(p));
 }
 
-// Load a tile both ways: `rows` is (queries, padded_dim), `columns` is (padded_dim, queries). Missing queries are zero.
-template <class T>
-void load_tile(const Problem& p, const View& view, const Place& place, const Tile& tile, const Change& change,
-               float* rows, float* columns) {
-  const int64_t row = padded_dim(p), queries = tile.vectors * LANES, end = tile_end(p, tile);
+// Load a tile both ways: `rows` is (queries, padded<N>), `columns` is (padded<N>, queries). Missing queries are zero.
+template <class T, class N>
+void load_tile(const Problem& p, const View& view, const Place& place, const Tile& tile, const Change& change, N* rows,
+               N* columns) {
+  const int64_t row = padded<N>(p), queries = tile.vectors * LANES, end = tile_end(p, tile);
   load_rows<T>(p, view, place, tile.first, end, change, rows);
-  for (int64_t i = (end - tile.first) * row; i < queries * row; i++) rows[i] = 0;
+  for (int64_t i = (end - tile.first) * row; i < queries * row; i++) rows[i] = N{};
   for (int64_t n = 0; n < queries; n += LANES) {
     for (int64_t c = 0; c < row; c += LANES) transpose(rows + n * row + c, row, columns + c * queries + n, queries);
   }
 }
 
-// Store a tile that is (padded_dim, queries); `rows` is memory for as many numbers.
+// Store a tile that is (padded<float>, queries); `rows` is memory for as many numbers.
 template <class T>
 void store_tile(const Problem& p, const View& view, const Place& place, const Tile& tile, const Change& change,
                 const float* columns, float* rows) {
-  const int64_t row = padded_dim(p), queries = tile.vectors * LANES;
+  const int64_t row = padded<float>(p), queries = tile.vectors * LANES;
   for (int64_t n = 0; n < queries; n += LANES) {
     for (int64_t c = 0; c < row; c += LANES) transpose(columns + c * queries + n, queries, rows + n * row + c, row);
   }
@@ -316,11 +338,12 @@ struct TileBias {
     }
   }
 
-  // Logits, times log2(e), of `n` keys from `key`; see product.
-  template <bool HAS_TOP>
-  INLINE void logits(float* result, const float* keys, int64_t row, int64_t key, int64_t n, const float* columns,
-                     int64_t dim, Vec* top) const {
-    const float* from = keys + key * row;
+  // Logits, before they are scaled, of `n` keys from `key`; see product.
+  template <bool HAS_TOP, class N>
+  INLINE void logits(const Problem& p, float* result, const N* keys, int64_t key, int64_t n, const N* columns,
+                     Vec* top) const {
+    const int64_t row = padded<N>(p), dim = numbers<N>(p);
+    const N* from = keys + key * row;
     key += first_key;
     if (line) {
       product<VECTORS, ROWS, HAS_TOP>(result, QUERIES, n, from, row, columns, QUERIES, dim, FromLineBias{line - key},
@@ -336,14 +359,16 @@ struct TileBias {
 };
 
 int64_t tile_memory(const Problem& p) {
-  return MAX_TILE * (6 * padded_dim(p) + 2 * MAX_BLOCK + p.height + p.width + 4) + 16 * 16;
+  return MAX_TILE * (8 * padded<float>(p) + 3 * MAX_BLOCK + p.height + p.width + 4) + 16 * 16;
 }
 
 // The forward pass ---------------------------------------------------------------------------------------------------
 
 // Weights are 2^(logit - peak). The peak follows the largest logit, but only where that is more than 8 above: sums stay
-// far from overflow, and scaling them anew is rare.
+// far from overflow, and scaling them anew is rare. Products with keys are scaled here, to powers of two: pairs of
+// bfloat16 could not be scaled before without an error.
 constexpr float SLACK = 8;
+INLINE float power_scale(const Problem& p) { return p.scale * 1.44269504f; }
 
 INLINE bool any(Int is_true) {
   int32_t found = 0;
@@ -352,14 +377,17 @@ INLINE bool any(Int is_true) {
   return found;
 }
 
-template <int VECTORS, class T>
-void forward_tile(const Problem& p, const Place& place, const Tile& tile, const float* keys, const float* values,
+template <int VECTORS, class T, class N = Operand<T>>
+void forward_tile(const Problem& p, const Place& place, const Tile& tile, const N* keys, const N* values,
                   Memory memory) {
   constexpr int64_t QUERIES = VECTORS * LANES;
-  const int64_t row = padded_dim(p), all = tokens(p), block = block_size(p, all);
-  float *rows = memory.take(QUERIES * row), *columns = memory.take(QUERIES * row), *out = memory.take(QUERIES * row);
-  float* weights = memory.take(MAX_BLOCK * QUERIES);
-  load_tile<T>(p, p.q, place, tile, {p.scale * LOG2_E, true, false}, rows, columns);
+  constexpr int TOKENS = CHANNELS<N>;  // keys whose weights make a number
+  const int64_t row = padded<float>(p), all = tokens(p), block = block_size(p, all);
+  const float power = power_scale(p), slack = SLACK / power;
+  N *q_rows = memory.take<N>(QUERIES * row), *columns = memory.take<N>(QUERIES * row);
+  float *rows = memory.take(QUERIES * row), *out = memory.take(QUERIES * row), *logits = memory.take(MAX_BLOCK * QUERIES);
+  N* weights = reinterpret_cast<N*>(logits);  // every number is written after the logits that were there are read
+  load_tile<T>(p, p.q, place, tile, {1, true, false}, q_rows, columns);
   const TileBias<VECTORS> bias(p, place, tile, memory.take((p.height + p.width) * QUERIES));
 
   Vec peak[VECTORS] = {}, sum[VECTORS] = {};
@@ -368,18 +396,18 @@ void forward_tile(const Problem& p, const Place& place, const Tile& tile, const 
     Vec top[VECTORS];
     UNROLL
     for (int v = 0; v < VECTORS; v++) top[v] = splat(LOWEST);
-    bias.template logits<true>(weights, keys, row, key, n, columns, p.dim, top);
+    bias.template logits<true>(p, logits, keys, key, n, columns, top);
     if (key == 0) {
       UNROLL
       for (int v = 0; v < VECTORS; v++) peak[v] = top[v];
     } else {
       Int is_above = {};
       UNROLL
-      for (int v = 0; v < VECTORS; v++) is_above |= top[v] > peak[v] + SLACK;
+      for (int v = 0; v < VECTORS; v++) is_above |= top[v] > peak[v] + slack;
       if (any(is_above)) {
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
-          Vec raised = maximum(top[v], peak[v]), factor = exp2(peak[v] - raised);
+          Vec raised = maximum(top[v], peak[v]), factor = exp2((peak[v] - raised) * power);
           peak[v] = raised;
           sum[v] *= factor;
           for (int64_t c = 0; c < p.dim; c++) {
@@ -389,30 +417,37 @@ void forward_tile(const Problem& p, const Place& place, const Tile& tile, const 
         }
       }
     }
-    Vec block_sum[VECTORS] = {};
-    for (int64_t i = 0; i < n; i++) {
+    Vec block_sum[VECTORS] = {}, shift[VECTORS];
+    UNROLL
+    for (int v = 0; v < VECTORS; v++) shift[v] = peak[v] * power;
+    for (int64_t i = 0; i < n; i += TOKENS) {
       UNROLL
       for (int v = 0; v < VECTORS; v++) {
-        float* at = weights + i * QUERIES + v * LANES;
-        Vec weight = exp2(load(at) - peak[v]);
-        store(at, weight);
-        block_sum[v] += weight;
+        Vec weight[TOKENS];
+        UNROLL
+        for (int t = 0; t < TOKENS; t++) {
+          weight[t] = Vec{};
+          if (i + t < n) weight[t] = exp2(load(logits + (i + t) * QUERIES + v * LANES) * power - shift[v]);
+          block_sum[v] += weight[t];
+        }
+        join(weights + i / TOKENS * QUERIES + v * LANES, weight);
       }
     }
     UNROLL
     for (int v = 0; v < VECTORS; v++) sum[v] += block_sum[v];
-    const float* block_values = values + key * row;
+    const N* block_values = values + key / TOKENS * row;
+    const int64_t pairs = ceil_div(n, TOKENS);
     if (key == 0) {
-      product<VECTORS, COLUMNS>(out, QUERIES, p.dim, block_values, row, weights, QUERIES, n, FromZero{});
+      product<VECTORS, COLUMNS>(out, QUERIES, p.dim, block_values, row, weights, QUERIES, pairs, FromZero{});
     } else {
-      product<VECTORS, COLUMNS>(out, QUERIES, p.dim, block_values, row, weights, QUERIES, n, FromResult{});
+      product<VECTORS, COLUMNS>(out, QUERIES, p.dim, block_values, row, weights, QUERIES, pairs, FromResult{});
     }
   }
 
-  float* logsum = weights;
+  float* logsum = logits;
   UNROLL
   for (int v = 0; v < VECTORS; v++) {
-    store(logsum + v * LANES, peak[v] + log2(sum[v]));
+    store(logsum + v * LANES, peak[v] * power + log2(sum[v]));
     Vec factor = 1 / sum[v];
     for (int64_t c = 0; c < p.dim; c++) {
       float* at = out + c * QUERIES + v * LANES;
@@ -427,16 +462,22 @@ void forward_tile(const Problem& p, const Place& place, const Tile& tile, const 
 
 template <class T>
 void forward(const Problem& p, int64_t begin, int64_t end, float* scratch) {
-  Memory memory = {scratch};
+  using N = Operand<T>;
   const int64_t all = tokens(p), a_map = tiles(p);
-  float *keys = memory.take(all * padded_dim(p)), *values = memory.take(all * padded_dim(p));
   int64_t loaded = -1;
+  N* keys = nullptr;
+  const N* values = nullptr;
+  Memory memory = {};
   for (int64_t unit = begin; unit < end; unit++) {
     const Place place(p, unit / a_map);
     const Tile tile(p, unit % a_map);
     if (unit / a_map != loaded) {
+      memory = {scratch};
+      keys = memory.take<N>(all * padded<N>(p));
+      N* rows = memory.take<N>(all * padded<N>(p));
       load_rows<T>(p, p.k, place, 0, all, {1, true, false}, keys);
-      load_rows<T>(p, p.v, place, 0, all, {1, false, false}, values);
+      load_rows<T>(p, p.v, place, 0, all, {1, false, false}, rows);
+      values = over_tokens(p, rows, all, memory);
       loaded = unit / a_map;
     }
     with_count<MAX_VECTORS>(tile.vectors, [&](auto count) {
@@ -450,10 +491,11 @@ void forward(const Problem& p, int64_t begin, int64_t end, float* scratch) {
 // With weights P = 2^(logit - logsum), and gradients dO of the result O:
 //   dV = P^T dO,   dS = P (dO V^T - sum(dO O)),   dK = dS^T Q scale,   dQ = dS K scale
 
-// result (n, dim) += weights (n, queries) * rows (queries, dim), channels in lanes.
-INLINE void add_to_keys(const Problem& p, float* result, int64_t n, const float* weights, int64_t weights_row,
-                        const float* rows, int64_t queries) {
-  const int64_t row = padded_dim(p);
+// result (n, dim) += weights (n, queries) * rows (queries, dim), channels in lanes. Of pairs, `queries` is their number.
+template <class N>
+INLINE void add_to_keys(const Problem& p, float* result, int64_t n, const N* weights, int64_t weights_row,
+                        const N* rows, int64_t queries) {
+  const int64_t row = padded<float>(p);
   for (int64_t left = row / LANES, c = 0; left > 0;) {
     const int64_t vectors = left == 4 ? 2 : least(left, MAX_VECTORS);
     with_count<MAX_VECTORS>(vectors, [&](auto count) {
@@ -465,21 +507,29 @@ INLINE void add_to_keys(const Problem& p, float* result, int64_t n, const float*
   }
 }
 
+template <class N>
 struct Chunk {  // of keys
   int64_t begin, size;
-  float *keys, *values, *grad_keys, *grad_values;
+  N *keys, *values;
+  const N* keys_over_tokens;
+  float *grad_keys, *grad_values;
 };
 
 // Add to the gradients of a chunk of keys; store that of the tile's queries, or leave it in `partial` if given.
-template <int VECTORS, class T>
-void backward_tile(const Problem& p, const Place& place, const Tile& tile, const Chunk& chunk, float* partial,
+template <int VECTORS, class T, class N = Operand<T>>
+void backward_tile(const Problem& p, const Place& place, const Tile& tile, const Chunk<N>& chunk, float* partial,
                    Memory memory) {
   constexpr int64_t QUERIES = VECTORS * LANES;
-  const int64_t row = padded_dim(p), block = block_size(p, chunk.size), queries = tile_end(p, tile) - tile.first;
-  float *q_rows = memory.take(QUERIES * row), *q_columns = memory.take(QUERIES * row);
-  float *grad_rows = memory.take(QUERIES * row), *grad_columns = memory.take(QUERIES * row);
-  float *grad_q = partial ? partial + tile.first * row : memory.take(QUERIES * row);
-  float *weights = memory.take(MAX_BLOCK * QUERIES), *grads = memory.take(MAX_BLOCK * QUERIES);
+  constexpr int TOKENS = CHANNELS<N>;  // whose weights make a number
+  const int64_t row = padded<float>(p), block = block_size(p, chunk.size), queries = tile_end(p, tile) - tile.first;
+  const float power = power_scale(p);
+  N *q_rows = memory.take<N>(QUERIES * row), *q_columns = memory.take<N>(QUERIES * row);
+  N *grad_rows = memory.take<N>(QUERIES * row), *grad_columns = memory.take<N>(QUERIES * row);
+  float* grad_q = partial ? partial + tile.first * row : memory.take(QUERIES * row);
+  float *logits = memory.take(MAX_BLOCK * QUERIES), *products = memory.take(MAX_BLOCK * QUERIES);
+  // What is made of them, over queries, is written after the row that was there is read; and over keys.
+  N *weights = reinterpret_cast<N*>(logits), *grads = reinterpret_cast<N*>(products);
+  N* grads_over_keys = TOKENS == 1 ? grads : memory.take<N>(MAX_BLOCK / TOKENS * QUERIES);
   float *logsums = memory.take(QUERIES), *deltas = memory.take(QUERIES);
   TileBias<VECTORS> bias(p, place, tile, memory.take((p.height + p.width) * QUERIES));
   bias.first_key = chunk.begin;
@@ -493,51 +543,67 @@ void backward_tile(const Problem& p, const Place& place, const Tile& tile, const
     if (i >= queries) continue;
     logsums[i] = from[walk.offset];
     walk.next();
-    Vec8 products = {};
-    for (int64_t c = 0; c < p.dim; c += EIGHT) products += load8(grad_rows + i * row + c) * load8(q_rows + i * row + c);
-    for (int j = 0; j < EIGHT; j++) deltas[i] += products[j];
+    const auto *grad = channels(grad_rows + i * padded<N>(p)), *out = channels(q_rows + i * padded<N>(p));
+    Vec8 delta = {};
+    for (int64_t c = 0; c < p.dim; c += EIGHT) delta += load8(grad + c) * load8(out + c);
+    for (int j = 0; j < EIGHT; j++) deltas[i] += delta[j];
   }
-  load_tile<T>(p, p.q, place, tile, {p.scale * LOG2_E, true, false}, q_rows, q_columns);
+  load_tile<T>(p, p.q, place, tile, {1, true, false}, q_rows, q_columns);
+  const N* q_over_tokens = over_tokens(p, q_rows, queries, memory);
+  const N* grad_over_tokens = over_tokens(p, grad_rows, queries, memory);
 
   for (int64_t key = 0; key < chunk.size; key += block) {
     const int64_t n = least(block, chunk.size - key);
-    bias.template logits<false>(weights, chunk.keys, row, key, n, q_columns, p.dim, nullptr);
-    product<VECTORS, ROWS>(grads, QUERIES, n, chunk.values + key * row, row, grad_columns, QUERIES, p.dim, FromZero{});
-    for (int64_t i = 0; i < n; i++) {
+    bias.template logits<false>(p, logits, chunk.keys, key, n, q_columns, nullptr);
+    product<VECTORS, ROWS>(products, QUERIES, n, chunk.values + key * padded<N>(p), padded<N>(p), grad_columns, QUERIES,
+                           numbers<N>(p), FromZero{});
+    for (int64_t i = 0; i < n; i += TOKENS) {
+      Vec slopes[VECTORS][TOKENS] = {};
       UNROLL
-      for (int v = 0; v < VECTORS; v++) {
-        const int64_t at = i * QUERIES + v * LANES;
-        Vec weight = exp2(load(weights + at) - load(logsums + v * LANES));
-        store(weights + at, weight);
-        store(grads + at, weight * (load(grads + at) - load(deltas + v * LANES)));
+      for (int t = 0; t < TOKENS; t++) {
+        if (i + t >= n) break;
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+          const int64_t at = (i + t) * QUERIES + v * LANES;
+          const Vec weight = exp2(load(logits + at) * power - load(logsums + v * LANES));
+          slopes[v][t] = weight * (load(products + at) - load(deltas + v * LANES));
+          store_lanes(weights + at / TOKENS, weight);
+          store_lanes(grads + at / TOKENS, slopes[v][t]);
+        }
       }
+      UNROLL
+      for (int v = 0; TOKENS > 1 && v < VECTORS; v++) join(grads_over_keys + i / TOKENS * QUERIES + v * LANES, slopes[v]);
     }
-    add_to_keys(p, chunk.grad_values + key * row, n, weights, QUERIES, grad_rows, queries);
-    add_to_keys(p, chunk.grad_keys + key * row, n, grads, QUERIES, q_rows, queries);
-    const float* block_keys = chunk.keys + key * row;
+    add_to_keys(p, chunk.grad_values + key * row, n, weights, QUERIES / TOKENS, grad_over_tokens,
+                ceil_div(queries, TOKENS));
+    add_to_keys(p, chunk.grad_keys + key * row, n, grads, QUERIES / TOKENS, q_over_tokens, ceil_div(queries, TOKENS));
+    const N* block_keys = chunk.keys_over_tokens + key / TOKENS * row;
+    const int64_t pairs = ceil_div(n, TOKENS);
     if (key == 0) {
-      product<VECTORS, COLUMNS>(grad_q, QUERIES, p.dim, block_keys, row, grads, QUERIES, n, FromZero{});
+      product<VECTORS, COLUMNS>(grad_q, QUERIES, p.dim, block_keys, row, grads_over_keys, QUERIES, pairs, FromZero{});
     } else {
-      product<VECTORS, COLUMNS>(grad_q, QUERIES, p.dim, block_keys, row, grads, QUERIES, n, FromResult{});
+      product<VECTORS, COLUMNS>(grad_q, QUERIES, p.dim, block_keys, row, grads_over_keys, QUERIES, pairs, FromResult{});
     }
   }
-  if (!partial) store_tile<T>(p, p.grad_q, place, tile, {p.scale, true, true}, grad_q, q_rows);
+  if (!partial) store_tile<T>(p, p.grad_q, place, tile, {p.scale, true, true}, grad_q, memory.take(QUERIES * row));
 }
 
-int64_t partial_size(const Problem& p) { return vectors(p) * LANES * padded_dim(p); }
+int64_t partial_size(const Problem& p) { return vectors(p) * LANES * padded<float>(p); }
 
 template <class T>
 void backward(const Problem& p, int64_t begin, int64_t end, float* scratch) {
-  Memory memory = {scratch};
-  const int64_t row = padded_dim(p), most = chunk_size(p) * row;
-  Chunk chunk = {0, 0, memory.take(most), memory.take(most), memory.take(most), memory.take(most)};
+  using N = Operand<T>;
+  const int64_t row = padded<float>(p), most = chunk_size(p) * row;
   for (int64_t unit = begin; unit < end; unit++) {
     const Place place(p, unit / p.chunks);
-    chunk.begin = unit % p.chunks * chunk_size(p);
-    const int64_t chunk_end = least(chunk.begin + chunk_size(p), tokens(p));
-    chunk.size = chunk_end - chunk.begin;
-    load_rows<T>(p, p.k, place, chunk.begin, chunk_end, {1, true, false}, chunk.keys);
-    load_rows<T>(p, p.v, place, chunk.begin, chunk_end, {1, false, false}, chunk.values);
+    const int64_t chunk_begin = unit % p.chunks * chunk_size(p);
+    const int64_t chunk_end = least(chunk_begin + chunk_size(p), tokens(p));
+    Memory memory = {scratch};
+    Chunk<N> chunk = {chunk_begin, chunk_end - chunk_begin, memory.take<N>(most), memory.take<N>(most), nullptr,
+                      memory.take(most), memory.take(most)};
+    load_rows<T>(p, p.k, place, chunk_begin, chunk_end, {1, true, false}, chunk.keys);
+    load_rows<T>(p, p.v, place, chunk_begin, chunk_end, {1, false, false}, chunk.values);
+    chunk.keys_over_tokens = over_tokens(p, chunk.keys, chunk.size, memory);
     for (int64_t i = 0; i < chunk.size * row; i++) chunk.grad_keys[i] = chunk.grad_values[i] = 0;
     for (int64_t index = 0; index < tiles(p); index++) {
       const Tile tile(p, index);
@@ -546,18 +612,18 @@ void backward(const Problem& p, int64_t begin, int64_t end, float* scratch) {
                                                  p.chunks > 1 ? p.partial + unit * partial_size(p) : nullptr, memory);
       });
     }
-    store_rows<T>(p, p.grad_k, place, chunk.begin, chunk_end, {LN_2, true, true}, chunk.grad_keys);
-    store_rows<T>(p, p.grad_v, place, chunk.begin, chunk_end, {1, false, false}, chunk.grad_values);
+    store_rows<T>(p, p.grad_k, place, chunk_begin, chunk_end, {p.scale, true, true}, chunk.grad_keys);
+    store_rows<T>(p, p.grad_v, place, chunk_begin, chunk_end, {1, false, false}, chunk.grad_values);
   }
 }
 
 template <class T>
 void reduce(const Problem& p, int64_t begin, int64_t end, float* scratch) {
   for (int64_t unit = begin; unit < end; unit++) {
-    const int64_t problem = unit / tiles(p);
+    const int64_t problem = unit / tiles(p), row = padded<float>(p);
     const Tile tile(p, unit % tiles(p));
-    const int64_t size = tile.vectors * LANES * padded_dim(p);
-    const float* partial = p.partial + problem * p.chunks * partial_size(p) + tile.first * padded_dim(p);
+    const int64_t size = tile.vectors * LANES * row;
+    const float* partial = p.partial + problem * p.chunks * partial_size(p) + tile.first * row;
     for (int64_t i = 0; i < size; i += LANES) {
       Vec sum = load(partial + i);
       for (int64_t chunk = 1; chunk < p.chunks; chunk++) sum += load(partial + chunk * partial_size(p) + i);
@@ -567,16 +633,21 @@ void reduce(const Problem& p, int64_t begin, int64_t end, float* scratch) {
   }
 }
 
+// Numbers: forward, keys and values twice; backward, keys twice, values and both gradients.
 int64_t scratch_size(const Problem& p) {
-  const int64_t whole = round_up(tokens(p) * padded_dim(p), 16);
-  const int64_t part = p.chunks ? round_up(chunk_size(p) * padded_dim(p), 16) : 0;
-  return 2 * (whole > 2 * part ? whole : 2 * part) + tile_memory(p);
+  const int64_t whole = 3 * round_up((tokens(p) + 1) * padded<float>(p), 16);
+  const int64_t part = p.chunks ? 5 * round_up((chunk_size(p) + 1) * padded<float>(p), 16) : 0;
+  return (whole > part ? whole : part) + tile_memory(p);
 }
 
+#ifdef RMT_PAIRS  // this instruction set is for bfloat16 alone
+#define OF_DTYPE(function) function<BFloat16>
+#else
 #define OF_DTYPE(function)                                                             \
   [](const Problem& p, int64_t begin, int64_t end, float* scratch) {                   \
     (p.is_bfloat16 ? function<BFloat16> : function<float>)(p, begin, end, scratch);    \
   }
+#endif
 
 }  // namespace
 

@@ -13,15 +13,19 @@
 #define RMT_DECLARE(type, name)                  \
   namespace base { extern const type name; }     \
   namespace avx2 { extern const type name; }     \
-  namespace avx512 { extern const type name; }
+  namespace avx512 { extern const type name; }   \
+  namespace avx512_bf16 { extern const type name; }
 // Follow ATen's choice of processor, which the environment variable ATEN_CPU_CAPABILITY lowers.
 #define RMT_CHOOSE(name)                                                        \
   (at::get_cpu_capability() == std::string("AVX512") ? &avx512::name            \
    : at::get_cpu_capability() == std::string("AVX2") ? &avx2::name : &base::name)
+#define RMT_CHOOSE_BFLOAT16(name) \
+  (RMT_CHOOSE(name) == &avx512::name && __builtin_cpu_supports("avx512bf16") ? &avx512_bf16::name : RMT_CHOOSE(name))
 #else
 #define RMT_DECLARE(type, name) \
   namespace base { extern const type name; }
 #define RMT_CHOOSE(name) (&base::name)
+#define RMT_CHOOSE_BFLOAT16(name) (&base::name)
 #endif
 
 namespace rmt_mm {

@@ -2,11 +2,15 @@
 //
 // Every source that includes this file is compiled for one instruction set and names it in RMT_ISA, a namespace. All
 // functions are in that namespace, and only headers without functions are included: the linker merges functions of one
-// name, and would otherwise have the whole program run one that was compiled for another processor.
+// name, and would otherwise have the whole program run one that was compiled for another processor. (Those of
+// immintrin.h are always inlined.)
 
 #pragma once
 
 #include <stdint.h>
+#ifdef RMT_PAIRS
+#include <immintrin.h>
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 #ifdef __clang__
@@ -22,11 +26,13 @@ constexpr int LANES = RMT_LANES;
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * LANES)));
 typedef float UnalignedVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t UnalignedInt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 // Eight channels, whatever the processor's width: head_dim is a multiple of eight.
 constexpr int EIGHT = 8;
 typedef float Vec8 __attribute__((vector_size(32)));
 typedef uint32_t Bits8 __attribute__((vector_size(32)));
+typedef uint32_t UnalignedBits8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float UnalignedVec8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint16_t Half8 __attribute__((vector_size(16)));
 typedef uint16_t UnalignedHalf8 __attribute__((vector_size(16), aligned(2), may_alias));
@@ -52,11 +58,83 @@ INLINE Vec8 load8(const BFloat16* p) {
 }
 
 INLINE void store8(BFloat16* p, Vec8 x) {  // round to the nearest, ties to even
+#ifdef RMT_PAIRS
+  *reinterpret_cast<UnalignedHalf8*>(p) = Half8(_mm256_cvtneps_pbh(__m256(x)));
+#else
   Bits8 bits = reinterpret_cast<Bits8>(x);
   Bits8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   rounded = x == x ? rounded : (bits >> 16) | 0x40;  // a NaN stays one
   *reinterpret_cast<UnalignedHalf8*>(p) = __builtin_convertvector(rounded, Half8);
+#endif
 }
+
+// Pairs of bfloat16. Where the processor multiplies them (RMT_PAIRS), they are the operands of products, two of which an
+// instruction adds in float.
+struct Pair {
+  uint32_t bits;  // the first is the lower half
+};
+
+template <class N>
+constexpr int CHANNELS = 1;
+template <>
+constexpr int CHANNELS<Pair> = 2;
+
+template <class N>
+struct VecOfNumber {
+  typedef Vec type;
+};
+template <>
+struct VecOfNumber<Pair> {
+  typedef Int type;
+};
+template <class N>
+using VecOf = typename VecOfNumber<N>::type;
+
+template <class T>
+struct OperandOf {
+  typedef float type;
+};
+#ifdef RMT_PAIRS
+template <>
+struct OperandOf<BFloat16> {
+  typedef Pair type;
+};
+INLINE Vec multiply_add(Int a, Int b, Vec sum) {
+  return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b)));
+}
+#endif
+template <class T>
+using Operand = typename OperandOf<T>::type;  // of products of tensors of T
+
+INLINE Vec multiply_add(Vec a, Vec b, Vec sum) { return a * b + sum; }
+INLINE Int load(const Pair* p) { return *reinterpret_cast<const UnalignedInt*>(p); }
+INLINE Int splat(Pair x) { return Int{} + int32_t(x.bits); }
+
+INLINE float* channels(float* numbers) { return numbers; }
+INLINE BFloat16* channels(Pair* numbers) { return reinterpret_cast<BFloat16*>(numbers); }
+INLINE const BFloat16* channels(const Pair* numbers) { return reinterpret_cast<const BFloat16*>(numbers); }
+
+// Pair eight channels of two tokens; zeros take the place of a missing second one.
+INLINE void pair8(Pair* to, const BFloat16* first, const BFloat16* second) {
+  Bits8 bits = __builtin_convertvector(Half8(*reinterpret_cast<const UnalignedHalf8*>(first)), Bits8);
+  if (second) bits |= __builtin_convertvector(Half8(*reinterpret_cast<const UnalignedHalf8*>(second)), Bits8) << 16;
+  *reinterpret_cast<UnalignedBits8*>(to) = bits;
+}
+
+// Store what two vectors hold as pairs, one in each lane; and a vector as pairs of neighbouring lanes.
+INLINE void join(float* to, const Vec (&x)[1]) { store(to, x[0]); }
+INLINE void store_lanes(float* to, Vec x) { store(to, x); }
+#ifdef RMT_PAIRS
+INLINE void join(Pair* to, const Vec (&x)[2]) {
+  const Int order = {0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
+                     0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
+  const __m512i halves = __m512i(_mm512_cvtne2ps_pbh(__m512(x[1]), __m512(x[0])));
+  *reinterpret_cast<UnalignedInt*>(to) = Int(_mm512_permutexvar_epi16(__m512i(order), halves));
+}
+INLINE void store_lanes(Pair* to, Vec x) {
+  *reinterpret_cast<UnalignedBits8*>(to) = Bits8(_mm512_cvtneps_pbh(__m512(x)));
+}
+#endif
 
 #ifdef __clang__
 #define SHUFFLE8(a, ...) __builtin_shufflevector(a, a, __VA_ARGS__)
@@ -119,10 +197,11 @@ INLINE Vec log2(Vec x) {
 #endif
 
 // Transpose LANES x LANES numbers: rows at `from`, `from + from_row`, ..., likewise at `to`.
-INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+template <class N>
+INLINE void transpose(const N* from, int64_t from_row, N* to, int64_t to_row) {
   Vec rows[LANES];
   UNROLL
-  for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_row);
+  for (int i = 0; i < LANES; i++) rows[i] = load(reinterpret_cast<const float*>(from + i * from_row));
   UNROLL
   for (int i = 0; i < LANES; i += 4) {  // blocks of 4 x 4, by what processors do in one instruction
     Vec a, b, c, d;
@@ -146,7 +225,7 @@ INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to
     }
   }
   UNROLL
-  for (int i = 0; i < LANES; i++) store(to + i * to_row, rows[i]);
+  for (int i = 0; i < LANES; i++) store(reinterpret_cast<float*>(to + i * to_row), rows[i]);
 }
 
 }  // namespace RMT_ISA
