@@ -81,7 +81,8 @@ def test_sizes(size, dim):
 def test_head_dims_dtypes_and_rotation(dim, head_dim, dtype):
     leaf = projection(1, 9, 23, 1, head_dim, dtype)
     phases = rotary_phases(9, 23, head_dim, torch.device('cpu'))
-    compare(leaf.unbind(3), leaf, decay(1), dim, phases)
+    # In bfloat16, rotated queries and keys are rounded again where the processor multiplies pairs.
+    compare(leaf.unbind(3), leaf, decay(1), dim, phases, slack=1 if dtype == torch.float32 else 2)
 
 
 @pytest.mark.parametrize('batch', [1, 3, 8])

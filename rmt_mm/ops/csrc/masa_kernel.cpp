@@ -427,7 +427,7 @@ void forward_tile(const Problem& p, const Place& place, const Tile& tile, const 
         UNROLL
         for (int t = 0; t < TOKENS; t++) {
           weight[t] = Vec{};
-          if (i + t < n) weight[t] = exp2(load(logits + (i + t) * QUERIES + v * LANES) * power - shift[v]);
+          if (i + t < n) weight[t] = exp2_for<N>(load(logits + (i + t) * QUERIES + v * LANES) * power - shift[v]);
           block_sum[v] += weight[t];
         }
         join(weights + i / TOKENS * QUERIES + v * LANES, weight);
@@ -565,7 +565,7 @@ void backward_tile(const Problem& p, const Place& place, const Tile& tile, const
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
           const int64_t at = (i + t) * QUERIES + v * LANES;
-          const Vec weight = exp2(load(logits + at) * power - load(logsums + v * LANES));
+          const Vec weight = exp2_for<N>(load(logits + at) * power - load(logsums + v * LANES));
           slopes[v][t] = weight * (load(products + at) - load(deltas + v * LANES));
           store_lanes(weights + at / TOKENS, weight);
           store_lanes(grads + at / TOKENS, slopes[v][t]);

@@ -1,4 +1,5 @@
-// Vectors of RMT_LANES floats, in the vector extensions of GCC and clang: no intrinsics, so any processor will do.
+// Vectors of RMT_LANES floats, in the vector extensions of GCC and clang: any processor will do. Intrinsics are for what
+// these cannot say, with an alternative.
 //
 // Every source that includes this file is compiled for one instruction set and names it in RMT_ISA, a namespace. All
 // functions are in that namespace, and only headers without functions are included: the linker merges functions of one
@@ -8,7 +9,7 @@
 #pragma once
 
 #include <stdint.h>
-#ifdef RMT_PAIRS
+#ifdef __AVX512DQ__
 #include <immintrin.h>
 #endif
 
@@ -149,8 +150,24 @@ INLINE Vec8 rotate8(Vec8 x, Vec8 phases, float cosine_scale, Vec8 sine_scale) {
   return x * (cosine * cosine_scale) + SHUFFLE8(x, 1, 0, 3, 2, 5, 4, 7, 6) * (sine * sine_scale);
 }
 
-// 2^x with a relative error of 2e-7, for x below 128. Below -127 it is 0. NaN and +inf give NaN.
+#ifdef __AVX512DQ__
+// p(x - floor(x)) 2^floor(x), p's coefficients of the highest degree first; 0 where x is below -126. NaN gives NaN.
+template <int DEGREE>
+INLINE Vec exp2_by(const float (&p)[DEGREE + 1], Vec x) {
+  const Vec f = Vec(_mm512_reduce_ps(__m512(x), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  Vec result = splat(p[0]);
+  UNROLL
+  for (int i = 1; i <= DEGREE; i++) result = result * f + p[i];
+  const __mmask16 is_normal = _mm512_cmp_ps_mask(__m512(x), _mm512_set1_ps(-126), _CMP_NLT_UQ);
+  return Vec(_mm512_maskz_scalef_ps(is_normal, __m512(result), __m512(x)));
+}
+#endif
+
+// 2^x with a relative error of 2e-7, for x below 128. Below -127 it is 0. NaN gives NaN.
 INLINE Vec exp2(Vec x) {
+#ifdef __AVX512DQ__
+  return exp2_by<5>({1.877576686e-3f, 8.989340179e-3f, 5.582631786e-2f, 2.401536172e-1f, 6.931530732e-1f, 0.9999999251f}, x);
+#else
   x = maximum(splat(-127.f), x);
   const float shift = 12582912 + 127;  // 1.5 * 2^23, at which a float has no fraction, + the exponent's bias
   Vec shifted = x + shift;
@@ -163,7 +180,20 @@ INLINE Vec exp2(Vec x) {
   p = p * f + 6.9314696706e-1f;
   p = p * f + 1.0000000717f;
   return p * scale;
+#endif
 }
+
+// The same for weights in products of N. Those that are rounded to bfloat16 have an error of 8e-5 before.
+template <class N>
+INLINE Vec exp2_for(Vec x) {
+  return exp2(x);
+}
+#ifdef RMT_PAIRS
+template <>
+INLINE Vec exp2_for<Pair>(Vec x) {
+  return exp2_by<3>({7.802452358e-2f, 2.260671614e-1f, 6.958335343e-1f, 0.9999252196f}, x);
+}
+#endif
 
 // log2(x) with a relative error of 2e-7, for normal numbers. NaN gives NaN.
 INLINE Vec log2(Vec x) {
