@@ -17,19 +17,26 @@ constexpr int64_t RING = 1 << 17;  // numbers that stay in the second cache
 constexpr int TILE = 4;  // outputs in registers at a time
 static_assert(BLOCK % LANES == 0, "a block is whole vectors");
 
-// Phi(x), the normal distribution, with a relative error of 4e-7, and exp(-x^2 / 2). NaN gives NaN.
+// Phi(-|x|) exp(x^2 / 2) = t P(t) with t = 1 / (1 + STEEPNESS |x|): P of least relative error, highest degree first.
+#ifdef RMT_PAIRS  // results are rounded to bfloat16: 6e-5
+using Operand = Pair;
+constexpr float STEEPNESS = 0.36f, TAIL[] = {-0.08757804f, 0.22545653f, 0.06344755f, 0.15599431f, 0.14271084f};
+#else  // 1.3e-7
+using Operand = float;
+constexpr float STEEPNESS = 0.3f, TAIL[] = {0.03593151007f, -0.1582748169f, 0.208204146f, -0.055391246f,
+                                            0.1294677046f, 0.09963795661f, 0.120798287f, 0.119626394f};
+#endif
+
+// Phi(x), the normal distribution, with a relative error of 4e-7 (of the tail above, if larger), and exp(-x^2 / 2). NaN
+// gives NaN.
 INLINE Vec normal(Vec x, Vec& bell) {
-  const Vec size = x < 0 ? -x : x;
-  bell = exp2(x * x * -0.72134752f);
-  const Vec t = 1 / (size * 0.3f + 1);  // Phi(-|x|) exp(x^2 / 2) = t P(t), P of least relative error, 1.3e-7
-  Vec p = splat(0.03593151007f);
-  p = p * t - 0.1582748169f;
-  p = p * t + 0.208204146f;
-  p = p * t - 0.055391246f;
-  p = p * t + 0.1294677046f;
-  p = p * t + 0.09963795661f;
-  p = p * t + 0.120798287f;
-  p = p * t + 0.119626394f;
+  Vec size = x < 0 ? -x : x;
+  bell = exp2_for<Operand>(x * x * -0.72134752f);
+  size = size < 1e4f ? size : splat(1e4f);  // infinity has no reciprocal here
+  const Vec t = reciprocal_for<Operand>(size * STEEPNESS + 1);
+  Vec p = splat(TAIL[0]);
+  UNROLL
+  for (int i = 1; i < int(sizeof(TAIL) / sizeof(float)); i++) p = p * t + TAIL[i];
   const Vec tail = p * t * bell;
   return x > 0 ? 1 - tail : tail;
 }
@@ -76,41 +83,44 @@ struct Unit {
   }
 };
 
-// Read a row of a map, and `margin` columns beside it: block after block, `step` numbers apart. What is outside the map
-// is zero.
+// Load or store the `count` channels that there are of a vector, a multiple of eight; the others are zeros.
 template <class T>
-INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t y, int64_t margin, float* row,
-                     int64_t step) {
-  for (int64_t i = 0; i < unit.width + 2 * margin; i++) {
-    const int64_t x = unit.left + i - margin;
-    if (y < 0 || y >= p.height || x < 0 || x >= p.width) {
-      for (int64_t b = 0; b < blocks(p); b++) {
-        for (int64_t c = 0; c < BLOCK; c += EIGHT) store8(row + b * step + i * BLOCK + c, Vec8{});
+INLINE Vec load_some(const T* from, int64_t count) {
+  if (count >= LANES) return load(from);
+  float all[LANES] = {};
+  for (int64_t c = 0; c < count; c += EIGHT) store8(all + c, load8(from + c));
+  return load(all);
+}
+
+template <class T>
+INLINE void store_some(T* to, Vec x, int64_t count) {
+  if (count >= LANES) return store(to, x);
+  float all[LANES];
+  store(all, x);
+  for (int64_t c = 0; c < count; c += EIGHT) store8(to + c, load8(all + c));
+}
+
+// Read a row of a map, and `margin` columns beside it: call put(vector, where it belongs in the row), block after block,
+// `step` numbers apart. What is outside the map is zero.
+template <class T, class Put>
+INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t y, int64_t margin, int64_t step,
+                     Put put) {
+  const int64_t channels = p.channels, begin = y < 0 || y >= p.height ? p.width : 0;
+  const T* from = static_cast<const T*>(map) + unit.offset(p, y, unit.left - margin);
+  for (int64_t i = 0, x = unit.left - margin; i < unit.width + 2 * margin; i++, x++, from += channels) {
+    const bool is_outside = x < begin || x >= p.width;
+    for (int64_t c = 0, at = i * BLOCK; c < channels; c += BLOCK, at += step) {
+      UNROLL
+      for (int64_t j = 0; j < BLOCK; j += LANES) {
+        put(is_outside ? Vec{} : load_some(from + c + j, channels - c - j), at + j);
       }
-      continue;
-    }
-    const T* from = static_cast<const T*>(map) + unit.offset(p, y, x);
-    for (int64_t b = 0; b < blocks(p); b++) {
-      const int64_t end = least(BLOCK, p.channels - b * BLOCK);
-      for (int64_t c = 0; c < end; c += EIGHT) store8(row + b * step + i * BLOCK + c, load8(from + b * BLOCK + c));
     }
   }
 }
 
-template <class T>
-INLINE void write_row(const DWConv& p, const Unit& unit, const float* row, int64_t step, int64_t y, void* map) {
-  for (int64_t i = 0; i < unit.width; i++) {
-    T* to = static_cast<T*>(map) + unit.offset(p, y, unit.left + i);
-    for (int64_t b = 0; b < blocks(p); b++) {
-      const int64_t end = least(BLOCK, p.channels - b * BLOCK);
-      for (int64_t c = 0; c < end; c += EIGHT) store8(to + b * BLOCK + c, load8(row + b * step + i * BLOCK + c));
-    }
-  }
-}
-
-// out[x] = bias + sum of weight[i][j] * rows[i][x + j], for a block of channels.
-template <int KERNEL>
-INLINE void convolve(const float* const* rows, const float* weight, const float* bias, int64_t width, float* out) {
+// put(bias + sum of weight[i][j] * rows[i][x + j], x, c) for a block of channels c.
+template <int KERNEL, class Put>
+INLINE void convolve(const float* const* rows, const float* weight, const float* bias, int64_t width, Put put) {
   for (int64_t c = 0; c < BLOCK; c += LANES) {
     for (int64_t x = 0; x < width; x += TILE) {
       Vec sums[TILE];
@@ -127,7 +137,9 @@ INLINE void convolve(const float* const* rows, const float* weight, const float*
         }
       }
       UNROLL
-      for (int t = 0; t < TILE; t++) store(out + (x + t) * BLOCK + c, sums[t]);
+      for (int t = 0; t < TILE; t++) {
+        if (x + t < width) put(sums[t], x + t, c);
+      }
     }
   }
 }
@@ -191,8 +203,9 @@ template <int KERNEL, class T>
 void forward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
   constexpr int MARGIN = KERNEL / 2, TAPS = KERNEL * KERNEL;
   Ring<KERNEL> inputs(p, scratch);
-  const int64_t row_step = row_size(p), step = (TAPS + 1) * BLOCK;
-  float *weight = scratch, *bias = weight + TAPS * BLOCK, *out = weight + blocks(p) * step;
+  const int64_t step = (TAPS + 1) * BLOCK, channels = p.channels;
+  const bool is_gelu = p.gelu;
+  float *weight = scratch, *bias = weight + TAPS * BLOCK;
   const float* rows[KERNEL];
   read_parameters(p, p.weight, TAPS, weight, step);
   read_parameters(p, p.bias, 1, bias, step);
@@ -200,17 +213,18 @@ void forward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
     const Unit unit(p, index);
     for (int64_t y = unit.top - MARGIN; y < unit.bottom + MARGIN; y++) {
       const int64_t done = y - MARGIN;
-      read_row<T>(p, unit, p.x, y, MARGIN, inputs.slot(y), inputs.step);
-      for (int64_t b = 0; b < blocks(p); b++) {
-        float* row = inputs.slot(y, b);
-        if (p.gelu) {
-          for (int64_t i = 0; i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) store(row + i, gelu(load(row + i)));
-        }
-        if (done < unit.top) continue;
+      float* row = inputs.slot(y);
+      read_row<T>(p, unit, p.x, y, MARGIN, inputs.step, [=](Vec x, int64_t at) INLINE_LAMBDA {
+        store(row + at, is_gelu ? gelu(x) : x);
+      });
+      for (int64_t b = 0; done >= unit.top && b < blocks(p); b++) {
+        T* to = static_cast<T*>(p.out) + unit.offset(p, done, unit.left) + b * BLOCK;
         inputs.around(done, b, rows);
-        convolve<KERNEL>(rows, weight + b * step, bias + b * step, unit.width, out + b * row_step);
+        convolve<KERNEL>(rows, weight + b * step, bias + b * step, unit.width,
+                         [=](Vec sum, int64_t x, int64_t c) INLINE_LAMBDA {
+          store_some(to + x * channels + c, sum, channels - b * BLOCK - c);
+        });
       }
-      if (done >= unit.top) write_row<T>(p, unit, out, row_step, done, p.out);
     }
   }
 }
@@ -219,8 +233,9 @@ template <int KERNEL, class T>
 void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
   constexpr int MARGIN = KERNEL / 2, TAPS = KERNEL * KERNEL;
   Ring<KERNEL> inputs(p, scratch), slopes(p, scratch), grads(p, scratch);
-  const int64_t row_step = row_size(p), step = (TAPS + 1) * BLOCK;
-  float *weight = scratch, *sums = weight + blocks(p) * step, *out = sums + blocks(p) * step;
+  const int64_t step = (TAPS + 1) * BLOCK, channels = p.channels;
+  const bool is_gelu = p.gelu;
+  float *weight = scratch, *sums = weight + blocks(p) * step;
   const float zeros[BLOCK] = {};
   const float* rows[KERNEL];
   read_parameters(p, p.weight, TAPS, weight, step);
@@ -239,29 +254,22 @@ void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
     for (int64_t i = 0; i < blocks(p) * step; i++) sums[i] = 0;
     for (int64_t y = unit.top - MARGIN; y < unit.bottom + MARGIN; y++) {
       const int64_t done = y - MARGIN;
-      read_row<T>(p, unit, p.x, y, MARGIN, inputs.slot(y), inputs.step);
-      read_row<T>(p, unit, p.grad, y, MARGIN, grads.slot(y), grads.step);
-      for (int64_t b = 0; b < blocks(p); b++) {
-        float *row = inputs.slot(y, b), *slope = slopes.slot(y, b);
-        if (p.gelu) {
-          for (int64_t i = 0; i < (unit.width + 2 * MARGIN) * BLOCK; i += LANES) {
-            const Vec x = load(row + i);
-            store(slope + i, gelu_slope(x));
-            store(row + i, gelu(x));
-          }
-        }
-        if (done < unit.top) continue;
+      float *row = inputs.slot(y), *slope = slopes.slot(y), *grad = grads.slot(y);
+      read_row<T>(p, unit, p.x, y, MARGIN, inputs.step, [=](Vec x, int64_t at) INLINE_LAMBDA {
+        if (is_gelu) store(slope + at, gelu_slope(x));
+        store(row + at, is_gelu ? gelu(x) : x);
+      });
+      read_row<T>(p, unit, p.grad, y, MARGIN, grads.step, [=](Vec x, int64_t at) INLINE_LAMBDA { store(grad + at, x); });
+      for (int64_t b = 0; done >= unit.top && b < blocks(p); b++) {
         inputs.around(done, b, rows);
         correlate<KERNEL>(rows, grads.slot(done, b) + MARGIN * BLOCK, unit.width, sums + b * step);
         grads.around(done, b, rows);
-        float* result = out + b * row_step;
-        convolve<KERNEL>(rows, weight + b * step, zeros, unit.width, result);
-        if (p.gelu) {
-          slope = slopes.slot(done, b) + MARGIN * BLOCK;
-          for (int64_t i = 0; i < unit.width * BLOCK; i += LANES) store(result + i, load(result + i) * load(slope + i));
-        }
+        T* to = static_cast<T*>(p.grad_x) + unit.offset(p, done, unit.left) + b * BLOCK;
+        const float* factors = slopes.slot(done, b) + MARGIN * BLOCK;
+        convolve<KERNEL>(rows, weight + b * step, zeros, unit.width, [=](Vec sum, int64_t x, int64_t c) INLINE_LAMBDA {
+          store_some(to + x * channels + c, is_gelu ? sum * load(factors + x * BLOCK + c) : sum, channels - b * BLOCK - c);
+        });
       }
-      if (done >= unit.top) write_row<T>(p, unit, out, row_step, done, p.grad_x);
     }
     float* partial = p.partial + index * (TAPS + 1) * p.channels;
     for (int64_t i = 0; i <= TAPS; i++) {
@@ -271,7 +279,7 @@ void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
 }
 
 int64_t scratch_size(const DWConv& p) {
-  return blocks(p) * ((3 * p.kernel + 1) * row_size(p) + 2 * (p.kernel * p.kernel + 1) * BLOCK);
+  return blocks(p) * (3 * p.kernel * row_size(p) + 2 * (p.kernel * p.kernel + 1) * BLOCK);
 }
 
 #ifdef RMT_PAIRS  // this instruction set is for bfloat16 alone

@@ -25,8 +25,6 @@ constexpr int max_rows(int vectors) {
 
 INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-#define INLINE_LAMBDA __attribute__((always_inline))
-
 template <int N>
 struct Count {
   static constexpr int value = N;

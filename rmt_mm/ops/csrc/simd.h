@@ -14,6 +14,7 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #else
@@ -28,6 +29,10 @@ typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * LANES)));
 typedef float UnalignedVec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t UnalignedInt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
+typedef uint16_t UnalignedHalfVec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 // Eight channels, whatever the processor's width: head_dim is a multiple of eight.
 constexpr int EIGHT = 8;
@@ -50,6 +55,27 @@ INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
 INLINE Vec splat(float x) { return x - Vec{}; }  // 0 + x would not be x for -0
 INLINE Vec maximum(Vec x, Vec otherwise) { return x > otherwise ? x : otherwise; }  // `otherwise` where either is NaN
 
+// The same of bfloat16: widen; round to the nearest, ties to even.
+INLINE Vec load(const BFloat16* p) {
+  HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
+#ifdef __AVX512DQ__  // GCC widens halves
+  return Vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(bits)), 16));
+#else
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits) << 16);
+#endif
+}
+
+INLINE void store(BFloat16* p, Vec x) {
+#ifdef RMT_PAIRS
+  *reinterpret_cast<UnalignedHalfVec*>(p) = HalfVec(_mm512_cvtneps_pbh(__m512(x)));
+#else
+  Bits bits = reinterpret_cast<Bits>(x);
+  Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = x == x ? rounded : (bits >> 16) | 0x40;  // a NaN stays one
+  *reinterpret_cast<UnalignedHalfVec*>(p) = __builtin_convertvector(rounded, HalfVec);
+#endif
+}
+
 INLINE Vec8 load8(const float* p) { return *reinterpret_cast<const UnalignedVec8*>(p); }
 INLINE void store8(float* p, Vec8 x) { *reinterpret_cast<UnalignedVec8*>(p) = x; }
 
@@ -58,7 +84,7 @@ INLINE Vec8 load8(const BFloat16* p) {
   return reinterpret_cast<Vec8>(__builtin_convertvector(bits, Bits8) << 16);
 }
 
-INLINE void store8(BFloat16* p, Vec8 x) {  // round to the nearest, ties to even
+INLINE void store8(BFloat16* p, Vec8 x) {
 #ifdef RMT_PAIRS
   *reinterpret_cast<UnalignedHalf8*>(p) = Half8(_mm256_cvtneps_pbh(__m256(x)));
 #else
@@ -194,6 +220,18 @@ INLINE Vec exp2_for<Pair>(Vec x) {
   return exp2_by<3>({7.802452358e-2f, 2.260671614e-1f, 6.958335343e-1f, 0.9999252196f}, x);
 }
 #endif
+
+// 1 / x with a relative error of 1e-7, or 6e-5 for a number that is rounded to bfloat16, for normal numbers below 2^126.
+// NaN gives NaN.
+template <class N>
+INLINE Vec reciprocal_for(Vec x) {
+#ifdef __AVX512DQ__  // whose division takes several times as long
+  const Vec rough = Vec(_mm512_rcp14_ps(__m512(x)));
+  return CHANNELS<N> == 2 ? rough : rough * (2 - x * rough);
+#else
+  return 1 / x;
+#endif
+}
 
 // log2(x) with a relative error of 2e-7, for normal numbers. NaN gives NaN.
 INLINE Vec log2(Vec x) {
