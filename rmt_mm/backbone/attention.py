@@ -80,15 +80,9 @@ class MaSA(nn.Module):
         """
         if tables is None or self.log_rate is not None:
             tables = self.position_tables(x)
-        q, k, v = ops.project_qkv(self.qkv, x, tables)  # (B, H, W, heads, head_dim)
-        if self.decomposed:
-            rows = ops.attend_lines(q, k, v, tables, dim=2)
-            out = ops.attend_lines(q, k, rows, tables, dim=1)
-        else:
-            out = ops.attend_map(q, k, v, tables)
-        out = out.flatten(3)
+        out, v = ops.attend(ops.linear(self.qkv, x), tables, self.decomposed)
         if self.lce is not None:
-            out = ops.to_map(self.lce(ops.to_image(v.flatten(3)))) + out
+            out = ops.to_map(self.lce(ops.to_image(v))) + out
         return ops.linear(self.proj, out)
 
     def multiply_adds(self, height: int, width: int) -> int:

@@ -37,4 +37,4 @@ class LCE(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a channels-last image (B, C, H, W) to the same: a layer for Grad-CAM, which expects this order."""
-        return ops.to_image(ops.dwconv(self, ops.to_map(x)))
+        return ops.to_image(ops.dwconv(self, x.permute(0, 2, 3, 1)))

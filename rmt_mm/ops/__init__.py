@@ -15,6 +15,7 @@ from .dispatch import PRIORITY, Choice, choose, record, run, use
 from .eager import recompute
 from .explain import explain, table
 from .memory import keep_freed_memory
+from .plain import split_qkv
 from .recorders import Call, known
 from .tables import PositionTables, Prior
 
@@ -24,6 +25,7 @@ __all__ = [
     'Choice',
     'PositionTables',
     'Prior',
+    'attend',
     'attend_lines',
     'attend_map',
     'choose',
@@ -33,10 +35,10 @@ __all__ = [
     'keep_freed_memory',
     'known',
     'linear',
-    'project_qkv',
     'record',
     'recompute',
     'rotate',
+    'split_qkv',
     'table',
     'to_image',
     'to_map',
@@ -68,30 +70,25 @@ def rotate(x: Tensor, tables: PositionTables) -> Tensor:
     return x if not tables.prior.rotation else run('rotate', Call.of(x), x, tables)
 
 
-def project_qkv(layer: nn.Linear, x: Tensor, tables: PositionTables) -> Tuple[Tensor, Tensor, Tensor]:
-    """Project a map to queries, keys and values, and rotate queries and keys.
+def attend(qkv: Tensor, tables: PositionTables, decomposed: bool) -> Tuple[Tensor, Tensor]:
+    """Rotate queries and keys, and attend: along every row and then along every column, or over the whole map.
 
     Args:
-        layer (nn.Linear): C to 3C channels: queries, keys, values.
-        x (Tensor): (B, H, W, C).
+        qkv (Tensor): queries, keys and values, (B, H, W, 3C).
         tables (PositionTables): position tables of the map.
+        decomposed (bool): attend along rows, then columns, with the same queries and keys.
 
     Returns:
-        tuple[Tensor]: queries, keys and values, (B, H, W, heads, head_dim); values are contiguous.
+        tuple[Tensor]: the result and the values, (B, H, W, C) each.
     """
-    heads = len(tables.log_decay)
-    qkv = linear(layer, x).unflatten(-1, (3 * heads, tables.head_dim))
-    qk, v = qkv.split((2 * heads, heads), dim=3)
-    q, k = rotate(qk, tables).chunk(2, dim=3)
-    # With gradients, the copy keeps the backward pass from holding the whole projection.
-    return q, k, v.contiguous()
+    return run('attend', Call.of(qkv), qkv, tables, decomposed)
 
 
 def attend_lines(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
     """Attend within every line of a map, with the decay in the distance along it.
 
     Args:
-        q, k, v (Tensor): (B, H, W, heads, head_dim), queries and keys rotated.
+        q, k, v (Tensor): (B, H, W, heads, head_dim), queries and keys rotated, as of :func:`split_qkv`.
         tables (PositionTables): position tables of the map.
         dim (int): the dimension of a line: 2 for rows, 1 for columns.
 

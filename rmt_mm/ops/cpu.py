@@ -4,7 +4,7 @@ Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of
 with AVX-512 ran at 200 of 420 GFLOP/s. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
 """
 
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -59,21 +59,26 @@ def linear_by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
 
 
-def _not_masa(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, *args: Any) -> Optional[str]:
+def _heads(qkv: Tensor, tables: PositionTables) -> Tuple[Tensor, ...]:
+    return qkv.unflatten(-1, (3, len(tables.log_decay), tables.head_dim)).unbind(3)
+
+
+def _not_masa(call: Call, qkv: Tensor, tables: PositionTables, decomposed: bool) -> Optional[str]:
     recorded = call.why_not_run() if call.exported or call.traced else None
-    return tables.why_plain() or recorded or masa.why_not(q, k, v)
+    return tables.why_plain() or recorded or masa.why_not(*_heads(qkv, tables))
 
 
-@kernel('attend_lines', 'masa', _not_masa)
-def attend_lines_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, dim: int) -> Tensor:
-    """Attend along lines by the kernel in C++, which holds no bias and no weights."""
-    return masa.attend_lines(q, k, v, tables.log_decay, dim)
-
-
-@kernel('attend_map', 'masa', _not_masa)
-def attend_map_masa(q: Tensor, k: Tensor, v: Tensor, tables: PositionTables) -> Tensor:
-    """Attend over the whole map by the kernel in C++."""
-    return masa.attend_map(q, k, v, tables.log_decay)
+@kernel('attend', 'masa', _not_masa)
+def attend_masa(qkv: Tensor, tables: PositionTables, decomposed: bool) -> Tuple[Tensor, Tensor]:
+    """Attend by the kernel in C++, which rotates as it reads, where the projection is, and holds no bias and no weights."""
+    q, k, v = _heads(qkv, tables)
+    phases = tables.phases() if tables.prior.rotation else None
+    if decomposed:
+        rows = masa.attend_lines(q, k, v, tables.log_decay, 2, phases)
+        out = masa.attend_lines(q, k, rows, tables.log_decay, 1, phases)
+    else:
+        out = masa.attend_map(q, k, v, tables.log_decay, phases)
+    return out.flatten(3), v.flatten(3)
 
 
 def _not_float32(call: Call, q: Tensor, k: Tensor, v: Tensor, tables: PositionTables, *args: Any) -> Optional[str]:

@@ -21,7 +21,8 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor, residual: bool = False, gelu
     """Convolve each channel of a map by itself.
 
     Args:
-        x (Tensor): (B, H, W, C), float32 or bfloat16. Where it is not contiguous, a copy is made.
+        x (Tensor): (B, H, W, C), float32 or bfloat16, contiguous or a slice of the channels of a contiguous map; of
+            other layouts a copy is made.
         weight (Tensor): (C, 1, 3, 3) or (C, 1, 5, 5), of a convolution of stride 1 that keeps the map's size.
         bias (Tensor): (C).
         residual (bool): add what is convolved. Default False.

@@ -14,8 +14,9 @@ PRIORITY = {
     'to_image': ('strided', 'plain'),
     'linear': ('convolution', 'plain'),
     'rotate': ('complex', 'plain'),
-    'attend_lines': ('masa', 'float32', 'triton', 'plain'),
-    'attend_map': ('masa', 'float32', 'flex', 'by_row', 'plain'),
+    'attend': ('masa', 'plain'),
+    'attend_lines': ('float32', 'triton', 'plain'),  # what the plain `attend` asks for
+    'attend_map': ('float32', 'flex', 'by_row', 'plain'),
     'dwconv': ('fused', 'plain'),
     'ffn': ('layers', 'plain'),
 }
@@ -107,8 +108,8 @@ def use(every: Optional[str] = None, **pins: str) -> Iterator[None]:
 
     Args:
         every (str, optional): the kernel for every operator that has one of this name. Default None.
-        **pins (str): kernel by operator; ``attend`` stands for ``attend_lines`` and ``attend_map``, each of which has
-            to have the kernel to be pinned.
+        **pins (str): kernel by operator. ``attend`` stands for ``attend_lines`` and ``attend_map`` too, where they have
+            a kernel of this name; a kernel of one of these pins the plain ``attend``, which asks for them.
 
     Raises:
         UsageError: no such operator or kernel; later, from the operator, if a pinned kernel does not take a call.
@@ -134,6 +135,8 @@ def resolve_pins(pins: Dict[str, str], every: Optional[str] = None) -> Dict[str,
             kernels = sorted({kernel for operator in operators for kernel in PRIORITY[operator]})
             raise UsageError(f'{group or "no operator"} has no kernel {name!r}: choose from {", ".join(kernels)}.')
         resolved.update({operator: name for operator in having})
+    if any(operator.startswith('attend_') for operator in resolved):
+        resolved['attend'] = 'plain'
     return resolved
 
 

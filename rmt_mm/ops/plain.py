@@ -3,6 +3,8 @@
 Maps are (B, H, W, C) or, with heads, (B, H, W, heads, head_dim).
 """
 
+from typing import Tuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,34 @@ def rotate(x: Tensor, tables: PositionTables) -> Tensor:
     u0, u1 = x.to(torch.promote_types(x.dtype, phases.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = phases.unbind(-1)
     return torch.stack((u0 * cos - u1 * sin, u1 * cos + u0 * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+def split_qkv(qkv: Tensor, tables: PositionTables) -> Tuple[Tensor, Tensor, Tensor]:
+    """Split queries, keys and values (B, H, W, 3C) into heads, and rotate queries and keys.
+
+    Returns:
+        tuple[Tensor]: queries, keys and values, (B, H, W, heads, head_dim); values are contiguous.
+    """
+    heads = len(tables.log_decay)
+    qk, v = qkv.unflatten(-1, (3 * heads, tables.head_dim)).split((2 * heads, heads), dim=3)
+    if tables.prior.rotation:
+        qk = run('rotate', Call.of(qk), qk, tables)
+    q, k = qk.chunk(2, dim=3)
+    # With gradients, the copy keeps the backward pass from holding all of qkv.
+    return q, k, v.contiguous()
+
+
+@kernel('attend', 'plain')
+def attend(qkv: Tensor, tables: PositionTables, decomposed: bool) -> Tuple[Tensor, Tensor]:
+    """Attend along rows and then along columns, with the same queries and keys, or over the whole map."""
+    q, k, v = split_qkv(qkv, tables)
+    call = Call.of(q)
+    if decomposed:
+        rows = run('attend_lines', call, q, k, v, tables, 2)
+        out = run('attend_lines', call, q, k, rows, tables, 1)
+    else:
+        out = run('attend_map', call, q, k, v, tables)
+    return out.flatten(3), v.flatten(3)
 
 
 @kernel('attend_lines', 'plain')

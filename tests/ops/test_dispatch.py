@@ -98,14 +98,17 @@ def test_wrong_pins(pins, words):
 
 
 def test_a_group_of_operators():
-    assert dispatch.resolve_pins(dict(attend='plain')) == dict(attend_lines='plain', attend_map='plain')
-    assert dispatch.resolve_pins(dict(attend='by_row')) == dict(attend_map='by_row')
+    plain = dict(attend='plain', attend_lines='plain', attend_map='plain')
+    assert dispatch.resolve_pins(dict(attend='plain')) == plain
+    assert dispatch.resolve_pins(dict(attend='by_row')) == dict(attend='plain', attend_map='by_row')
+    assert dispatch.resolve_pins(dict(attend='masa')) == dict(attend='masa')
     assert dispatch.resolve_pins({}, 'plain') == dict.fromkeys(ops.PRIORITY, 'plain')
 
 
 def test_the_environment_variable(tmp_path):
     assert dispatch.read_pins('') == {}
-    assert dispatch.read_pins('attend_map=by_row, ffn=plain') == dict(attend_map='by_row', ffn='plain')
+    pins = dict(attend='plain', attend_map='by_row', ffn='plain')
+    assert dispatch.read_pins('attend_map=by_row, ffn=plain') == pins
     assert dispatch.read_pins('plain,attend_map=by_row')['attend_map'] == 'by_row'
     script = tmp_path / 'script.py'
     script.write_text('import rmt_mm.ops.dispatch as d; print(sorted(d._PINNED.items()))')

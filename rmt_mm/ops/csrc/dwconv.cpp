@@ -45,12 +45,19 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
               bias.sizes());
 }
 
+// Whether the kernel can read x where it is: channels are neighbours, and tokens are evenly apart, as those of a slice
+// of the channels of a map.
+bool has_even_tokens(const Tensor& x) {
+  return x.stride(3) == 1 && x.stride(1) == x.size(2) * x.stride(2) && x.stride(0) == x.size(1) * x.stride(1);
+}
+
 // A convolution with the tables that it points to.
 struct Task {
   DWConv p = {};
   Tensor x, weight, bias;
 
-  Task(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, bool residual, bool gelu) : x(x_.contiguous()) {
+  Task(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, bool residual, bool gelu)
+      : x(has_even_tokens(x_) ? x_ : x_.contiguous()) {
     p.is_bfloat16 = x.scalar_type() == at::kBFloat16;
     p.gelu = gelu;
     p.batch = x.size(0);
@@ -63,6 +70,7 @@ struct Task {
     if (residual) weight.select(0, p.kernel * p.kernel / 2).add_(1);
     bias = bias_.to(at::kFloat).contiguous();
     p.x = x.const_data_ptr();
+    p.x_token = has_even_tokens(x) ? x.stride(2) : p.channels;  // of a contiguous map one token wide it may be any
     p.weight = weight.const_data_ptr<float>();
     p.bias = bias.const_data_ptr<float>();
     p.rows = p.height;

@@ -6,7 +6,7 @@
 
 namespace rmt_mm {
 
-// Maps (batch, height, width, channels), contiguous, and a kernel x kernel depthwise convolution of stride 1 that keeps
+// Maps (batch, height, width, channels), contiguous but for x, and a kernel x kernel depthwise convolution of stride 1 that keeps
 // their size. Channels are a multiple of eight. A *unit* is a part of the columns of a strip of rows of one image.
 struct DWConv {
   bool is_bfloat16;  // x, out and their gradients: bfloat16, else float
@@ -14,7 +14,8 @@ struct DWConv {
   int64_t batch, height, width, channels;
   int64_t kernel;       // 3 or 5
   int64_t rows;         // of a strip
-  const void* x;
+  const void* x;        // its channels are neighbours in memory
+  int64_t x_token;      // numbers from one token of x to the next, to the next row and to the next image
   void* out;
   const float* weight;  // (kernel * kernel, channels)
   const float* bias;    // (channels)

@@ -78,9 +78,7 @@ struct Unit {
     image = index / parts(p) / strips(p);
   }
 
-  int64_t offset(const DWConv& p, int64_t y, int64_t x) const {
-    return ((image * p.height + y) * p.width + x) * p.channels;
-  }
+  int64_t token(const DWConv& p, int64_t y, int64_t x) const { return (image * p.height + y) * p.width + x; }
 };
 
 // Load or store the `count` channels that there are of a vector, a multiple of eight; the others are zeros.
@@ -100,14 +98,14 @@ INLINE void store_some(T* to, Vec x, int64_t count) {
   for (int64_t c = 0; c < count; c += EIGHT) store8(to + c, load8(all + c));
 }
 
-// Read a row of a map, and `margin` columns beside it: call put(vector, where it belongs in the row), block after block,
+// Read a row of a map, whose tokens are `token` numbers apart, and `margin` columns beside it: call put(vector, where it belongs in the row), block after block,
 // `step` numbers apart. What is outside the map is zero.
 template <class T, class Put>
-INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t y, int64_t margin, int64_t step,
-                     Put put) {
+INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t token, int64_t y, int64_t margin,
+                     int64_t step, Put put) {
   const int64_t channels = p.channels, begin = y < 0 || y >= p.height ? p.width : 0;
-  const T* from = static_cast<const T*>(map) + unit.offset(p, y, unit.left - margin);
-  for (int64_t i = 0, x = unit.left - margin; i < unit.width + 2 * margin; i++, x++, from += channels) {
+  const T* from = static_cast<const T*>(map) + unit.token(p, y, unit.left - margin) * token;
+  for (int64_t i = 0, x = unit.left - margin; i < unit.width + 2 * margin; i++, x++, from += token) {
     const bool is_outside = x < begin || x >= p.width;
     for (int64_t c = 0, at = i * BLOCK; c < channels; c += BLOCK, at += step) {
       UNROLL
@@ -214,11 +212,11 @@ void forward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
     for (int64_t y = unit.top - MARGIN; y < unit.bottom + MARGIN; y++) {
       const int64_t done = y - MARGIN;
       float* row = inputs.slot(y);
-      read_row<T>(p, unit, p.x, y, MARGIN, inputs.step, [=](Vec x, int64_t at) INLINE_LAMBDA {
+      read_row<T>(p, unit, p.x, p.x_token, y, MARGIN, inputs.step, [=](Vec x, int64_t at) INLINE_LAMBDA {
         store(row + at, is_gelu ? gelu(x) : x);
       });
       for (int64_t b = 0; done >= unit.top && b < blocks(p); b++) {
-        T* to = static_cast<T*>(p.out) + unit.offset(p, done, unit.left) + b * BLOCK;
+        T* to = static_cast<T*>(p.out) + unit.token(p, done, unit.left) * channels + b * BLOCK;
         inputs.around(done, b, rows);
         convolve<KERNEL>(rows, weight + b * step, bias + b * step, unit.width,
                          [=](Vec sum, int64_t x, int64_t c) INLINE_LAMBDA {
@@ -255,16 +253,17 @@ void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
     for (int64_t y = unit.top - MARGIN; y < unit.bottom + MARGIN; y++) {
       const int64_t done = y - MARGIN;
       float *row = inputs.slot(y), *slope = slopes.slot(y), *grad = grads.slot(y);
-      read_row<T>(p, unit, p.x, y, MARGIN, inputs.step, [=](Vec x, int64_t at) INLINE_LAMBDA {
+      read_row<T>(p, unit, p.x, p.x_token, y, MARGIN, inputs.step, [=](Vec x, int64_t at) INLINE_LAMBDA {
         if (is_gelu) store(slope + at, gelu_slope(x));
         store(row + at, is_gelu ? gelu(x) : x);
       });
-      read_row<T>(p, unit, p.grad, y, MARGIN, grads.step, [=](Vec x, int64_t at) INLINE_LAMBDA { store(grad + at, x); });
+      read_row<T>(p, unit, p.grad, channels, y, MARGIN, grads.step,
+                  [=](Vec x, int64_t at) INLINE_LAMBDA { store(grad + at, x); });
       for (int64_t b = 0; done >= unit.top && b < blocks(p); b++) {
         inputs.around(done, b, rows);
         correlate<KERNEL>(rows, grads.slot(done, b) + MARGIN * BLOCK, unit.width, sums + b * step);
         grads.around(done, b, rows);
-        T* to = static_cast<T*>(p.grad_x) + unit.offset(p, done, unit.left) + b * BLOCK;
+        T* to = static_cast<T*>(p.grad_x) + unit.token(p, done, unit.left) * channels + b * BLOCK;
         const float* factors = slopes.slot(done, b) + MARGIN * BLOCK;
         convolve<KERNEL>(rows, weight + b * step, zeros, unit.width, [=](Vec sum, int64_t x, int64_t c) INLINE_LAMBDA {
           store_some(to + x * channels + c, is_gelu ? sum * load(factors + x * BLOCK + c) : sum, channels - b * BLOCK - c);

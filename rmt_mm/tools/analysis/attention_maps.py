@@ -151,5 +151,5 @@ def queries_keys_values(masa: MaSA, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Return rotated queries, divided by the square root of their length, rotated keys, and values: (H, W, heads,
     head_dim) each.
     """
-    q, k, v = (t[0] for t in ops.project_qkv(masa.qkv, x[None], masa.position_tables(x[None])))
+    q, k, v = (t[0] for t in ops.split_qkv(ops.linear(masa.qkv, x[None]), masa.position_tables(x[None])))
     return q.float() * masa.head_dim**-0.5, k.float(), v.float()
