@@ -36,7 +36,7 @@ def test_a_working_environment(capsys):
     out = capsys.readouterr().out
     kernels = re.findall(r'stages 1 to 4: (.*)', out)  # at 224 x 224 and at 800 x 1344
     assert kernels in (
-        2 * ['attend_lines=masa, attend_lines=masa, attend_map=masa, attend_map=masa'],
+        2 * ['attend=masa, attend=masa, attend=masa, attend=masa'],
         [
             f'attend_lines=plain, attend_lines=plain, attend_map={name}, attend_map={name}'
             for name in ('plain', 'by_row')

@@ -114,8 +114,9 @@ def test_gradients(data):
 
 
 OPERATORS = {
+    'attend': lambda q, k, v, positions: ops.attend(torch.stack((q, k, v), 3).flatten(3), positions, True)[0],
+    'attend whole': lambda q, k, v, positions: ops.attend(torch.stack((q, k, v), 3).flatten(3), positions, False)[0],
     'attend_map': ops.attend_map,
-    'attend_lines': lambda *args: ops.attend_lines(*args, 2),
     'rotate': lambda q, k, v, positions: ops.rotate(q, positions),
     'dwconv': lambda q, k, v, positions: convolve(q.flatten(3)),
 }
@@ -141,12 +142,12 @@ def test_kernels(data):
     operators = OPERATORS if masa.is_loaded() else {name: OPERATORS[name] for name in ('attend_map', 'rotate')}
     for name, operator in operators.items():
         results = {}
-        for kernel in ops.PRIORITY[name]:
+        for kernel in ops.PRIORITY[name.split()[0]]:
             if kernel in ('flex', 'triton', 'float32'):
                 continue
             qkv = [value.clone().requires_grad_() for value in given_values]
             try:
-                with ops.use(**{name: kernel}):
+                with ops.use(**{name.split()[0]: kernel}):
                     out = operator(*qkv, positions)
             except UsageError as refused:  # of heads, for one, that are no multiple of 8
                 assert 'does not take the call' in str(refused)

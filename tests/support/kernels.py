@@ -20,12 +20,13 @@ def error(found, expected):
     return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
-def run_cases(code, **environment):
-    """Run code in another process, which can import the tests."""
+def run_cases(code, silent=False, **environment):
+    """Run code in another process, which can import the tests; `silent`: it must print nothing."""
     path = os.pathsep.join([*FOLDERS, str(ROOT)])
     env = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **environment}
     done = subprocess.run([sys.executable, '-c', code], env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+    assert not (silent and done.stdout + done.stderr), done.stdout + done.stderr
 
 
 def run_wide_cases(code, cache):
