@@ -29,7 +29,7 @@ from support.miniature import call
 from support.pictures import MALFORMED_EXIF, write_png
 
 CONFIGS = dict(
-    mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
+    mmdet='detection/mask-rcnn_rmt-mini_fpn_4e_digits',
     mmseg='segmentation/rmt-mini_fpn_digits',
     mmpretrain='classification/rmt-digits',
 )

@@ -24,7 +24,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytest.importorskip('mmpretrain')
 
-DETECTOR = 'detection/mask-rcnn_rmt-mini_fpn_5e_digits.py'
+DETECTOR = 'detection/mask-rcnn_rmt-mini_fpn_4e_digits.py'
 SEGMENTOR = 'segmentation/rmt-mini_fpn_digits.py'
 CLASSIFIER = 'classification/rmt-digits.py'
 FOLDERS = {DETECTOR: 'coco/', SEGMENTOR: 'ade20k/', CLASSIFIER: 'imagenet/'}

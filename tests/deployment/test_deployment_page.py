@@ -28,7 +28,7 @@ def test_the_page_has_commands():
 def test_the_commands_of_the_page(tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('mmdet.utils').register_all_modules(init_default_scope=False)
-    cfg = Config.fromfile(ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py')
+    cfg = Config.fromfile(ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_4e_digits.py')
     with DefaultScope.overwrite_default_scope('mmdet'):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)

@@ -28,7 +28,7 @@ onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 
 CONFIGS = dict(
-    mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
+    mmdet='detection/mask-rcnn_rmt-mini_fpn_4e_digits',
     mmseg='segmentation/rmt-mini_fpn_digits',
     mmpretrain='classification/rmt-digits',
 )

@@ -462,7 +462,7 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_a_training_without_predictions_is_evaluated(scope, tmp_path):
     configs = dict(
-        mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
+        mmdet='detection/mask-rcnn_rmt-mini_fpn_4e_digits',
         mmseg='segmentation/rmt-mini_fpn_digits',
         mmpretrain='classification/rmt-digits',
     )

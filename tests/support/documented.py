@@ -90,7 +90,7 @@ RUN = {
         {'CONFIG': 'detector.py', 'CHECKPOINT': 'work_dirs/demo/epoch_5.pth'},
         slow=True,
     ),
-    'python tools/demo.py mask-rcnn_rmt-mini_fpn_5e_digits "$(cat work_dirs/demo/last_checkpoint)" '
+    'python tools/demo.py mask-rcnn_rmt-mini_fpn_4e_digits "$(cat work_dirs/demo/last_checkpoint)" '
     'data/digits/coco/val2017 --json': Run(('outputs/predictions.json',), slow=True),
     'python tools/analysis_tools/vis_masa.py CONFIG CHECKPOINT scene.jpg --query 115 110 --stage 1 --block 0': Run(
         ('outputs/scene_attention_stage1_block0.png',),
@@ -164,7 +164,7 @@ ELSEWHERE = {
         'python tools/make_model_table.py'
     ],
     'tests/deployment/test_deployment_page.py::test_the_commands_of_the_page': [
-        'python tools/deployment/export.py mask-rcnn_rmt-mini_fpn_5e_digits '
+        'python tools/deployment/export.py mask-rcnn_rmt-mini_fpn_4e_digits '
         '"$(cat work_dirs/demo/last_checkpoint)" --dynamic --normalize --out mask-rcnn.onnx',
         'python tools/deployment/run.py mask-rcnn.onnx data/digits/coco/val2017/000000000001.jpg '
         '--out-dir outputs/onnx',
@@ -296,8 +296,8 @@ class Lines(NamedTuple):
 
 
 DETECTOR = {
-    'mask-rcnn_rmt-t_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_5e_digits',
-    'mask-rcnn_rmt-s_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_5e_digits',
+    'mask-rcnn_rmt-t_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_4e_digits',
+    'mask-rcnn_rmt-s_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_4e_digits',
     'epoch_12.pth': 'work_dirs/demo/epoch_5.pth',
     'scene.jpg': 'photos/scene.jpg',
 }

@@ -31,7 +31,7 @@ from rmt_mm.tools.webui.trial import Trial  # noqa: E402
 from support import ROOT  # noqa: E402
 
 CONFIGS = dict(
-    mmdet='detection/mask-rcnn_rmt-mini_fpn_5e_digits',
+    mmdet='detection/mask-rcnn_rmt-mini_fpn_4e_digits',
     mmseg='segmentation/rmt-mini_fpn_digits',
     mmpretrain='classification/rmt-digits',
     resnet='detection/mask-rcnn_r18_fpn_digits',

@@ -33,7 +33,7 @@ from support import ROOT  # noqa: E402
 from support.browser import open_browser  # noqa: E402
 from support.pictures import write_png  # noqa: E402
 
-CONFIG = ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_5e_digits.py'
+CONFIG = ROOT / 'configs/detection/mask-rcnn_rmt-mini_fpn_4e_digits.py'
 
 
 def free_port():
