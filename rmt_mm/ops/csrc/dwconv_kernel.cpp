@@ -119,8 +119,8 @@ INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t
 // put(bias + sum of weight[i][j] * rows[i][x + j], x, c) for a block of channels c.
 template <int KERNEL, class Put>
 INLINE void convolve(const float* const* rows, const float* weight, const float* bias, int64_t width, Put put) {
-  for (int64_t c = 0; c < BLOCK; c += LANES) {
-    for (int64_t x = 0; x < width; x += TILE) {
+  for (int64_t x = 0; x < width; x += TILE) {  // outer: all of a cache line of the result is written at once
+    for (int64_t c = 0; c < BLOCK; c += LANES) {
       Vec sums[TILE];
       UNROLL
       for (int t = 0; t < TILE; t++) sums[t] = load(bias + c);
