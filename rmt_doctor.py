@@ -147,7 +147,9 @@ def check_model(report: Report) -> None:
             size, head_dim = (height // stride, width // stride), stage.dim // stage.num_heads
             q = torch.empty(1, *size, stage.num_heads, head_dim, device=device)
             tables = ops.PositionTables((-1.0,) * stage.num_heads, *size, head_dim, q.device)
-            choice = ops.choose('attend', ops.Call.of(q), q.new_empty(1, *size, 3 * stage.dim), tables, stage.decomposed)
+            choice = ops.choose(
+                'attend', ops.Call.of(q), q.new_empty(1, *size, 3 * stage.dim), tables, stage.decomposed
+            )
             if choice.kernel == 'plain':
                 operator, dim = ('attend_lines', [2]) if stage.decomposed else ('attend_map', [])
                 choice = ops.choose(operator, ops.Call.of(q), q, q, q, tables, *dim)

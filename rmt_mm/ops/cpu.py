@@ -1,8 +1,8 @@
 """Kernels for the CPU.
 
 Torch multiplies matrices with MKL and convolves with oneDNN. MKL leaves half of some processors unused: an AMD EPYC
-with AVX-512 ran at 200 of 420 GFLOP/s, a later one at 225 of 480. In bf16 oneDNN does both, but torch copies the bias to
-every token before a product. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
+with AVX-512 ran at 200 of 420 GFLOP/s, a later one at 225 of 480. In bf16 oneDNN does both, but torch copies the bias
+to every token before a product. A map (B, H, W, C) is a channels-last image: a 1x1 convolution copies nothing.
 """
 
 from typing import Any, Callable, Optional, Tuple
@@ -80,7 +80,7 @@ def _not_masa(call: Call, qkv: Tensor, tables: PositionTables, decomposed: bool)
 
 @kernel('attend', 'masa', _not_masa)
 def attend_masa(qkv: Tensor, tables: PositionTables, decomposed: bool) -> Tuple[Tensor, Tensor]:
-    """Attend by the kernel in C++, which rotates as it reads, where the projection is, and holds no bias and no weights."""
+    """Attend by the kernel in C++, which reads the projection where it is, rotates, and holds no bias or weights."""
     q, k, v = _heads(qkv, tables)
     phases = tables.phases() if tables.prior.rotation else None
     if decomposed:

@@ -164,14 +164,17 @@ def test_autocast_computes_in_its_dtype():
 
 def test_nothing_is_printed():
     """Torch's own warnings from C++ go to the process's output, a line at every call."""
-    run_cases("""
+    run_cases(
+        """
 import torch
 from test_dwconv_kernel import case, dwconv
 from rmt_mm import RMT
 with torch.autocast('cpu', torch.bfloat16):
     dwconv(*case((1, 9, 9, 16), 3), True, True).sum().backward()
     sum(out.float().sum() for out in RMT('tiny')(torch.zeros(2, 3, 32, 32))).backward()
-""", silent=True)
+""",
+        silent=True,
+    )
 
 
 def test_an_empty_batch():

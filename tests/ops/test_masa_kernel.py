@@ -78,7 +78,7 @@ def test_sizes(size, dim):
 @pytest.mark.parametrize('dim', [0, 1, 2])
 @pytest.mark.parametrize('size', SIZES)
 def test_sizes_in_bfloat16(size, dim):
-    """Odd numbers of keys and of queries, which are paired where the processor multiplies pairs, and none of them alone."""
+    """Numbers of keys and of queries are odd and even: they are paired where the processor multiplies pairs."""
     if dim == 0 and size[0] * size[1] > 1000:
         size = (size[0] // 2, size[1] // 2 + 1)
     leaf = projection(2, *size, 2, 24, torch.bfloat16)

@@ -279,22 +279,39 @@ MUTANTS = [
     *_group(
         'rmt_mm/ops/plain.py',
         'tests/ops/test_kernels.py tests/backbone/test_parity.py',
-        ('decomposed attention: rows twice', "call, q, k, rows, tables, 1)", "call, q, k, rows, tables, 2)"),
-        ('decomposed attention: columns of the values', "call, q, k, rows, tables, 1)", "call, q, k, v, tables, 1)"),
+        ('decomposed attention: rows twice', 'call, q, k, rows, tables, 1)', 'call, q, k, rows, tables, 2)'),
+        ('decomposed attention: columns of the values', 'call, q, k, rows, tables, 1)', 'call, q, k, v, tables, 1)'),
         ('attention: without rotation', 'if tables.prior.rotation:', 'if False:'),
-        ('values: not those of the projection', 'return out.flatten(3), v.flatten(3)', 'return out.flatten(3), q.flatten(3)'),
+        (
+            'values: not those of the projection',
+            'return out.flatten(3), v.flatten(3)',
+            'return out.flatten(3), q.flatten(3)',
+        ),
     ),
     *_group(
         'rmt_mm/ops/cpu.py',
         'tests/ops/test_kernels.py tests/backbone/test_parity.py',
-        ('C++ attention: rows twice', 'q, k, rows, tables.log_decay, 1, phases)', 'q, k, rows, tables.log_decay, 2, phases)'),
+        (
+            'C++ attention: rows twice',
+            'q, k, rows, tables.log_decay, 1, phases)',
+            'q, k, rows, tables.log_decay, 2, phases)',
+        ),
         ('C++ attention: without rotation', 'tables.phases() if tables.prior.rotation else None', 'None'),
-        ('C++ attention: always rotated', 'tables.phases() if tables.prior.rotation else None', 'tables.phases()', FORMS),
+        (
+            'C++ attention: always rotated',
+            'tables.phases() if tables.prior.rotation else None',
+            'tables.phases()',
+            FORMS,
+        ),
     ),
     *_group(
         'rmt_mm/ops/dispatch.py',
         'tests/ops/test_dispatch.py',
-        ('a pin of lines leaves attend alone', "if any(operator.startswith('attend_') for operator in resolved)", 'if False'),
+        (
+            'a pin of lines leaves attend alone',
+            "if any(operator.startswith('attend_') for operator in resolved)",
+            'if False',
+        ),
     ),
     *_group(
         'rmt_mm/ops/plain.py',

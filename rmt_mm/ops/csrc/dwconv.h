@@ -6,8 +6,9 @@
 
 namespace rmt_mm {
 
-// Maps (batch, height, width, channels), contiguous but for x, and a kernel x kernel depthwise convolution of stride 1 that keeps
-// their size. Channels are a multiple of eight. A *unit* is a part of the columns of a strip of rows of one image.
+// Maps (batch, height, width, channels), contiguous but for x, and a kernel x kernel depthwise convolution of stride 1
+// that keeps their size. Channels are a multiple of eight. A *unit* is a part of the columns of a strip of rows of one
+// image.
 struct DWConv {
   bool is_bfloat16;  // x, out and their gradients: bfloat16, else float
   bool gelu;         // convolve gelu(x)

@@ -19,10 +19,10 @@ static_assert(BLOCK % LANES == 0, "a block is whole vectors");
 
 // Phi(-|x|) exp(x^2 / 2) = t P(t) with t = 1 / (1 + STEEPNESS |x|): P of least relative error, highest degree first.
 #ifdef RMT_PAIRS  // results are rounded to bfloat16: 6e-5
-using Operand = Pair;
+using Result = Pair;
 constexpr float STEEPNESS = 0.36f, TAIL[] = {-0.08757804f, 0.22545653f, 0.06344755f, 0.15599431f, 0.14271084f};
 #else  // 1.3e-7
-using Operand = float;
+using Result = float;
 constexpr float STEEPNESS = 0.3f, TAIL[] = {0.03593151007f, -0.1582748169f, 0.208204146f, -0.055391246f,
                                             0.1294677046f, 0.09963795661f, 0.120798287f, 0.119626394f};
 #endif
@@ -31,9 +31,9 @@ constexpr float STEEPNESS = 0.3f, TAIL[] = {0.03593151007f, -0.1582748169f, 0.20
 // gives NaN.
 INLINE Vec normal(Vec x, Vec& bell) {
   Vec size = x < 0 ? -x : x;
-  bell = exp2_for<Operand>(x * x * -0.72134752f);
+  bell = exp2_for<Result>(x * x * -0.72134752f);
   size = size < 1e4f ? size : splat(1e4f);  // infinity has no reciprocal here
-  const Vec t = reciprocal_for<Operand>(size * STEEPNESS + 1);
+  const Vec t = reciprocal_for<Result>(size * STEEPNESS + 1);
   Vec p = splat(TAIL[0]);
   UNROLL
   for (int i = 1; i < int(sizeof(TAIL) / sizeof(float)); i++) p = p * t + TAIL[i];
@@ -98,12 +98,12 @@ INLINE void store_some(T* to, Vec x, int64_t count) {
   for (int64_t c = 0; c < count; c += EIGHT) store8(to + c, load8(all + c));
 }
 
-// Read a row of a map, whose tokens are `token` numbers apart, and `margin` columns beside it: call put(vector, where it belongs in the row), block after block,
-// `step` numbers apart. What is outside the map is zero.
+// Read a row of a map, whose tokens are `token` numbers apart, and `margin` columns beside it: call put(vector, where it
+// belongs in the row), block after block, `step` numbers apart. What is outside the map is zero.
 template <class T, class Put>
 INLINE void read_row(const DWConv& p, const Unit& unit, const void* map, int64_t token, int64_t y, int64_t margin,
                      int64_t step, Put put) {
-  const int64_t channels = p.channels, begin = y < 0 || y >= p.height ? p.width : 0;
+  const int64_t channels = p.channels, begin = y < 0 || y >= p.height ? p.width : 0;  // of columns inside the map
   const T* from = static_cast<const T*>(map) + unit.token(p, y, unit.left - margin) * token;
   for (int64_t i = 0, x = unit.left - margin; i < unit.width + 2 * margin; i++, x++, from += token) {
     const bool is_outside = x < begin || x >= p.width;
@@ -266,7 +266,8 @@ void backward(const DWConv& p, int64_t begin, int64_t end, float* scratch) {
         T* to = static_cast<T*>(p.grad_x) + unit.token(p, done, unit.left) * channels + b * BLOCK;
         const float* factors = slopes.slot(done, b) + MARGIN * BLOCK;
         convolve<KERNEL>(rows, weight + b * step, zeros, unit.width, [=](Vec sum, int64_t x, int64_t c) INLINE_LAMBDA {
-          store_some(to + x * channels + c, is_gelu ? sum * load(factors + x * BLOCK + c) : sum, channels - b * BLOCK - c);
+          const Vec result = is_gelu ? sum * load(factors + x * BLOCK + c) : sum;
+          store_some(to + x * channels + c, result, channels - b * BLOCK - c);
         });
       }
     }

@@ -58,7 +58,7 @@ INLINE Vec maximum(Vec x, Vec otherwise) { return x > otherwise ? x : otherwise;
 // The same of bfloat16: widen; round to the nearest, ties to even.
 INLINE Vec load(const BFloat16* p) {
   HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
-#ifdef __AVX512DQ__  // GCC widens halves
+#ifdef __AVX512DQ__  // of __builtin_convertvector GCC makes three instructions
   return Vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(bits)), 16));
 #else
   return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits) << 16);
