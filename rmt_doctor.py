@@ -152,7 +152,8 @@ def check_model(report: Report) -> None:
             )
             if choice.kernel == 'plain':
                 operator, dim = ('attend_lines', [2]) if stage.decomposed else ('attend_map', [])
-                choice = ops.choose(operator, ops.Call.of(q), q, q, q, tables, *dim)
+                part = ops.choose(operator, ops.Call.of(q), q, q, q, tables, *dim)
+                choice = part._replace(reasons=choice.reasons + part.reasons)
             choices.append(choice)
         kernels = ', '.join(f'{operator}={kernel}' for operator, kernel, _ in choices)
         report.fact('attention', f'RMT-T at {height} x {width}, stages 1 to 4: {kernels}')

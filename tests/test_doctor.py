@@ -11,6 +11,7 @@ import pytest
 
 import rmt_doctor as doctor
 from rmt_mm import compat, version
+from rmt_mm.ops import build
 from rmt_mm.tools import golden
 
 from support import ROOT
@@ -45,6 +46,13 @@ def test_a_working_environment(capsys):
     assert 'forward and backward in' in out and out.endswith('everything that is installed works\n')
     [shown] = re.findall(r'```text\n(Python .*?)```', (ROOT / 'docs/install.md').read_text(), re.DOTALL)
     assert labels(shown) == labels(out)
+
+
+def test_without_the_kernels_in_cpp_it_names_the_command_that_builds_them(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv('RMT_MM_CACHE', str(tmp_path))
+    monkeypatch.setattr(build, '_loaded', False)
+    assert doctor.main([]) == 0
+    assert f'not masa: {build.NOT_BUILT}' in capsys.readouterr().out
 
 
 HIDE = """

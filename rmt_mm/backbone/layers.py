@@ -37,4 +37,5 @@ class LCE(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a channels-last image (B, C, H, W) to the same: a layer for Grad-CAM, which expects this order."""
+        # Not to_map, which would copy the values that are a slice of the projection.
         return ops.to_image(ops.dwconv(self, x.permute(0, 2, 3, 1)))

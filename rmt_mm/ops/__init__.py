@@ -64,10 +64,10 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 def rotate(x: Tensor, tables: PositionTables) -> Tensor:
     """Rotate pairs of channels by the phase of their token (released code): (B, H, W, heads, head_dim) to the same.
 
-    Computes in fp32 or above and returns the dtype of ``x``. See :func:`rmt_mm.ops.tables.rotary_phases`. Without
-    rotation (:class:`Prior`) it returns ``x``.
+    Computes in fp32 or above and returns the dtype of ``x``. See :func:`rmt_mm.ops.tables.rotary_phases`. Whether a
+    model rotates (:class:`Prior`) is for :func:`attend` and :func:`split_qkv`.
     """
-    return x if not tables.prior.rotation else run('rotate', Call.of(x), x, tables)
+    return run('rotate', Call.of(x), x, tables)
 
 
 def attend(qkv: Tensor, tables: PositionTables, decomposed: bool) -> Tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@
 
 It needs a C++ compiler: $CXX, else g++, c++ or clang++. The library is kept in $RMT_MM_CACHE/ops (default
 ~/.cache/rmt-mm/ops), in a folder named after torch, the machine and a digest of the sources: another torch or another
-version of the sources never loads it. It holds code for several processors of one kind (AVX2, AVX-512, any other) and
-chooses as torch does, so a cache may be shared between machines. $CXXFLAGS is added to the compiler's flags.
+version of the sources never loads it. It holds code for several processors of one kind (AVX2, AVX-512 with and without
+its bfloat16, any other) and chooses at run time, so a cache may be shared between machines. $CXXFLAGS is added to the
+compiler's flags.
 """
 
 import contextlib

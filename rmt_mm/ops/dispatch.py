@@ -136,7 +136,9 @@ def resolve_pins(pins: Dict[str, str], every: Optional[str] = None) -> Dict[str,
             raise UsageError(f'{group or "no operator"} has no kernel {name!r}: choose from {", ".join(kernels)}.')
         resolved.update({operator: name for operator in having})
     if any(operator.startswith('attend_') for operator in resolved):
-        resolved['attend'] = 'plain'
+        whole = resolved.setdefault('attend', 'plain')
+        if whole != 'plain':
+            raise UsageError(f'attend={whole} computes lines and maps itself: pin it, or attend_lines and attend_map.')
     return resolved
 
 

@@ -2,8 +2,9 @@
 
 The operator ``rmt_mm::masa`` computes softmax(q k^T / sqrt(head_dim) + log_decay * distance) v, along lines or over the
 whole map, with the decay in the Manhattan distance (released code; rmt_mm/backbone/attention.py has the formula). It
-holds neither the weights nor a table of the distances. Arithmetic is in float32, whatever the dtype; results do not
-depend on the number of threads.
+holds neither the weights nor a table of the distances. Sums are in float32, whatever the dtype. In bfloat16, where the
+processor multiplies pairs (AVX512-BF16), rotated queries and keys, weights and their gradients are rounded to bfloat16
+before they are multiplied; elsewhere they are float32. Results do not depend on the number of threads.
 
     rmt_mm::masa(q, k, v, log_decay, dim, phases=None) -> (out, logsum)
 

@@ -36,7 +36,7 @@ def rotate(x: Tensor, tables: PositionTables) -> Tensor:
 
 
 def split_qkv(qkv: Tensor, tables: PositionTables) -> Tuple[Tensor, Tensor, Tensor]:
-    """Split queries, keys and values (B, H, W, 3C) into heads, and rotate queries and keys.
+    """Split queries, keys and values (B, H, W, 3C) into heads, and rotate queries and keys if the prior says so.
 
     Returns:
         tuple[Tensor]: queries, keys and values, (B, H, W, heads, head_dim); values are contiguous.

@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope='session')
 def demo(place):
     """Add the detector of `make demo`, of random weights."""
-    weights = place / 'work_dirs/demo/epoch_5.pth'
+    weights = place / 'work_dirs/demo/epoch_4.pth'
     weights.parent.mkdir(parents=True)
     _write_model('mmdet', 'detection/mask-rcnn_rmt-mini_fpn_4e_digits', place / 'detector.py', weights)
     (weights.parent / 'last_checkpoint').write_text(str(weights))

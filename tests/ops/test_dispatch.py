@@ -90,6 +90,7 @@ def test_tables_are_of_the_dtype_that_is_asked_for():
         (dict(attention='plain'), "no operator 'attention'.*attend_map"),
         (dict(ffn='fast'), "ffn has no kernel 'fast'.*layers"),
         (dict(every='fast'), "'fast'"),
+        (dict(attend='masa', attend_map='by_row'), 'attend=masa computes lines and maps itself'),
     ],
 )
 def test_wrong_pins(pins, words):

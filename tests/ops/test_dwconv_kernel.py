@@ -100,18 +100,24 @@ def test_other_strides_and_an_expanded_gradient():
     assert error(flipped.flip(1), expected) < 1e-6
 
 
+def read_in_place(x):
+    weight, bias = torch.randn(24, 1, 3, 3), torch.randn(24)
+    copied = x.clone(memory_format=torch.contiguous_format).requires_grad_()
+    leaf = x.detach().requires_grad_()
+    out, expected = (dwconv(t, weight, bias, True, True) for t in (leaf, copied))
+    assert torch.equal(out, expected)
+    assert torch.equal(*(torch.autograd.grad(y.sum(), t)[0] for y, t in ((out, leaf), (expected, copied))))
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('size', [(6, 5), (6, 1), (1, 5), (1, 1)])
 def test_a_slice_of_channels_is_read_where_it_is(size, dtype):
-    """As the values in a projection are, and a map of one column, whose strides may be any."""
-    whole = torch.randn(2, *size, 3 * 24).to(dtype)
-    weight, bias = torch.randn(24, 1, 3, 3), torch.randn(24)
-    for x in (whole[..., 24:48], torch.randn(2 * 6, 24).to(dtype).as_strided((2, 6, 1, 24), (144, 24, 7, 1))):
-        copied = x.clone(memory_format=torch.contiguous_format).requires_grad_()
-        leaf = x.detach().requires_grad_()
-        out, expected = (dwconv(t, weight, bias, True, True) for t in (leaf, copied))
-        assert torch.equal(out, expected)
-        assert torch.equal(*(torch.autograd.grad(y.sum(), t)[0] for y, t in ((out, leaf), (expected, copied))))
+    """As the values in a projection are."""
+    read_in_place(torch.randn(2, *size, 3 * 24).to(dtype)[..., 24:48])
+
+
+def test_the_stride_of_a_single_column_is_any_number():
+    read_in_place(torch.randn(2 * 6, 24).as_strided((2, 6, 1, 24), (144, 24, 7, 1)))
 
 
 def test_threads_change_nothing():

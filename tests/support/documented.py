@@ -87,7 +87,7 @@ RUN = {
     'python tools/demo.py CONFIG CHECKPOINT INPUT [--out-dir DIR] [--json] [--score-thr S] [--tile PIXELS] '
     '[--device D]': Run(
         ('drawn/scene.jpg', 'drawn/predictions.json'),
-        {'CONFIG': 'detector.py', 'CHECKPOINT': 'work_dirs/demo/epoch_5.pth'},
+        {'CONFIG': 'detector.py', 'CHECKPOINT': 'work_dirs/demo/epoch_4.pth'},
         slow=True,
     ),
     'python tools/demo.py mask-rcnn_rmt-mini_fpn_4e_digits "$(cat work_dirs/demo/last_checkpoint)" '
@@ -298,7 +298,7 @@ class Lines(NamedTuple):
 DETECTOR = {
     'mask-rcnn_rmt-t_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_4e_digits',
     'mask-rcnn_rmt-s_fpn_amp-1x_coco': 'mask-rcnn_rmt-mini_fpn_4e_digits',
-    'epoch_12.pth': 'work_dirs/demo/epoch_5.pth',
+    'epoch_12.pth': 'work_dirs/demo/epoch_4.pth',
     'scene.jpg': 'photos/scene.jpg',
 }
 RUN_BLOCKS = {

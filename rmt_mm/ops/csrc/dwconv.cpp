@@ -177,7 +177,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_autograd(const Tensor& grad, const T
 // As torch's convolutions: in autocast's dtype.
 Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& bias, bool residual, bool gelu) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
-  return forward_op(x.to(at::autocast::get_lower_precision_fp_from_device_type(at::kCPU)), weight, bias, residual, gelu);
+  const at::ScalarType dtype = at::autocast::get_lower_precision_fp_from_device_type(at::kCPU);
+  return forward_op(x.to(dtype), weight, bias, residual, gelu);
 }
 
 }  // namespace

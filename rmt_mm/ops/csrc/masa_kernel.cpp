@@ -565,8 +565,8 @@ void backward_tile(const Problem& p, const Place& place, const Tile& tile, const
           const int64_t at = (i + t) * QUERIES + v * LANES;
           const Vec weight = exp2_for<N>(load(logits + at) * power - load(logsums + v * LANES));
           slopes[v][t] = weight * (load(products + at) - load(deltas + v * LANES));
-          store_lanes(weights + at / TOKENS, weight);
-          store_lanes(grads + at / TOKENS, slopes[v][t]);
+          store(channels(weights + at / TOKENS), weight);
+          store(channels(grads + at / TOKENS), slopes[v][t]);
         }
       }
       UNROLL

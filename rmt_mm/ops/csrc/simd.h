@@ -55,7 +55,6 @@ INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
 INLINE Vec splat(float x) { return x - Vec{}; }  // 0 + x would not be x for -0
 INLINE Vec maximum(Vec x, Vec otherwise) { return x > otherwise ? x : otherwise; }  // `otherwise` where either is NaN
 
-// The same of bfloat16: widen; round to the nearest, ties to even.
 INLINE Vec load(const BFloat16* p) {
   HalfVec bits = *reinterpret_cast<const UnalignedHalfVec*>(p);
 #ifdef __AVX512DQ__  // of __builtin_convertvector GCC makes three instructions
@@ -65,15 +64,25 @@ INLINE Vec load(const BFloat16* p) {
 #endif
 }
 
-INLINE void store(BFloat16* p, Vec x) {
+// Round to the nearest, ties to even. A NaN stays one.
+template <class Half, class Bits, class V>
+INLINE Half to_bfloat16(V x) {
 #ifdef RMT_PAIRS
-  *reinterpret_cast<UnalignedHalfVec*>(p) = HalfVec(_mm512_cvtneps_pbh(__m512(x)));
+  if constexpr (sizeof(V) == 64) {
+    return Half(_mm512_cvtneps_pbh(__m512(x)));
+  } else {
+    return Half(_mm256_cvtneps_pbh(__m256(x)));
+  }
 #else
   Bits bits = reinterpret_cast<Bits>(x);
   Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = x == x ? rounded : (bits >> 16) | 0x40;  // a NaN stays one
-  *reinterpret_cast<UnalignedHalfVec*>(p) = __builtin_convertvector(rounded, HalfVec);
+  rounded = x == x ? rounded : (bits >> 16) | 0x40;
+  return __builtin_convertvector(rounded, Half);
 #endif
+}
+
+INLINE void store(BFloat16* p, Vec x) {
+  *reinterpret_cast<UnalignedHalfVec*>(p) = to_bfloat16<HalfVec, Bits>(x);
 }
 
 INLINE Vec8 load8(const float* p) { return *reinterpret_cast<const UnalignedVec8*>(p); }
@@ -84,16 +93,7 @@ INLINE Vec8 load8(const BFloat16* p) {
   return reinterpret_cast<Vec8>(__builtin_convertvector(bits, Bits8) << 16);
 }
 
-INLINE void store8(BFloat16* p, Vec8 x) {
-#ifdef RMT_PAIRS
-  *reinterpret_cast<UnalignedHalf8*>(p) = Half8(_mm256_cvtneps_pbh(__m256(x)));
-#else
-  Bits8 bits = reinterpret_cast<Bits8>(x);
-  Bits8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = x == x ? rounded : (bits >> 16) | 0x40;  // a NaN stays one
-  *reinterpret_cast<UnalignedHalf8*>(p) = __builtin_convertvector(rounded, Half8);
-#endif
-}
+INLINE void store8(BFloat16* p, Vec8 x) { *reinterpret_cast<UnalignedHalf8*>(p) = to_bfloat16<Half8, Bits8>(x); }
 
 // Pairs of bfloat16. Where the processor multiplies them (RMT_PAIRS), they are the operands of products, two of which an
 // instruction adds in float.
@@ -105,17 +105,6 @@ template <class N>
 constexpr int CHANNELS = 1;
 template <>
 constexpr int CHANNELS<Pair> = 2;
-
-template <class N>
-struct VecOfNumber {
-  typedef Vec type;
-};
-template <>
-struct VecOfNumber<Pair> {
-  typedef Int type;
-};
-template <class N>
-using VecOf = typename VecOfNumber<N>::type;
 
 template <class T>
 struct OperandOf {
@@ -136,6 +125,8 @@ using Operand = typename OperandOf<T>::type;  // of products of tensors of T
 INLINE Vec multiply_add(Vec a, Vec b, Vec sum) { return a * b + sum; }
 INLINE Int load(const Pair* p) { return *reinterpret_cast<const UnalignedInt*>(p); }
 INLINE Int splat(Pair x) { return Int{} + int32_t(x.bits); }
+template <class N>
+using VecOf = decltype(splat(N{}));
 
 INLINE float* channels(float* numbers) { return numbers; }
 INLINE BFloat16* channels(Pair* numbers) { return reinterpret_cast<BFloat16*>(numbers); }
@@ -148,18 +139,14 @@ INLINE void pair8(Pair* to, const BFloat16* first, const BFloat16* second) {
   *reinterpret_cast<UnalignedBits8*>(to) = bits;
 }
 
-// Store what two vectors hold as pairs, one in each lane; and a vector as pairs of neighbouring lanes.
+// Store a number in each lane: a pair is of two vectors.
 INLINE void join(float* to, const Vec (&x)[1]) { store(to, x[0]); }
-INLINE void store_lanes(float* to, Vec x) { store(to, x); }
 #ifdef RMT_PAIRS
 INLINE void join(Pair* to, const Vec (&x)[2]) {
   const Int order = {0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
                      0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
   const __m512i halves = __m512i(_mm512_cvtne2ps_pbh(__m512(x[1]), __m512(x[0])));
   *reinterpret_cast<UnalignedInt*>(to) = Int(_mm512_permutexvar_epi16(__m512i(order), halves));
-}
-INLINE void store_lanes(Pair* to, Vec x) {
-  *reinterpret_cast<UnalignedBits8*>(to) = Bits8(_mm512_cvtneps_pbh(__m512(x)));
 }
 #endif
 
@@ -192,7 +179,8 @@ INLINE Vec exp2_by(const float (&p)[DEGREE + 1], Vec x) {
 // 2^x with a relative error of 2e-7, for x below 128. Below -127 it is 0. NaN gives NaN.
 INLINE Vec exp2(Vec x) {
 #ifdef __AVX512DQ__
-  return exp2_by<5>({1.877576686e-3f, 8.989340179e-3f, 5.582631786e-2f, 2.401536172e-1f, 6.931530732e-1f, 0.9999999251f}, x);
+  return exp2_by<5>(
+      {1.877576686e-3f, 8.989340179e-3f, 5.582631786e-2f, 2.401536172e-1f, 6.931530732e-1f, 0.9999999251f}, x);
 #else
   x = maximum(splat(-127.f), x);
   const float shift = 12582912 + 127;  // 1.5 * 2^23, at which a float has no fraction, + the exponent's bias

@@ -1,6 +1,6 @@
 """Predict images or a video with a config of mmdetection, mmsegmentation or mmpretrain, and draw the predictions.
 
-python tools/demo.py configs/detection/mask-rcnn_rmt-mini_fpn_4e_digits.py work_dirs/demo/epoch_5.pth scene.jpg
+python tools/demo.py configs/detection/mask-rcnn_rmt-mini_fpn_4e_digits.py work_dirs/demo/epoch_4.pth scene.jpg
 rmt-demo mask-rcnn_rmt-t_fpn_amp-1x_coco epoch_12.pth 'photos/*.jpg' --json --tile 1024
 
 Images go to the folder of --out-dir under their own names, a video as .mp4. --json writes predictions.json there too:

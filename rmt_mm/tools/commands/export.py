@@ -1,6 +1,6 @@
 """Export a model for other runtimes: ONNX, OpenVINO, torch.export, or machine code by Inductor.
 
-python tools/deployment/export.py mask-rcnn_rmt-mini_fpn_4e_digits epoch_5.pth --dynamic --normalize
+python tools/deployment/export.py mask-rcnn_rmt-mini_fpn_4e_digits epoch_4.pth --dynamic --normalize
 rmt-export rmt-small_8xb128_in1k rmt-s.pth --format openvino --shape 224 224
 rmt-export --arch tiny --dynamic
 

@@ -1,6 +1,6 @@
 """Try a model in the browser: drop a picture, see boxes, masks or classes, and where the attention looks.
 
-python tools/webui.py configs/detection/mask-rcnn_rmt-mini_fpn_4e_digits.py work_dirs/demo/epoch_5.pth
+python tools/webui.py configs/detection/mask-rcnn_rmt-mini_fpn_4e_digits.py work_dirs/demo/epoch_4.pth
 rmt-webui mask-rcnn_rmt-t_fpn_amp-1x_coco epoch_12.pth --port 8000
 
 Needs gradio: pip install rmt-mm[webui]. The page is for this machine only, unless --host names another interface.
